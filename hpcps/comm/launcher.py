@@ -1,0 +1,38 @@
+"""What the launcher says of the job, from the environment alone: nothing is imported, nothing is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+RANKS_VARIABLE = "HPCPS_LAUNCHED_RANKS"
+"""Set by hpcps for the ranks that it starts itself."""
+
+_VARIABLES = (  # name for people, rank, size
+    ("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE"),
+    ("MVAPICH", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+)
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A job of ``size`` ranks of which this process is ``rank``, as the launcher ``name`` says."""
+
+    name: str
+    rank: int
+    size: int
+
+
+def launched(environment: Mapping[str, str]) -> Launched | None:
+    """The launcher that started this process, or None. ``HPCPS_LAUNCHED_RANKS`` wins over the launcher's own size.
+
+    >>> launched({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4"})
+    Launched(name='mpirun (Open MPI)', rank=1, size=4)
+    """
+    asked = environment.get(RANKS_VARIABLE, "")
+    for name, rank, size in _VARIABLES:
+        if environment.get(rank, "").isdigit() and environment.get(size, "").isdigit():
+            return Launched(name, int(environment[rank]), int(asked or environment[size]))
+    return Launched("hpcps --ranks", 0, int(asked)) if asked.isdigit() else None

@@ -1,0 +1,185 @@
+"""Ranks as threads of one process: the transport where there is no MPI, and the one that most tests use.
+
+A message is handed over without a second buffer: whichever side comes last copies from the sender's array into the
+receiver's. A rank that fails (:meth:`LocalTransport.abort`) wakes every other rank with PeerLost.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hpcps.comm.transport import TIMEOUT_S, Array, Ticket, Transport, timeout_message
+from hpcps.errors import CommError, CommTimeout, PeerLost
+
+Key = tuple[Any, int, int]  # context, source, tag
+
+
+class LocalTicket(Ticket):
+    """A message that is done once its flag is set (by whichever side made the copy)."""
+
+    __slots__ = ("buffer", "error", "finished", "owner")
+
+    def __init__(self, buffer: Array, owner: int, peer: int, what: str) -> None:
+        super().__init__(peer, what)
+        self.buffer = buffer
+        self.owner = owner
+        self.finished = False
+        self.error: CommError | None = None
+
+    def done(self) -> bool:
+        return self.finished
+
+
+class _Mailbox:
+    """What has been sent to one rank, or is awaited by it, and not yet matched."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.sends: dict[Key, deque[LocalTicket]] = {}
+        self.receives: dict[Key, deque[LocalTicket]] = {}
+
+
+class LocalWorld:
+    """``size`` ranks of this process. ``world.transports()[r]`` belongs to the thread that is rank r."""
+
+    def __init__(self, size: int, timeout_s: float = TIMEOUT_S) -> None:
+        self.size = size
+        self.timeout_s = timeout_s
+        self.boxes = [_Mailbox() for _ in range(size)]
+        self.failure: tuple[int, BaseException] | None = None
+        self._failing = threading.Lock()
+
+    def transports(self) -> list[LocalTransport]:
+        """One transport a rank."""
+        return [LocalTransport(self, list(range(self.size)), rank, "world") for rank in range(self.size)]
+
+    def fail(self, rank: int, error: BaseException) -> None:
+        """Note the first failure and wake every rank."""
+        with self._failing:
+            self.failure = self.failure or (rank, error)
+        for box in self.boxes:
+            with box.changed:
+                box.changed.notify_all()
+
+
+class LocalTransport(Transport):
+    """Rank ``rank`` of a :class:`LocalWorld`, or of a group of its ranks (``members``: world ranks)."""
+
+    def __init__(self, world: LocalWorld, members: list[int], rank: int, context: Any) -> None:
+        self.world = world
+        self.members = members
+        self.rank = rank
+        self.size = len(members)
+        self.timeout_s = world.timeout_s
+        self._context = context
+        self._groups = 0
+        self._box = world.boxes[members[rank]]
+
+    def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
+        ticket = LocalTicket(_bytes(buffer), self.members[self.rank], to, "send to")
+        box = self.world.boxes[self.members[to]]
+        receive = _match(box, box.receives, box.sends, (self._context, self.rank, tag), ticket)
+        if receive is not None:
+            self._hand_over(ticket, receive)
+        return ticket
+
+    def irecv(self, buffer: Array, source: int, tag: int) -> Ticket:
+        ticket = LocalTicket(_bytes(buffer), self.members[self.rank], source, "receive from")
+        send = _match(self._box, self._box.sends, self._box.receives, (self._context, source, tag), ticket)
+        if send is not None:
+            self._hand_over(send, ticket)
+        return ticket
+
+    def wait(self, *tickets: Ticket) -> None:
+        for ticket in tickets:
+            if not ticket.done():
+                self._wait_until(ticket.done, [ticket])
+            _raise_error(ticket)
+
+    def wait_any(self, tickets: Sequence[Ticket]) -> int:
+        def first() -> int | None:
+            return next((i for i, ticket in enumerate(tickets) if ticket.done()), None)
+
+        self._wait_until(lambda: first() is not None, tickets)
+        position = first()
+        assert position is not None
+        _raise_error(tickets[position])
+        return position
+
+    def group(self, ranks: Sequence[int]) -> Transport:
+        self._groups += 1
+        members = [self.members[rank] for rank in ranks]
+        context = (self._context, self._groups, tuple(members))
+        return LocalTransport(self.world, members, list(ranks).index(self.rank), context)
+
+    def abort(self, error: BaseException) -> None:
+        self.world.fail(self.members[self.rank], error)
+
+    @property
+    def description(self) -> str:
+        return "one process" if self.world.size == 1 else "threads"
+
+    @property
+    def node(self) -> str:
+        return os.uname().nodename
+
+    def _hand_over(self, send: LocalTicket, receive: LocalTicket) -> None:
+        """Copy, then tell both sides."""
+        count = send.buffer.nbytes
+        if count > receive.buffer.nbytes:
+            message = f"a message of {count} bytes came for a buffer of {receive.buffer.nbytes} bytes"
+            send.error = receive.error = CommError(message)
+        else:
+            receive.buffer[:count] = send.buffer
+        for ticket in (send, receive):
+            box = self.world.boxes[ticket.owner]
+            with box.changed:
+                ticket.finished = True
+                box.changed.notify_all()
+
+    def _wait_until(self, reached: Callable[[], bool], tickets: Sequence[Ticket]) -> None:
+        deadline = time.monotonic() + self.timeout_s
+        with self._box.changed:
+            while not reached():
+                if self.world.failure is not None:
+                    rank, error = self.world.failure
+                    raise PeerLost(f"rank {rank} failed: {error}")
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise CommTimeout(timeout_message(self.rank, tickets, self.timeout_s))
+                self._box.changed.wait(left_s)
+
+
+def _bytes(buffer: Array) -> Array:
+    if not buffer.flags.c_contiguous:
+        raise ValueError("a message buffer must be C-contiguous")
+    return buffer.reshape(-1).view(np.uint8)
+
+
+def _match(
+    box: _Mailbox,
+    there: dict[Key, deque[LocalTicket]],
+    here: dict[Key, deque[LocalTicket]],
+    key: Key,
+    ticket: LocalTicket,
+) -> LocalTicket | None:
+    """Take the oldest counterpart of ``ticket`` from ``there``, or leave the ticket in ``here``."""
+    with box.changed:
+        waiting = there.get(key)
+        if waiting:
+            return waiting.popleft()
+        here.setdefault(key, deque()).append(ticket)
+        return None
+
+
+def _raise_error(ticket: Ticket) -> None:
+    assert isinstance(ticket, LocalTicket)
+    if ticket.error is not None:
+        raise ticket.error

@@ -1,0 +1,150 @@
+"""Ranks as MPI processes. The only file of the project that imports mpi4py."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from hpcps.comm.transport import TIMEOUT_S, Array, Ticket, Transport, timeout_message
+from hpcps.errors import CommTimeout, HpcpsError, PeerLost
+
+SPINS = 2000
+"""Tests of a request before the first look at the clock: long enough for a message inside a node."""
+
+
+class MpiTicket(Ticket):
+    """An MPI request."""
+
+    __slots__ = ("request",)
+
+    def __init__(self, request: Any, peer: int, what: str) -> None:
+        super().__init__(peer, what)
+        self.request = request
+
+    def done(self) -> bool:
+        return bool(self.request.Test())
+
+
+class MpiTransport(Transport):
+    """The ranks of an MPI communicator. ``spins``: how often a request is tested before the rank yields its core."""
+
+    def __init__(self, comm: Any, timeout_s: float = TIMEOUT_S, spins: int = SPINS) -> None:
+        self.comm = comm
+        self.rank = comm.Get_rank()
+        self.size = comm.Get_size()
+        self.timeout_s = timeout_s
+        self.spins = spins
+
+    def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
+        return MpiTicket(self.comm.Isend(buffer, to, tag), to, "send to")
+
+    def irecv(self, buffer: Array, source: int, tag: int) -> Ticket:
+        return MpiTicket(self.comm.Irecv(buffer, source, tag), source, "receive from")
+
+    def wait(self, *tickets: Ticket) -> None:
+        try:
+            for ticket in tickets:
+                done = ticket.request.Test  # type: ignore[attr-defined]
+                for _ in range(self.spins):
+                    if done():
+                        break
+                else:
+                    self._wait_yielding([ticket])
+        except _mpi().Exception as error:
+            raise _lost(self.rank, tickets, error) from error
+
+    def wait_any(self, tickets: Sequence[Ticket]) -> int:
+        try:
+            for _ in range(self.spins // max(1, len(tickets))):
+                for position, ticket in enumerate(tickets):
+                    if ticket.done():
+                        return position
+            return self._wait_yielding(tickets)
+        except _mpi().Exception as error:
+            raise _lost(self.rank, tickets, error) from error
+
+    def _wait_yielding(self, tickets: Sequence[Ticket]) -> int:
+        """Test the tickets in turn, giving the core away in between, until one is done or time is up."""
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            for position, ticket in enumerate(tickets):
+                if ticket.done():
+                    return position
+            os.sched_yield()
+            if time.monotonic() > deadline:
+                raise CommTimeout(timeout_message(self.rank, tickets, self.timeout_s))
+
+    def crowded(self, is_crowded: bool) -> None:
+        self.spins = 1 if is_crowded else SPINS
+
+    def group(self, ranks: Sequence[int]) -> Transport:
+        members = self.comm.Get_group().Incl(list(ranks))
+        return MpiTransport(self.comm.Create_group(members), self.timeout_s, self.spins)
+
+    def abort(self, error: BaseException) -> None:
+        abort(error.exit_status if isinstance(error, HpcpsError) else 1)
+
+    @property
+    def description(self) -> str:
+        return f"MPI ({library_name()})"
+
+    @property
+    def node(self) -> str:
+        return str(_mpi().Get_processor_name())
+
+
+def world(timeout_s: float = TIMEOUT_S) -> MpiTransport:
+    """All ranks of the job, on a communicator of hpcps's own."""
+    return MpiTransport(_mpi().COMM_WORLD.Dup(), timeout_s)
+
+
+def abort(status: int) -> None:
+    """End every rank of the job with this exit status. Does not return."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _mpi().COMM_WORLD.Abort(status)
+
+
+def library_name() -> str:
+    """The MPI library and its version, in a few words."""
+    text = str(_mpi().Get_library_version()).replace("\x00", "")
+    first = " ".join(text.split("\n")[0].split())
+    return first.split(",")[0].replace("MPICH Version:", "MPICH")
+
+
+def thread_level() -> str:
+    """The thread support that MPI granted: single, funneled, serialized or multiple."""
+    mpi = _mpi()
+    names = {
+        mpi.THREAD_SINGLE: "single",
+        mpi.THREAD_FUNNELED: "funneled",
+        mpi.THREAD_SERIALIZED: "serialized",
+        mpi.THREAD_MULTIPLE: "multiple",
+    }
+    return names[mpi.Query_thread()]
+
+
+def is_running() -> bool:
+    """Whether MPI has been initialised in this process, without loading it."""
+    module = sys.modules.get("mpi4py.MPI")
+    return module is not None and bool(module.Is_initialized())
+
+
+def _mpi() -> Any:
+    module = sys.modules.get("mpi4py.MPI")
+    if module is None:
+        import mpi4py
+
+        mpi4py.rc.thread_level = "serialized"  # one thread of a rank talks at a time; locks inside MPI cost time
+        from mpi4py import MPI
+
+        module = MPI
+    return module
+
+
+def _lost(rank: int, tickets: Sequence[Ticket], error: Exception) -> PeerLost:
+    peers = ", ".join(str(ticket.peer) for ticket in tickets)
+    return PeerLost(f"rank {rank} could not {tickets[0].what} rank {peers}: {error}")

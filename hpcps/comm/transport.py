@@ -1,0 +1,111 @@
+"""What every way of moving buffers between ranks offers.
+
+An algorithm names no network and a transport names no algorithm. A transport is an argument, never a global.
+All waits end: with the buffer moved, with :class:`~hpcps.errors.CommTimeout` after ``timeout_s`` seconds, or with
+:class:`~hpcps.errors.PeerLost` when another rank is known to have failed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+Array = np.ndarray[Any, Any]
+
+TIMEOUT_S = 300.0
+ALIGNMENT_BYTES = 64
+BARRIER_TAG = 1
+
+
+class Ticket(ABC):
+    """One message on its way. The buffer may not be touched until the ticket is done."""
+
+    __slots__ = ("peer", "what")
+
+    def __init__(self, peer: int, what: str) -> None:
+        self.peer = peer
+        self.what = what
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether the message has moved. Never blocks."""
+
+
+class Transport(ABC):
+    """Ranks ``0 .. size - 1`` and the messages between them.
+
+    Buffers are C-contiguous NumPy arrays of any dtype. Messages from one rank to another with one tag arrive in the
+    order in which they were sent. A receive buffer may be longer than the message, never shorter. A transport belongs
+    to one thread.
+    """
+
+    rank: int
+    size: int
+    timeout_s: float
+
+    @abstractmethod
+    def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
+        """Start sending ``buffer`` to rank ``to``. Does not block."""
+
+    @abstractmethod
+    def irecv(self, buffer: Array, source: int, tag: int) -> Ticket:
+        """Start receiving into ``buffer`` from rank ``source``. Does not block."""
+
+    @abstractmethod
+    def wait(self, *tickets: Ticket) -> None:
+        """Block until all tickets are done. Raises CommTimeout naming the peer, or PeerLost."""
+
+    @abstractmethod
+    def wait_any(self, tickets: Sequence[Ticket]) -> int:
+        """Block until one of the tickets is done and return its position. Raises as :meth:`wait` does."""
+
+    @abstractmethod
+    def group(self, ranks: Sequence[int]) -> Transport:
+        """A transport over some of the ranks, renumbered in the given order; called by those ranks alone."""
+
+    @abstractmethod
+    def abort(self, error: BaseException) -> None:
+        """End the whole job because of ``error`` on this rank. Under MPI this does not return."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What carries the messages, for people: "MPI (Open MPI v5.0.8)", "threads"."""
+
+    @property
+    @abstractmethod
+    def node(self) -> str:
+        """The name of the node on which this rank runs."""
+
+    def crowded(self, is_crowded: bool) -> None:
+        """Told whether the node has more ranks than cores: then a wait gives its core away at once."""
+
+    def empty(self, count: int, dtype: DTypeLike) -> Array:
+        """An uninitialised array of ``count`` elements whose data starts at a cache line."""
+        size_bytes = count * np.dtype(dtype).itemsize
+        raw = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT_BYTES
+        return raw[start : start + size_bytes].view(dtype)
+
+    def barrier(self) -> None:
+        """Block until every rank has come. Cost: ceil(log2 P) empty messages a rank (dissemination barrier,
+        Hensgen, Finkel and Manber 1988)."""
+        nothing = np.empty(0, np.uint8)
+        distance = 1
+        while distance < self.size:
+            arrived = self.irecv(nothing, (self.rank - distance) % self.size, BARRIER_TAG)
+            sent = self.isend(nothing, (self.rank + distance) % self.size, BARRIER_TAG)
+            self.wait(arrived, sent)
+            distance *= 2
+
+
+def timeout_message(rank: int, tickets: Sequence[Ticket], timeout_s: float) -> str:
+    """One line that names who waited, for what and for whom."""
+    what = tickets[0].what
+    peers = sorted({ticket.peer for ticket in tickets if not ticket.done()})
+    names = ("rank " if len(peers) == 1 else "ranks ") + ", ".join(map(str, peers))
+    return f"rank {rank} waited {timeout_s:g} s to {what} {names}; a longer wait is run.timeout_s"

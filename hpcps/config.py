@@ -1,0 +1,295 @@
+"""What a run is told: one frozen, typed :class:`Config`, from TOML < environment ``HPCPS_*`` < ``--set``.
+
+Every key has one line of help here; errors repeat it. Paths in a file are relative to that file; paths from the
+environment and the command line are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from hpcps.errors import ConfigError
+
+Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, lt=1)]
+Rate = Annotated[float, Meta(gt=0)]
+
+
+class Data(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where samples and labels come from."""
+
+    path: str
+    format: Literal["auto", "idx", "npz", "npy", "csv", "libsvm"] = "auto"
+    labels: str = ""
+    test: str = ""
+    test_fraction: Fraction = 0.0
+    scale: Literal["none", "bytes", "maxabs", "standard"] = "none"
+    label_column: str = "auto"
+    features: Count = 0
+    zero_based: bool = False
+
+
+class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is trained."""
+
+    kind: str
+    task: Literal["auto", "regression", "binary", "multiclass"] = "auto"
+    parameters: dict[str, list[Positive]] = {}
+    scores: str = ""
+
+
+class Optimizer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How gradients change parameters."""
+
+    kind: Literal["sgd", "adagrad", "adam"] = "adagrad"
+    learning_rate: Rate = 0.1
+    momentum: Fraction = 0.0
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    epsilon: Rate = 1e-8
+
+
+class Train(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The loop."""
+
+    epochs: Positive = 5
+    batch: Positive = 256
+    seed: Count = 0
+    dtype: Literal["float32", "float64"] = "float32"
+    strategy: Literal["auto", "ring", "server"] = "auto"
+    reproducible: bool = False
+    grains: Positive = 16
+    report_every: Count = 0
+
+
+class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The parameter server."""
+
+    count: Positive = 1
+    staleness: int | Literal["async"] = 0
+
+
+class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where and how the ranks run."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: Count = 0
+    transport: Literal["auto", "mpi", "threads"] = "auto"
+    timeout_s: Rate = 300.0
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One run, whole."""
+
+    data: Data
+    model: Model
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    server: Server = Server()
+    run: Run = Run()
+
+
+HELP = {
+    "data.path": "a built-in name (digits), a file, a folder or a glob",
+    "data.format": "auto | idx | npz | npy | csv | libsvm",
+    "data.labels": "the labels' own file, for npy and IDX where the name does not tell it",
+    "data.test": "held-out samples: a file, a folder or a glob",
+    "data.test_fraction": "the part of the samples to hold out, 0 <= f < 1, chosen by train.seed",
+    "data.scale": "none | bytes (x / 255) | maxabs (x / largest |x|) | standard (mean 0, deviation 1)",
+    "data.label_column": "CSV: the label's column, by name or by number from 0 (negative: from the end)",
+    "data.features": "libsvm: the number of features (0: the largest index seen)",
+    "data.zero_based": "libsvm: whether indices begin at 0",
+    "model.kind": "linear | logistic | softmax | file.py:name (your own training function)",
+    "model.task": "regression | binary | multiclass: what the labels are, for your own training function",
+    "model.parameters": "names and shapes, for your own training function: weight = [10, 64]",
+    "model.scores": "file.py:name of a function (params, samples) -> scores, so that your model can predict",
+    "optimizer.kind": "sgd | adagrad | adam",
+    "optimizer.learning_rate": "step size, > 0",
+    "optimizer.momentum": "sgd: the part of the velocity that is kept, 0 <= m < 1",
+    "optimizer.beta1": "adam: decay of the mean, 0 <= b < 1",
+    "optimizer.beta2": "adam: decay of the mean square, 0 <= b < 1",
+    "optimizer.epsilon": "adagrad, adam: added to the divisor, > 0",
+    "train.epochs": "passes over the training samples, >= 1",
+    "train.batch": "the global batch in samples, whatever the rank count",
+    "train.seed": "what all random draws are keyed by, >= 0",
+    "train.dtype": "float32 | float64",
+    "train.strategy": "auto | ring | server",
+    "train.reproducible": "the same bits at any rank and thread count",
+    "train.grains": "parts of a batch whose sums are exact; at least as many as workers",
+    "train.report_every": "steps between progress lines (0: once an epoch)",
+    "server.count": "server shards, each on a rank of its own",
+    "server.staleness": "0: synchronous",
+    "run.device": "cpu",
+    "run.threads": "threads of a rank (0: the cores that it may use)",
+    "run.transport": "auto | mpi | threads",
+    "run.timeout_s": "seconds after which a wait for another rank is an error",
+}
+
+_SECTIONS = get_type_hints(Config)
+_PATHS = ("data.path", "data.labels", "data.test", "model.kind", "model.scores")
+
+
+def read(
+    path: Path | None, environment: Mapping[str, str] | None = None, settings: Iterable[str] = ()
+) -> Config:
+    """The configuration of ``path`` (TOML), overridden by ``HPCPS_SECTION_KEY`` variables and ``section.key=value``
+    settings. Raises ConfigError naming the file or the key."""
+    tree = _read_toml(path) if path is not None else {}
+    source = str(path) if path is not None else "configuration"
+    for key, text in [*_environment(environment or {}), *map(_split_setting, settings)]:
+        _put(tree, key, text)
+    return from_tree(tree, source)
+
+
+def from_tree(tree: Mapping[str, Any], source: str = "configuration") -> Config:
+    """A checked Config from nested dictionaries. Raises ConfigError naming the key."""
+    _refuse_unknown(tree, source)
+    try:
+        config = msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(str(error))}") from error
+    _check(config, source)
+    return config
+
+
+def to_toml(config: Config) -> str:
+    """The whole configuration as TOML, defaults included; :func:`read` takes it back."""
+    tree = msgspec.to_builtins(config)
+    lines = []
+    for section, values in tree.items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {_literal(value)}" for key, value in values.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _literal(value: Any) -> str:
+    """A TOML value; JSON's strings, numbers, booleans and arrays are TOML's."""
+    if isinstance(value, dict):
+        inside = ", ".join(f"{_literal(key)} = {_literal(item)}" for key, item in value.items())
+        return "{" + inside + "}"
+    return msgspec.json.encode(value).decode()
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for key in _PATHS:
+        section, name = key.split(".")
+        values = tree.get(section)
+        if isinstance(values, dict) and isinstance(values.get(name), str):
+            values[name] = _beside(path, key, values[name])
+    return tree
+
+
+def _beside(config_file: Path, key: str, value: str) -> str:
+    """A path relative to the configuration file; built-in names stay as they are."""
+    is_path = "/" in value or "." in value or "*" in value or (config_file.parent / value).exists()
+    if key.startswith("model.") and ":" not in value:
+        is_path = False
+    return str(config_file.parent / value) if value and is_path else value
+
+
+def _environment(environment: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    """``HPCPS_TRAIN_BATCH=64`` as ``train.batch``; other ``HPCPS_*`` variables are not the configuration's."""
+    for name in sorted(environment):
+        section, _, key = name.removeprefix("HPCPS_").lower().partition("_")
+        if name.startswith("HPCPS_") and section in _SECTIONS and key:
+            yield f"{section}.{key}", environment[name]
+
+
+def _split_setting(setting: str) -> tuple[str, str]:
+    key, equals, text = setting.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {setting}: must be section.key=value")
+    return key.strip(), text.strip()
+
+
+def _put(tree: dict[str, Any], key: str, text: str) -> None:
+    section, _, rest = key.partition(".")
+    name, _, inner = rest.partition(".")
+    if section not in _SECTIONS or not name:
+        raise ConfigError(f"{key}: unknown key{_did_you_mean(key, HELP)}")
+    values = tree.setdefault(section, {})
+    if not isinstance(values, dict):
+        raise ConfigError(f"{section}: must be a table, not {values!r}")
+    is_text = get_type_hints(_SECTIONS[section]).get(name) is str
+    value = text if is_text else _parse(text)
+    if inner:
+        values.setdefault(name, {})[inner] = value
+    else:
+        values[name] = value
+
+
+def _parse(text: str) -> Any:
+    """A TOML value, or else the text itself, so that ``train.strategy=ring`` needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _refuse_unknown(tree: Mapping[str, Any], source: str) -> None:
+    for section, values in tree.items():
+        if section not in _SECTIONS:
+            raise ConfigError(f"{source}: {section}: unknown section{_did_you_mean(section, _SECTIONS)}")
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{source}: {section}: must be a table, not {values!r}")
+        for name in values:
+            if f"{section}.{name}" not in HELP:
+                raise ConfigError(f"{source}: {section}.{name}: unknown key{_did_you_mean(f'{section}.{name}', HELP)}")
+
+
+def _did_you_mean(key: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+def _explain(message: str) -> str:
+    """msgspec's message with our key in front and its help behind."""
+    place = re.search(r" - at `\$\.?([^`]*)`$", message)
+    missing = re.search(r"missing required field `(\w+)`", message)
+    key = place.group(1) if place else ""
+    if missing:
+        name = f"{key}.{missing.group(1)}" if key else missing.group(1)
+        return f"{name}: missing{_help(name)}"
+    text = message[: place.start()] if place else message
+    return f"{key}: {text[:1].lower()}{text[1:]}{_help(key)}"
+
+
+def _help(key: str) -> str:
+    known = re.match(r"\w+\.\w+", key)
+    return f" ({HELP[known.group()]})" if known and known.group() in HELP else ""
+
+
+def _check(config: Config, source: str) -> None:
+    """What the types alone cannot say."""
+    train, server = config.train, config.server
+    if train.reproducible and train.grains > train.batch:
+        raise ConfigError(f"{source}: train.grains = {train.grains} is more than train.batch = {train.batch}")
+    if server.staleness != 0:
+        raise ConfigError(
+            f"{source}: server.staleness = {server.staleness!r}: this version's server is synchronous; use 0"
+        )
+    if config.run.device == "cuda":
+        raise ConfigError(f"{source}: run.device = 'cuda': this version has no GPU kernels; use 'cpu'")
+    if config.optimizer.kind != "sgd" and config.optimizer.momentum:
+        raise ConfigError(f"{source}: optimizer.momentum is sgd's; {config.optimizer.kind} does not use it")
+    if ":" not in config.model.kind and (config.model.parameters or config.model.scores):
+        name = "parameters" if config.model.parameters else "scores"
+        raise ConfigError(f"{source}: model.{name} is for your own training function, not for {config.model.kind}")

@@ -1,0 +1,137 @@
+"""What loading gives: blocks of samples, and the data set they belong to."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+CHUNK_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Csr:
+    """Sparse samples: row i has ``values[indptr[i]:indptr[i+1]]`` in the columns ``indices[...]``."""
+
+    indptr: Ints  # (m+1,) int64
+    indices: npt.NDArray[np.int32]  # (nnz,) int32, 0..features-1
+    values: npt.NDArray[np.float32]  # (nnz,) float32
+    features: int
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def rows(self, low: int, high: int) -> Csr:
+        """Rows low..high-1; ``indices`` and ``values`` are views."""
+        start, stop = int(self.indptr[low]), int(self.indptr[high])
+        indptr = self.indptr[low : high + 1] - start
+        return Csr(indptr, self.indices[start:stop], self.values[start:stop], self.features)
+
+
+Samples = Array | Csr
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where consecutive samples stand: in one file, at these line or sample numbers."""
+
+    file: str
+    label_file: str
+    noun: str  # "line" (counted from 1) or "sample" (counted from 0)
+    numbers: range | Ints
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the samples of a rank stand, through all files that it read."""
+
+    parts: tuple[Place, ...]
+
+    def find(self, i: int) -> tuple[Place, int]:
+        """The file that sample i of the rank comes from, and its line or sample number there."""
+        ends = list(accumulate(len(part.numbers) for part in self.parts))
+        k = bisect_right(ends, i)
+        return self.parts[k], int(self.parts[k].numbers[i - ends[k]])
+
+
+@dataclass(frozen=True)
+class Block:
+    """The samples of one block (or of one file), with their labels."""
+
+    samples: Samples  # (m, D) C-contiguous: uint8, int8, int16, int32, int64, float32 or float64; or Csr
+    labels: Array  # (m,) int64 class numbers 0..K-1, or float64
+    places: Places
+    first: int = 0  # position of sample 0 in ``places``
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def where(self, i: int) -> str:
+        """Say where sample i comes from, as in ``digits.csv: line 17`` or ``train.npz: sample 17``.
+
+        Lines are counted from 1, samples of binary files from 0.
+        """
+        place, number = self.places.find(self.first + i)
+        return f"{place.file}: {place.noun} {number}"
+
+    def where_label(self, i: int) -> str:
+        """Like ``where``, naming the file that holds the label of sample i."""
+        place, number = self.places.find(self.first + i)
+        return f"{place.label_file}: {place.noun} {number}"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as one rank holds it: facts about the whole, and the rank's own blocks."""
+
+    name: str
+    features: int
+    classes: Ints | None  # (K,) the original labels, ascending; None for regression
+    shift: Floats  # (D,) model input = (x - shift) * scale
+    scale: Floats  # (D,)
+    train_count: int  # samples of all ranks
+    test_count: int
+    train: dict[int, Block]  # the owned block numbers
+    test: dict[int, Block]
+
+
+def find_bad(block: Block) -> str | None:
+    """Name the first NaN or infinity of a block as ``train.npy: sample 17, feature 3 is nan``; None if all are finite.
+
+    Reads all of the block, also where it is memory-mapped: meant for a loss that turned out not finite.
+    """
+    found = _bad_value(block.samples)
+    if found is not None:
+        row, column, value = found
+        return f"{block.where(row)}, feature {column} is {value}"
+    if block.labels.dtype.kind == "f":
+        bad = np.flatnonzero(~np.isfinite(block.labels))
+        if bad.size:
+            return f"{block.where_label(int(bad[0]))}, the label is {block.labels[bad[0]]}"
+    return None
+
+
+def _bad_value(samples: Samples) -> tuple[int, int, float] | None:
+    """Row, column and value of the first value that is not finite."""
+    if isinstance(samples, Csr):
+        bad = np.flatnonzero(~np.isfinite(samples.values))
+        if not bad.size:
+            return None
+        row = int(np.searchsorted(samples.indptr, bad[0], side="right")) - 1
+        return row, int(samples.indices[bad[0]]), float(samples.values[bad[0]])
+    if samples.dtype.kind != "f":
+        return None
+    for low in range(0, len(samples), CHUNK_ROWS):
+        chunk = samples[low : low + CHUNK_ROWS]
+        finite = np.isfinite(chunk)
+        if not finite.all():
+            row, column = (int(n) for n in np.argwhere(~finite)[0])
+            return low + row, column, float(chunk[row, column])
+    return None

@@ -1,0 +1,59 @@
+"""What can go wrong, as one tree.
+
+::
+
+    HpcpsError                a message of one line: the thing, the ranks, the step, the remedy
+    ├── ConfigError           the configuration or the command line            exit status 2
+    ├── DataError             a data file, a sample, a label                   exit status 2
+    ├── ModelError            a model, or the user's own training function     exit status 2
+    └── CommError             ranks talking to ranks                           exit status 3
+        ├── CommTimeout       nothing came within the timeout
+        └── PeerLost          another rank ended or failed
+
+Anything else that escapes is a bug in hpcps: a traceback and exit status 1.
+"""
+
+from __future__ import annotations
+
+
+class HpcpsError(Exception):
+    """Base of every error that hpcps raises on purpose. ``exit_status`` is what the program ends with.
+
+    ``known_to_all``: the same error is raised on every rank of the job, so that one need say it and none is left
+    waiting.
+    """
+
+    exit_status = 1
+    known_to_all = False
+
+
+class ConfigError(HpcpsError):
+    """A key, value or command-line option that cannot be used. The message names it."""
+
+    exit_status = 2
+
+
+class DataError(HpcpsError):
+    """A file, sample or label that cannot be used. The message names the file and the line or sample."""
+
+    exit_status = 2
+
+
+class ModelError(HpcpsError):
+    """A model, or a user's training function, that raised or returned something unusable."""
+
+    exit_status = 2
+
+
+class CommError(HpcpsError):
+    """Ranks could not talk to each other."""
+
+    exit_status = 3
+
+
+class CommTimeout(CommError):  # noqa: N818  (named like concurrent.futures' own timeouts)
+    """Nothing came from a peer within the timeout. The message names the peer and the operation."""
+
+
+class PeerLost(CommError):  # noqa: N818
+    """Another rank ended or failed. The message names it."""

@@ -1,0 +1,108 @@
+"""Where workers agree: part gradients in, fresh parameters out, along the ring or through the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from hpcps.comm import ring
+from hpcps.comm.transport import Array, Transport
+from hpcps.optim import Optimizer
+from hpcps.server.client import Client
+from hpcps.sums import Decoder, Sum
+
+
+class Waiting(Protocol):
+    """A step's exchange on its way."""
+
+    def wait(self) -> None:
+        """Block until this worker's parameters contain the step."""
+
+
+class Exchange(Protocol):
+    """``start`` sends off a step's gradient; waiting for what it returns makes the parameters fresh.
+
+    Between the two the worker may do anything but change parameters and gradients. One step at a time.
+    """
+
+    def start(self, step: int) -> Waiting:
+        """Send off the sum of the part gradients of ``step`` (from 1)."""
+
+    def finish(self) -> None:
+        """After the last step."""
+
+
+class RingExchange:
+    """Gradients are all-reduced; every worker applies the same update to its own copy of the parameters."""
+
+    def __init__(
+        self,
+        workers: Transport,
+        params: Array,
+        optimizer: Optimizer,
+        gradients: Sum,
+        decoder: Decoder,
+        gradient_scale: float,
+    ) -> None:
+        self._workers = workers
+        self._params = params
+        self._optimizer = optimizer
+        self._state = optimizer.init(params)
+        self._gradients = gradients
+        self._decoder = decoder
+        self._gradient_scale = gradient_scale
+
+    def start(self, step: int) -> Waiting:
+        wire, scale = self._gradients.finish()
+        steps = ring.allreduce_steps(self._workers, wire, self._decoder.add_into)
+        return _RingWaiting(self, step, wire, scale, ring.Pending(self._workers, steps))
+
+    def update(self, step: int, wire: Array, scale: float) -> None:
+        """Apply the summed gradient."""
+        gradient = self._decoder.gradient(wire, scale)
+        self._optimizer.update(self._params, self._state, gradient, self._gradient_scale, step)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+class _RingWaiting:
+    def __init__(self, exchange: RingExchange, step: int, wire: Array, scale: float, pending: ring.Pending) -> None:
+        self._exchange = exchange
+        self._step = step
+        self._wire = wire
+        self._scale = scale
+        self._pending = pending
+
+    def wait(self) -> None:
+        self._pending.wait()
+        self._exchange.update(self._step, self._wire, self._scale)
+
+
+class ServerExchange:
+    """Gradients are pushed to the shards, which apply the update; fresh parameters are pulled."""
+
+    def __init__(self, client: Client, gradients: Sum) -> None:
+        self._client = client
+        self._gradients = gradients
+
+    def start(self, step: int) -> Waiting:
+        wire, scale = self._gradients.finish()
+        return self._client.push_pull(step, wire, scale)
+
+    def finish(self) -> None:
+        self._client.finish()
+
+
+def largest_of(workers: Transport) -> Callable[[float], float]:
+    """The agreement on the largest of one number a worker: an all-gather of 8 bytes a worker."""
+    numbers = np.zeros(workers.size, np.float64)
+
+    def agree(mine: float) -> float:
+        numbers[workers.rank] = mine
+        ring.all_gather(workers, numbers)
+        return float(numbers.max())
+
+    return agree

@@ -1,0 +1,52 @@
+"""Which cores the ranks of a job may use, and what follows from it: threads a rank, and whether ranks share cores."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcps.comm.together import Together
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where one rank runs: its node, the numbers of the cores it may use, and its process."""
+
+    rank: int
+    node: str
+    cores: tuple[int, ...]
+    process: int
+
+
+def seats(together: Together, node: str) -> list[Seat]:
+    """Every rank's seat, in rank order. A collective."""
+    mine = json.dumps([node, sorted(os.sched_getaffinity(0)), os.getpid()]) + "\n"
+    told = together.gather(np.frombuffer(mine.encode(), np.uint8)).tobytes().decode().splitlines()
+    rows = [json.loads(line) for line in told]
+    return [Seat(rank, name, tuple(cores), process) for rank, (name, cores, process) in enumerate(rows)]
+
+
+def threads(seats: Sequence[Seat], rank: int) -> int:
+    """The threads that a rank may run: its cores, shared with the ranks of its node that have the very same ones.
+
+    >>> threads([Seat(0, "a", (0, 1, 2, 3), 10), Seat(1, "a", (0, 1, 2, 3), 11)], 0)
+    2
+    """
+    mine = seats[rank]
+    sharing = sum(seat.node == mine.node and seat.cores == mine.cores for seat in seats)
+    return max(1, len(mine.cores) // sharing)
+
+
+def crowded(seats: Sequence[Seat], rank: int) -> bool:
+    """Whether the ranks of this rank's node outnumber the cores that they may use."""
+    near = [seat for seat in seats if seat.node == seats[rank].node]
+    return len(near) > len({core for seat in near for core in seat.cores})
+
+
+def nodes(seats: Sequence[Seat]) -> int:
+    """On how many nodes the ranks run."""
+    return len({seat.node for seat in seats})

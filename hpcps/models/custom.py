@@ -1,0 +1,210 @@
+"""The user's own training function: ``model.kind = "file.py:name"``.
+
+``name`` is one of
+
+- a function ``f(params, samples, labels) -> (loss, gradients)``, with the parameters' names and shapes under
+  ``[model.parameters]``; ``params`` maps names to arrays, ``gradients`` maps the same names to arrays of the same
+  shapes;
+- an object, or a class to be called without arguments, with ``init(rng) -> {name: array}`` and
+  ``loss_gradient(params, batch, gradient_out) -> loss``, which overwrites the arrays of ``gradient_out``. It may have
+  ``scores(params, samples)``, so that it can predict, and ``task``.
+
+Loss and gradients are sums over the samples given. What the function raises or gets wrong is a
+:class:`~hpcps.errors.ModelError` that names the file, its line, and the parameter.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcps.config import Model as Options
+from hpcps.errors import HpcpsError, ModelError
+from hpcps.models import Array, Batch, Model, Task
+from hpcps.params import Params, Shapes
+
+
+def load(options: Options, dtype: str) -> Model:
+    """The model of ``options.kind``. Raises ModelError naming the file if it cannot be loaded."""
+    named = _load_name(options.kind)
+    task: Task | None = None if options.task == "auto" else options.task
+    if isinstance(named, type) or hasattr(named, "loss_gradient"):
+        instance = _Guard(options.kind).call(named) if isinstance(named, type) else named
+        return _ObjectModel(options.kind, instance, task, dtype)
+    if not callable(named):
+        raise ModelError(f"{options.kind}: is neither a function nor an object with init and loss_gradient")
+    if not options.parameters:
+        raise ModelError(f"{options.kind}: a function needs its parameters' shapes in [model.parameters]")
+    shapes = {name: tuple(shape) for name, shape in options.parameters.items()}
+    scores = _load_name(options.scores) if options.scores else None
+    return _FunctionModel(options.kind, named, scores, shapes, task or "multiclass", dtype)
+
+
+class _Guard:
+    """Calls the user's code and turns what it raises into one line with the file and line where it happened."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._file = kind.rpartition(":")[0]
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except HpcpsError:
+            raise
+        except Exception as error:
+            raise ModelError(f"{self._place(error)}: {type(error).__name__}: {_one_line(error)}") from error
+
+    def _place(self, error: Exception) -> str:
+        mine = str(Path(self._file).resolve())
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == mine]
+        return f"{self._file}:{lines[-1]}" if lines else self.kind
+
+    def loss(self, value: Any) -> float:
+        """The loss as a float. Raises ModelError if it is no number or not finite."""
+        try:
+            loss = float(value)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{self.kind}: the loss is {type(value).__name__}, expected one number") from error
+        if not math.isfinite(loss):
+            raise ModelError(f"{self.kind}: the loss is {loss}")
+        return loss
+
+    def array(self, what: str, value: Any, shape: tuple[int, ...]) -> Array:
+        """A finite float array of ``shape``. Raises ModelError naming ``what``."""
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiu":
+            raise ModelError(f"{self.kind}: {what} has dtype {array.dtype}, expected numbers")
+        if array.shape != shape:
+            raise ModelError(f"{self.kind}: {what} has shape {array.shape}, expected {shape}")
+        if not np.isfinite(array).all():
+            raise ModelError(f"{self.kind}: {what} is not finite")
+        return array
+
+
+class _FunctionModel:
+    def __init__(
+        self,
+        kind: str,
+        function: Callable[..., Any],
+        scores: Callable[..., Any] | None,
+        shapes: Shapes,
+        task: Task,
+        dtype: str,
+    ) -> None:
+        self.task = task
+        self.can_predict = scores is not None
+        self._guard = _Guard(kind)
+        self._function = function
+        self._scores = scores
+        self._shapes = shapes
+        self._dtype = np.dtype(dtype)
+
+    def init(self, rng: np.random.Generator) -> Params:
+        """Vectors are zero, matrices uniform within sqrt(6 / (rows + columns)) (Glorot and Bengio 2010)."""
+        params = Params.zeros(self._shapes, self._dtype)
+        for name in params:
+            shape = params.shapes[name]
+            if len(shape) > 1:
+                limit = math.sqrt(6 / (shape[0] + math.prod(shape[1:])))
+                params[name][...] = rng.uniform(-limit, limit, shape)
+        return params
+
+    def loss_gradient(self, params: Params, batch: Batch, gradient_out: Params) -> float:
+        loss, gradients = self._call(params, batch)
+        for name, out in gradient_out.items():
+            out[...] = self._guard.array(f"gradient {name!r}", gradients[name], out.shape)
+        return loss
+
+    def loss(self, params: Params, batch: Batch) -> float:
+        return self._call(params, batch)[0]
+
+    def scores(self, params: Params, samples: Array) -> Array:
+        if self._scores is None:
+            raise ModelError(f"{self._guard.kind}: cannot predict; name a function of its file in model.scores")
+        return np.asarray(self._guard.call(self._scores, params.read_only(), samples))
+
+    def _call(self, params: Params, batch: Batch) -> tuple[float, Mapping[str, Any]]:
+        returned = self._guard.call(self._function, params.read_only(), batch.samples, batch.labels)
+        kind = self._guard.kind
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise ModelError(f"{kind}: returned {type(returned).__name__}, expected (loss, gradients)")
+        loss, gradients = returned
+        if not isinstance(gradients, Mapping):
+            raise ModelError(f"{kind}: gradients are {type(gradients).__name__}, expected a dict by parameter name")
+        if set(gradients) != set(self._shapes):
+            names = ", ".join(map(str, gradients))
+            raise ModelError(f"{kind}: gradients are of {names or 'nothing'}, expected {', '.join(self._shapes)}")
+        return self._guard.loss(loss), gradients
+
+
+class _ObjectModel:
+    def __init__(self, kind: str, instance: Any, task: Task | None, dtype: str) -> None:
+        for name in ("init", "loss_gradient"):
+            if not callable(getattr(instance, name, None)):
+                raise ModelError(f"{kind}: has no method {name}")
+        self.task: Task = task or getattr(instance, "task", "multiclass")
+        self.can_predict = callable(getattr(instance, "scores", None))
+        self._guard = _Guard(kind)
+        self._instance = instance
+        self._dtype = np.dtype(dtype)
+
+    def init(self, rng: np.random.Generator) -> Params:
+        made = self._guard.call(self._instance.init, rng)
+        if not isinstance(made, Mapping) or not made:
+            raise ModelError(f"{self._guard.kind}: init returned {type(made).__name__}, expected a dict of arrays")
+        shapes = {str(name): np.shape(value) for name, value in made.items()}
+        params = Params.zeros(shapes, self._dtype)
+        for name, value in made.items():
+            params[name][...] = self._guard.array(f"parameter {name!r}", value, shapes[name])
+        return params
+
+    def loss_gradient(self, params: Params, batch: Batch, gradient_out: Params) -> float:
+        loss = self._guard.call(self._instance.loss_gradient, params.read_only(), batch, gradient_out)
+        for name, out in gradient_out.items():
+            self._guard.array(f"gradient {name!r}", out, out.shape)
+        return self._guard.loss(loss)
+
+    def loss(self, params: Params, batch: Batch) -> float:
+        scratch = params.on(np.empty_like(params.flat))
+        return self._guard.loss(
+            self._guard.call(self._instance.loss_gradient, params.read_only(), batch, scratch)
+        )
+
+    def scores(self, params: Params, samples: Array) -> Array:
+        if not self.can_predict:
+            raise ModelError(f"{self._guard.kind}: cannot predict; it has no method scores")
+        return np.asarray(self._guard.call(self._instance.scores, params.read_only(), samples))
+
+
+def _load_name(kind: str) -> Any:
+    """``file.py:name`` as the object of that name. The file is run once a call, under a name of its own."""
+    file, _, name = kind.rpartition(":")
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise ModelError(f"{file}: no such file (model.kind = file.py:name)")
+    spec = importlib.util.spec_from_file_location(f"hpcps_user_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{file}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ModelError(f"{file}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise ModelError(f"{file}: {type(error).__name__}: {_one_line(error)}") from error
+    if not hasattr(module, name):
+        raise ModelError(f"{file}: has no {name!r}")
+    return getattr(module, name)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

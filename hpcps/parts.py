@@ -1,0 +1,80 @@
+"""How a global batch is cut, and who computes which part.
+
+A part is one kernel call: a *grain*, if the run is reproducible (as many as ``train.grains`` says, whatever the
+rank count), else one part a worker thread. Every part draws its samples from a block of the training set of its
+own, so that a worker reads only the blocks of its parts, and a batch holds samples of all blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcps.comm.topology import chunk, chunk_bounds
+from hpcps.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Part p has the samples ``bounds[p] .. bounds[p + 1] - 1`` of a batch; this worker computes those ``owned``.
+
+    ``ranges`` holds what every worker owns: worker w the parts ``ranges[w] .. ranges[w + 1] - 1``.
+    """
+
+    bounds: list[int]
+    ranges: list[int]
+    worker: int
+
+    @property
+    def owned(self) -> range:
+        return range(self.ranges[self.worker], self.ranges[self.worker + 1])
+
+    @property
+    def total(self) -> int:
+        return len(self.bounds) - 1
+
+    def size(self, part: int) -> int:
+        """Samples of a part in each batch."""
+        return self.bounds[part + 1] - self.bounds[part]
+
+
+def grains(batch: int, count: int, worker: int, workers: int) -> Parts:
+    """Cut a batch into ``count`` grains, shared out over the workers. Raises ConfigError if a worker gets none.
+
+    >>> grains(256, 16, 1, 3).owned
+    range(6, 11)
+    """
+    if workers > count:
+        raise ConfigError(
+            f"train.grains = {count} is fewer than {workers} workers; use more grains or fewer ranks"
+        )
+    return Parts(chunk_bounds(batch, count), chunk_bounds(count, workers), worker)
+
+
+def by_threads(batch: int, threads: list[int], worker: int) -> Parts:
+    """Cut a batch evenly over the workers, and each worker's share over its ``threads[worker]`` threads.
+
+    >>> by_threads(10, [2, 1], 0).bounds
+    [0, 3, 5, 10]
+    """
+    if batch < len(threads):
+        raise ConfigError(f"train.batch = {batch} is fewer than {len(threads)} workers; use a larger batch")
+    bounds = [0]
+    counts = []
+    for number, wanted in enumerate(threads):
+        share = chunk(batch, len(threads), number)
+        counts.append(min(wanted, len(share)))
+        bounds += [share.start + bound for bound in chunk_bounds(len(share), counts[-1])[1:]]
+    return Parts(bounds, [0, *accumulate(counts)], worker)
+
+
+def order(seed: int, epoch: int, block: int, count: int) -> NDArray[np.int64]:
+    """The order in which an epoch visits the samples of a block: a permutation of ``range(count)``, int64.
+
+    Keyed by (seed, epoch, block) and drawn from Philox (Salmon et al. 2011), so it does not depend on the rank.
+    """
+    bits = np.random.Philox(key=np.array([seed, epoch << 32 | block], np.uint64))
+    return np.random.Generator(bits).permutation(count)

@@ -1,0 +1,146 @@
+"""What people see of a run while it goes on and at its end, and the metrics that stay. Rank 0 only."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, TextIO
+
+from hpcps.config import Config
+from hpcps.data import Dataset
+from hpcps.models import Model
+from hpcps.run_folder import RunFolder
+from hpcps.worker import Score
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What a report says; None is not said. Losses are means over samples."""
+
+    loss: float | None = None
+    samples_per_s: float | None = None
+    test_loss: float | None = None
+    accuracy: float | None = None
+    rmse: float | None = None
+
+    def with_training(self, loss: float, samples_per_s: float) -> Measures:
+        """The same, with the training loss and speed since the last report."""
+        return replace(self, loss=loss, samples_per_s=samples_per_s)
+
+    def said(self) -> dict[str, float]:
+        """What is known, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def measures(model: Model, score: Score, samples: int) -> Measures:
+    """The means of a score over ``samples``."""
+    loss = score.loss / samples
+    if not model.can_predict:
+        return Measures(test_loss=loss)
+    if model.task == "regression":
+        return Measures(test_loss=loss, rmse=math.sqrt(score.quality / samples))
+    return Measures(test_loss=loss, accuracy=score.quality / samples)
+
+
+def opening(config: Config, dataset: Dataset, parameters: int, strategy: str, why: str) -> None:
+    """Say what is about to be trained, in two lines."""
+    classes = "" if dataset.classes is None else f", {len(dataset.classes)} classes"
+    held_out = f", {dataset.test_count:,} held out" if dataset.test_count else ""
+    print(f"{dataset.name}: {dataset.train_count:,} samples{held_out}, {dataset.features:,} features{classes}")
+    print(f"{config.model.kind}: {parameters:,} parameters; strategy {strategy} ({why})", flush=True)
+
+
+class Reporter(Protocol):
+    """Takes the reports of a run."""
+
+    def report(self, step: int, epoch: int, train_s: float, measures: Measures) -> None:
+        """One report: after ``step`` steps, in ``epoch`` (from 1), ``train_s`` seconds of training."""
+
+
+class Silent:
+    """The reporter of all ranks but one."""
+
+    def report(self, step: int, epoch: int, train_s: float, measures: Measures) -> None:
+        """Say nothing."""
+
+
+class Lines:
+    """A line a report for a log, or a progress bar on a terminal; a line of JSON for the metrics."""
+
+    def __init__(self, folder: RunFolder, epochs: int, steps: int, stream: TextIO | None = None) -> None:
+        self._folder = folder
+        self._epochs = epochs
+        self._steps = steps
+        self._stream = stream or sys.stdout
+        self._bar = _Bar(steps) if self._stream.isatty() else None
+
+    def report(self, step: int, epoch: int, train_s: float, measures: Measures) -> None:
+        said = measures.said()
+        self._folder.add_metrics({"step": step, "epoch": epoch, "train_s": round(train_s, 6), **said})
+        line = f"epoch {epoch}/{self._epochs}  step {step}/{self._steps}  {in_words(said)}"
+        if self._bar is not None:
+            self._bar.show(step, line)
+        else:
+            print(line, file=self._stream, flush=True)
+
+
+class _Bar:
+    """A progress bar (rich) under the lines of the reports."""
+
+    def __init__(self, steps: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, transient=True)
+        self._task = self._progress.add_task("train", total=steps)
+        self._steps = steps
+        self._progress.start()
+
+    def show(self, step: int, line: str) -> None:
+        self._progress.update(self._task, completed=step)
+        self._progress.console.print(line, highlight=False)
+        if step >= self._steps:
+            self._progress.stop()
+
+
+_FORMATS = {
+    "loss": ("loss", "{:.4f}"),
+    "test_loss": ("test loss", "{:.4f}"),
+    "accuracy": ("accuracy", "{:.4f}"),
+    "rmse": ("rmse", "{:.4g}"),
+    "samples_per_s": ("samples/s", "{:,.0f}"),
+    "wall_s": ("seconds", "{:.2f}"),
+}
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """Measures on one line: ``loss 0.1234  accuracy 0.9500  samples/s 120,000``."""
+    return "  ".join(
+        f"{label} {form.format(values[name])}" for name, (label, form) in _FORMATS.items() if name in values
+    )
+
+
+def table(summary: Mapping[str, Any], folder: str, stream: TextIO | None = None) -> None:
+    """Print the table at the end of a run."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = Table(show_header=False)
+    for name, (label, form) in _FORMATS.items():
+        if summary.get(name) is not None:
+            held_out = "held-out " if name in ("accuracy", "rmse") else ""
+            rows.add_row(held_out + label, form.format(summary[name]))
+    rows.add_row("steps", f"{summary['steps']:,}")
+    rows.add_row("ranks", _ranks(summary))
+    rows.add_row("strategy", str(summary["strategy"]))
+    rows.add_row("params_sha256", str(summary["params_sha256"]))
+    rows.add_row("files", folder)
+    console = Console(file=stream or sys.stdout)
+    console.print(rows, soft_wrap=True)
+
+
+def _ranks(summary: Mapping[str, Any]) -> str:
+    servers = f" ({summary['workers']} workers, {summary['servers']} servers)" if summary.get("servers") else ""
+    return f"{summary['ranks']}{servers}, {summary['transport']}"

@@ -1,0 +1,297 @@
+"""One rank's part in a training run: role, data, model, then work or serve, and the run's files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hpcps_kernels
+import numpy as np
+
+from hpcps import data, machine, models, optim, parts, report
+from hpcps.comm.together import Together
+from hpcps.comm.topology import chunk_bounds, proportional_bounds
+from hpcps.comm.transport import Array, Transport
+from hpcps.config import Config, to_toml
+from hpcps.data import Dataset
+from hpcps.exchange import Exchange, RingExchange, ServerExchange, largest_of
+from hpcps.models import Model
+from hpcps.params import Params
+from hpcps.parts import Parts
+from hpcps.report import Measures
+from hpcps.run_folder import RunFolder, Trained
+from hpcps.server.client import Client, DirectClient, RemoteClient
+from hpcps.server.serve import Server
+from hpcps.server.sharding import Roles, roles, shard_slices
+from hpcps.server.store import Shard
+from hpcps.sums import Decoder, ExactSum, FloatSum, Sum
+from hpcps.trainer import Plan, Trainer, join_scores
+from hpcps.worker import Loader, Threads, Worker, evaluate
+
+TEST_BLOCKS = 64
+"""Into how many blocks the held-out samples are cut, whatever the rank count."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and its summary (what ``summary.json`` holds)."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a rank knows of the job before any data is read."""
+
+    config: Config
+    transport: Transport
+    together: Together
+    kernels: Any
+    strategy: str
+    why: str
+    roles: Roles
+    workers: Transport | None
+    """The workers among themselves; None on a server rank."""
+    parts: Parts
+    threads: int
+
+    @property
+    def gradient_scale(self) -> float:
+        """What makes a mean of a batch's sum."""
+        return 1.0 / self.config.train.batch
+
+    def test_ranges(self) -> list[int]:
+        """The held-out blocks of each worker."""
+        return chunk_bounds(TEST_BLOCKS, self.roles.workers)
+
+
+def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool) -> Run:
+    """Train; every rank of ``transport`` calls this and gets the same Run. Blocks.
+
+    Raises ConfigError, DataError and ModelError on all ranks alike while the job is set up; later on the rank where
+    it happened.
+    """
+    started = time.perf_counter()
+    job = prepare(transport, config)
+    folder = RunFolder(path)
+    is_first = transport.rank == 0
+    job.together.attempt(lambda: folder.begin(to_toml(config), overwrite) if is_first else None)
+    dataset = load(job)
+    model, params = job.together.attempt(lambda: build(job, dataset))
+
+    found = work(job, dataset, model, params, folder) if job.workers is not None else serve(job, params)
+    told = job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8))
+    summary = {**json.loads(told.tobytes()), "wall_s": round(time.perf_counter() - started, 3)}
+
+    trained = Trained(params, dataset.features, dataset.classes, dataset.shift, dataset.scale)
+    job.together.attempt(lambda: folder.end(trained, summary) if is_first else None)
+    return Run(path, summary)
+
+
+def prepare(transport: Transport, config: Config) -> Job:
+    """Roles, threads and parts. A collective."""
+    together = Together(transport)
+    seats = machine.seats(together, transport.node)
+    transport.crowded(machine.crowded(seats, transport.rank))
+    strategy, why = choose_strategy(config)
+    servers = config.server.count if strategy == "server" else 0
+
+    def plan() -> tuple[Roles, Parts]:
+        models.check_kind(config.model.kind)
+        planned = roles(transport.size, servers)
+        worker = min(transport.rank, planned.workers - 1)  # a server looks at the last worker's plan
+        return planned, cut(config, [threads(rank) for rank in range(planned.workers)], worker)
+
+    def threads(rank: int) -> int:
+        return config.run.threads or machine.threads(seats, rank)
+
+    planned, mine = together.attempt(plan)
+    is_worker = transport.rank < planned.workers
+    workers = transport.group(range(planned.workers)) if is_worker else None
+    return Job(
+        config=config,
+        transport=transport,
+        together=together,
+        kernels=hpcps_kernels.load("cpu"),
+        strategy=strategy,
+        why=why,
+        roles=planned,
+        workers=workers,
+        parts=mine,
+        threads=threads(transport.rank),
+    )
+
+
+def choose_strategy(config: Config) -> tuple[str, str]:
+    """The strategy, and why."""
+    if config.train.strategy == "auto":
+        return "ring", "every gradient is dense"
+    return config.train.strategy, "as configured"
+
+
+def cut(config: Config, threads: list[int], worker: int) -> Parts:
+    """The parts of a batch: grains if the run is reproducible, else one a thread. Raises ConfigError."""
+    batch = config.train.batch
+    if config.train.reproducible:
+        return parts.grains(batch, config.train.grains, worker, len(threads))
+    return parts.by_threads(batch, threads, worker)
+
+
+def load(job: Job) -> Dataset:
+    """This rank's training and held-out blocks. A collective of all ranks; servers own nothing."""
+    is_worker = job.workers is not None
+    ranges = job.test_ranges()
+    rank = job.transport.rank
+    return data.load_data(
+        job.config.data,
+        task=task(job.config),
+        cut=lambda count: proportional_bounds(count, job.parts.bounds),
+        owned=job.parts.owned if is_worker else range(0),
+        cut_test=lambda count: chunk_bounds(count, TEST_BLOCKS),
+        owned_test=range(ranges[rank], ranges[rank + 1]) if is_worker else range(0),
+        together=job.together,
+        seed=job.config.train.seed,
+        min_train=job.config.train.batch,
+    )
+
+
+def task(config: Config) -> models.Task:
+    """What the labels are: the built-in model's, or as configured, or the user's object's, or class numbers."""
+    built_in = models.built_in_task(config.model.kind)
+    if built_in is not None:
+        return built_in
+    if config.model.task != "auto":
+        return config.model.task
+    return models.make(config.model, 0, 0, config.train.dtype, None).task
+
+
+def build(job: Job, dataset: Dataset) -> tuple[Model, Params]:
+    """The model and its first parameters, the same on every rank."""
+    train = job.config.train
+    classes = 0 if dataset.classes is None else len(dataset.classes)
+    model = models.make(job.config.model, dataset.features, classes, train.dtype, job.kernels)
+    rng = np.random.Generator(np.random.Philox(key=train.seed))
+    return model, model.init(rng)
+
+
+def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFolder) -> dict[str, Any]:
+    """A worker's run, from the first step to the last. Returns what there is to say of it."""
+    assert job.workers is not None
+    config = job.config
+    pool = Threads(min(job.threads, len(job.parts.owned)))
+    loaders = {number: loader(job, dataset, block) for number, block in dataset.train.items()}
+    gradients = make_sum(job, job.workers, len(params.flat))
+    exchange = make_exchange(job, job.workers, params.flat, gradients)
+    worker = Worker(
+        model, params, job.parts, loaders, dataset.train, gradients.parts, config.train.seed, pool
+    )
+    plan = Plan(
+        config.train.epochs, config.train.batch, dataset.train_count // config.train.batch, config.train.report_every
+    )
+    reporter: report.Reporter = report.Silent()
+    if job.workers.rank == 0:
+        steps = plan.epochs * plan.steps_an_epoch
+        reporter = report.Lines(folder, plan.epochs, steps)
+        report.opening(config, dataset, len(params.flat), job.strategy, job.why)
+    test = tester(job, dataset, model, params)
+    trainer = Trainer(job.workers, worker, gradients, exchange, job.parts, plan, reporter, test)
+    measures = trainer.run()
+    pool.close()
+    return summary(job, dataset, params, trainer, measures)
+
+
+def serve(job: Job, params: Params) -> dict[str, Any]:
+    """A server's run."""
+    number = job.transport.rank - job.roles.workers
+    where = shard_slices(len(params.flat), job.roles.servers)[number]
+    shard = make_shard(job, params.flat[where].copy())
+    Server(job.transport, shard, number, list(range(job.roles.workers)), decoder(job)).run()
+    return {}
+
+
+def loader(job: Job, dataset: Dataset, block: data.Block) -> Loader:
+    """How a block's samples become model input."""
+    return Loader(block, dataset.features, dataset.shift, dataset.scale, job.config.train.dtype, job.kernels)
+
+
+def decoder(job: Job) -> Decoder:
+    """How summed gradients travel."""
+    return Decoder(job.config.train.reproducible, job.config.train.dtype, job.kernels)
+
+
+def make_sum(job: Job, workers: Transport, parameters: int) -> Sum:
+    """Memory for this worker's part gradients, and how they are added."""
+    buffers = [workers.empty(parameters, job.config.train.dtype) for _ in job.parts.owned]
+    if job.config.train.reproducible:
+        return ExactSum(buffers, job.kernels, job.parts.total, largest_of(workers))
+    return FloatSum(buffers, job.kernels)
+
+
+def make_exchange(job: Job, workers: Transport, params: Array, gradients: Sum) -> Exchange:
+    """How this worker's gradients become fresh parameters."""
+    if job.strategy == "ring":
+        optimizer = optim.make(job.config.optimizer, job.kernels)
+        return RingExchange(workers, params, optimizer, gradients, decoder(job), job.gradient_scale)
+    return ServerExchange(make_client(job, params), gradients)
+
+
+def make_client(job: Job, params: Array) -> Client:
+    """The way to the shards: on their ranks, or, for a rank alone, in its own process."""
+    if job.roles.servers == 0:
+        where = shard_slices(len(params), job.config.server.count)
+        return DirectClient([make_shard(job, params[part]) for part in where], where)
+    servers = [job.roles.server_rank(shard) for shard in range(job.roles.servers)]
+    where = shard_slices(len(params), len(servers))
+    return RemoteClient(job.transport, params, where, servers, job.transport.rank, decoder(job))
+
+
+def make_shard(job: Job, params: Array) -> Shard:
+    """A shard of the given parameters."""
+    optimizer = optim.make(job.config.optimizer, job.kernels)
+    return Shard(params, optimizer, decoder(job), job.roles.workers, job.gradient_scale)
+
+
+def tester(job: Job, dataset: Dataset, model: Model, params: Params) -> Callable[[], Measures]:
+    """The evaluation of the held-out samples: a collective of the workers."""
+    workers = job.workers
+    assert workers is not None
+    pairs = [(block, loader(job, dataset, block)) for block in dataset.test.values()]
+
+    def test() -> Measures:
+        if not dataset.test_count:
+            return Measures()
+        mine = [evaluate(model, params, block, how) for block, how in pairs]
+        return report.measures(model, join_scores(workers, mine, job.test_ranges()), dataset.test_count)
+
+    return test
+
+
+def summary(
+    job: Job, dataset: Dataset, params: Params, trainer: Trainer, measures: Measures
+) -> dict[str, Any]:
+    """What ``summary.json`` holds, the wall time excepted."""
+    samples = trainer.steps * job.config.train.batch
+    return {
+        **measures.said(),
+        "samples_per_s": samples / max(trainer.train_s, 1e-9),
+        "train_s": round(trainer.train_s, 6),
+        "steps": trainer.steps,
+        "epochs": job.config.train.epochs,
+        "ranks": job.transport.size,
+        "workers": job.roles.workers,
+        "servers": job.roles.servers,
+        "threads": job.threads,
+        "transport": job.transport.description,
+        "strategy": job.strategy,
+        "staleness": job.config.server.staleness,
+        "reproducible": job.config.train.reproducible,
+        "train_samples": dataset.train_count,
+        "test_samples": dataset.test_count,
+        "parameters": len(params.flat),
+        "params_sha256": params.sha256(),
+    }

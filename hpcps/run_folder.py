@@ -1,0 +1,137 @@
+"""The folder of a run: what is in it, how it is written, and how a finished one is read.
+
+========================= ===========================================================================
+``config.toml``           the whole configuration, defaults included
+``metrics.jsonl``         one line a report
+``model.safetensors``     the parameters, and beside them what prediction needs
+``summary.json``          written last: a folder without it is not finished
+========================= ===========================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcps.errors import ConfigError, DataError
+from hpcps.params import Params
+
+Array = np.ndarray[Any, Any]
+
+CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
+_EXTRA = "hpcps."  # prefix of the tensors that are not parameters
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as it is kept: parameters, and the data's side of it.
+
+    ``shift`` and ``scale``, (D,) float64: the model's input is (x - shift) * scale. ``classes``, (K,) int64: the
+    original labels in the order of the class numbers; None for a regression.
+    """
+
+    params: Params
+    features: int
+    classes: Array | None
+    shift: Array
+    scale: Array
+
+
+class RunFolder:
+    """A folder being written by rank 0."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, config_toml: str, overwrite: bool) -> None:
+        """Create the folder. An unfinished run in it is replaced; a finished one only with ``overwrite``.
+
+        Raises ConfigError if that cannot be done.
+        """
+        if (self.path / SUMMARY).exists() and not overwrite:
+            raise ConfigError(f"{self.path}: holds a finished run; choose another --out, or give --overwrite")
+        known = {CONFIG, METRICS, MODEL, SUMMARY}
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            strangers = [entry.name for entry in self.path.iterdir() if entry.name not in known]
+            if strangers and not (self.path / CONFIG).exists():
+                raise ConfigError(f"{self.path}: is a folder with other things in it ({strangers[0]}); choose another")
+            for name in (SUMMARY, MODEL, METRICS):
+                (self.path / name).unlink(missing_ok=True)
+            write_whole(self.path / CONFIG, lambda file: file.write_text(config_toml, encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot write there: {error.strerror}") from error
+
+    def add_metrics(self, values: Mapping[str, Any]) -> None:
+        """Append one line to the metrics."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def end(self, trained: Trained, summary: Mapping[str, Any]) -> None:
+        """Write the model, then the summary that marks the run as finished."""
+        write_whole(self.path / MODEL, lambda file: _write_model(file, trained))
+        text = json.dumps(summary, indent=2) + "\n"
+        write_whole(self.path / SUMMARY, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, bring it to disk, and put it in place: whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a finished run. Raises DataError if there is none."""
+    try:
+        summary: dict[str, Any] = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        why = "is not a finished run" if path.is_dir() else "no such folder"
+        raise DataError(f"{path}: {why} ({SUMMARY} is missing)") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path / SUMMARY}: {error}") from error
+    return summary
+
+
+def read_model(path: Path) -> Trained:
+    """The model of a finished run. Raises DataError naming the file if it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    file = path / MODEL
+    try:
+        tensors = load_file(file)
+        extra = {name.removeprefix(_EXTRA): tensors.pop(name) for name in list(tensors) if name.startswith(_EXTRA)}
+        params = _join(tensors)
+        shift, scale = extra["shift"], extra["scale"]
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read as a model: {error}") from error
+    return Trained(params, len(shift), extra.get("classes"), shift, scale)
+
+
+def _join(tensors: Mapping[str, Array]) -> Params:
+    shapes = {name: array.shape for name, array in tensors.items()}
+    params = Params.zeros(shapes, np.result_type(*tensors.values()))
+    for name, array in tensors.items():
+        params[name][...] = array
+    return params
+
+
+def _write_model(file: Path, trained: Trained) -> None:
+    from safetensors.numpy import save_file
+
+    tensors = {**trained.params, f"{_EXTRA}shift": trained.shift, f"{_EXTRA}scale": trained.scale}
+    if trained.classes is not None:
+        tensors[f"{_EXTRA}classes"] = trained.classes
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, file)

@@ -1,0 +1,42 @@
+"""Which shard holds which parameters, and which ranks are what: pure functions of integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpcps.comm.topology import chunk_bounds, slices
+from hpcps.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Workers are ranks ``0 .. workers - 1``, servers the ranks after them; shard s is on rank ``workers + s``."""
+
+    workers: int
+    servers: int
+
+    def server_rank(self, shard: int) -> int:
+        """The rank of a shard."""
+        return self.workers + shard
+
+
+def roles(ranks: int, servers: int) -> Roles:
+    """Split the ranks of a job. One rank alone is worker and all shards in one (no server ranks).
+
+    >>> roles(5, 2)
+    Roles(workers=3, servers=2)
+
+    Raises ConfigError where no rank would be left to work.
+    """
+    if ranks == 1:
+        return Roles(1, 0)
+    if servers >= ranks:
+        raise ConfigError(
+            f"server.count = {servers} leaves no worker among {ranks} ranks; use at least {servers + 1} ranks"
+        )
+    return Roles(ranks - servers, servers)
+
+
+def shard_slices(parameters: int, shards: int) -> list[slice]:
+    """The range of the flat parameters that each shard holds: equal to within one element."""
+    return slices(chunk_bounds(parameters, shards))

@@ -1,0 +1,123 @@
+"""Argument checks, made once from each kernel's `Spec` and shared by all back ends.
+
+A training step calls a handful of kernels in about 150 µs, with the same few shapes again and again. So a wrapper
+remembers the layouts that it has accepted, and a call of a known layout costs one lookup in a set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hpcps_kernels.spec import FLOATS, SPECS, Argument, Spec
+
+LAYOUTS_KEPT = 4096  # then the set starts again, so that ever new shapes do not fill memory
+
+_CHECKED = """
+def {name}({parameters}):
+    try:
+        known = ({layouts}) in accepted
+    except AttributeError:  # not arrays: check says which
+        known = False
+    if not known:
+        check({arrays})
+        accept(({layouts}))
+    return kernel({arguments})
+"""
+
+
+def checked(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """`kernel` with its arguments checked against `SPECS[name]`.
+
+    The wrapper raises TypeError for what is not an array of the right dtype, ValueError for a wrong shape or layout,
+    each in one line that names kernel, argument, what was expected and what came. Safe to call from many threads.
+    """
+    spec = SPECS[name]
+    accepted: set[tuple[object, ...]] = set()
+
+    def check(*arrays: object) -> None:
+        check_arrays(spec, arrays)
+
+    def accept(layout: tuple[object, ...]) -> None:
+        if len(accepted) >= LAYOUTS_KEPT:
+            accepted.clear()
+        accepted.add(layout)
+
+    # Written out argument by argument: a loop over *args would cost more than the rest of the wrapper.
+    namespace: dict[str, Any] = {"accepted": accepted, "check": check, "accept": accept, "kernel": kernel}
+    namespace["float_dtype"] = _float_dtype
+    exec(_source(spec), namespace)  # the text comes from spec.py alone
+    wrapper: Callable[..., Any] = namespace[name]
+    wrapper.__doc__ = kernel.__doc__
+    wrapper.__module__ = kernel.__module__
+    return wrapper
+
+
+def _source(spec: Spec) -> str:
+    convert = {"float": "float({0})", "int": "int({0})", "flag": "bool({0})", "float dtype": "float_dtype({0})"}
+    default = {"flag": "=False", "float dtype": "='float32'"}
+    return _CHECKED.format(
+        name=spec.name,
+        parameters=", ".join(a.name + default.get(a.role, "") for a in spec.arguments),
+        arrays=", ".join(a.name for a in spec.arrays),
+        layouts=" ".join(f"{a.name}.shape, {a.name}.dtype, {a.name}.flags.num," for a in spec.arrays),
+        arguments=", ".join(convert.get(a.role, "{0}").format(a.name) for a in spec.arguments),
+    )
+
+
+def _float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    wanted = np.dtype(dtype)
+    if wanted not in map(np.dtype, FLOATS):
+        raise TypeError(f"dtype must be {' or '.join(FLOATS)}, not {wanted.name}")
+    return wanted
+
+
+def check_arrays(spec: Spec, arrays: tuple[object, ...]) -> None:
+    """Raise TypeError or ValueError unless the arrays fit the spec, one with another."""
+    dtypes: dict[str, tuple[str, str]] = {}
+    lengths: dict[str, tuple[int, str]] = {"1": (1, "")}
+    for argument, array in zip(spec.arrays, arrays, strict=True):
+        where = f"{spec.name}: {argument.name}"
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{where} must be a NumPy array, not {type(array).__name__}")
+        _check_dtype(where, argument, array, dtypes)
+        _check_shape(where, argument, array, lengths)
+        _check_layout(where, argument, array)
+
+
+def _check_dtype(
+    where: str, argument: Argument, array: np.ndarray[Any, Any], dtypes: dict[str, tuple[str, str]]
+) -> None:
+    dtype = array.dtype.name if array.dtype.isnative else f"byte-swapped {array.dtype.name}"
+    if dtype not in argument.dtypes:
+        raise TypeError(f"{where} must be {' or '.join(argument.dtypes)}, not {dtype}")
+    first, named = dtypes.setdefault(argument.dtype, (dtype, argument.name))
+    if dtype != first:
+        raise TypeError(f"{where} must be {first} as {named} is, not {dtype}")
+
+
+def _check_shape(
+    where: str, argument: Argument, array: np.ndarray[Any, Any], lengths: dict[str, tuple[int, str]]
+) -> None:
+    wanted = f"({', '.join(argument.shape)}{',' if len(argument.shape) == 1 else ''})"
+    if array.ndim != len(argument.shape):
+        raise ValueError(f"{where} must have shape {wanted}, not {array.shape}")
+    for letter, length in zip(argument.shape, array.shape, strict=True):
+        letter, _, extra = letter.partition("+")
+        length -= int(extra or 0)
+        first, named = lengths.setdefault(letter, (length, argument.name))
+        if length < 0 or length != first:
+            source = f" with {letter} = {first} as in {named}" if named else ""
+            raise ValueError(f"{where} must have shape {wanted}{source}, not {array.shape}")
+
+
+def _check_layout(where: str, argument: Argument, array: np.ndarray[Any, Any]) -> None:
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{where} must be C-contiguous, not with strides {array.strides}")
+    if not array.flags.aligned:
+        raise ValueError(f"{where} must be aligned to its dtype, not at address {array.ctypes.data:#x}")
+    if argument.is_written and not array.flags.writeable:
+        raise ValueError(f"{where} must be writeable, not read-only")

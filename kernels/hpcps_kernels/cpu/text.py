@@ -1,0 +1,239 @@
+"""libsvm text to sparse rows, in two compiled passes: one counts the bytes that end a line or an entry, one reads."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hpcps_kernels.cpu._jit import kernel, part
+from hpcps_kernels.interface import Array, ParseError, SparseRows
+
+BAD_LABEL, BAD_ENTRY, INDEX_RANGE, INDEX_ORDER, BAD_VALUE = range(1, 6)
+INT32_MAX = 2**31 - 1
+NEWLINE, HASH, COLON, PLUS, MINUS, POINT, ZERO = (ord(c) for c in "\n#:+-.0")
+DIGITS_KEPT = 19  # as many as surely fit 64 bits
+EXPONENT_CAP = 100_000
+POWERS = 345  # beyond 10^±345 a mantissa of 19 digits is 0 or inf
+
+
+def _powers_of_ten() -> tuple[Array, Array, Array]:
+    """10^e for |e| <= POWERS as (high + low) * 2^exponent, 1 <= high < 2, to 120 bits."""
+    high, low, exponents = [], [], []
+    for e in range(-POWERS, POWERS + 1):
+        power = 10 ** abs(e)
+        exponent = power.bit_length() - 1 if e >= 0 else -power.bit_length()
+        shift = 120 - exponent
+        bits = (power << shift if shift >= 0 else power >> -shift) if e >= 0 else (1 << shift) // power
+        leading = bits >> 68
+        high.append(leading * 2.0**-52)
+        low.append((bits - (leading << 68)) * 2.0**-120)
+        exponents.append(exponent)
+    return np.array(high), np.array(low), np.array(exponents, np.int64)
+
+
+HIGH, LOW, EXPONENT = _powers_of_ten()
+EXACT = np.array([10.0**e for e in range(23)])  # the powers of ten that float64 holds exactly
+
+
+def parse_libsvm(data: Array, zero_based: bool = False, dtype: DTypeLike = np.float32) -> SparseRows:
+    samples, entries = count_marks(data)
+    labels, indptr = np.empty(samples), np.zeros(samples + 1, np.int64)
+    indices, values = np.empty(entries, np.int32), np.empty(entries, dtype)
+    found, line, column, kind = read_libsvm(labels, indptr, indices, values, data, 0 if zero_based else 1)
+    if kind:
+        raise ParseError(line, column, kind)
+    used = indptr[found]
+    return SparseRows(labels[:found], indptr[: found + 1], indices[:used], values[:used])
+
+
+@kernel
+def count_marks(data: Array) -> tuple[int, int]:
+    """No fewer than the samples and the entries in data."""
+    lines, colons = 1, 0
+    for byte in data:
+        lines += byte == NEWLINE
+        colons += byte == COLON
+    return lines, colons
+
+
+@kernel
+def read_libsvm(
+    labels: Array, indptr: Array, indices: Array, values: Array, data: Array, base: int
+) -> tuple[int, int, int, int]:
+    """Fill the arrays; (samples, 0, 0, 0), or (samples, line, column, kind) of the first thing that is wrong."""
+    samples, entries, line, at = 0, 0, 0, 0
+    while at < data.shape[0]:
+        line, begin, last, labelled = line + 1, at, -1, False
+        while True:
+            start, end = _token(data, at)
+            if start == end:
+                break
+            at = end
+            if not labelled:
+                ok, label = _number(data, start, end)
+                if not ok:
+                    return samples, line, start - begin + 1, BAD_LABEL
+                labelled, labels[samples] = True, label
+            elif not _is_qid(data, start, end):
+                kind, last, value = _entry(data, start, end, base, last)
+                if kind:
+                    return samples, line, start - begin + 1, kind
+                indices[entries], values[entries] = last, value
+                entries += 1
+        if labelled:
+            samples += 1
+            indptr[samples] = entries
+        at = _next_line(data, end)
+    return samples, 0, 0, 0
+
+
+@part
+def _token(data: Array, at: int) -> tuple[int, int]:
+    """The bounds of the next token on the line; equal where there is none."""
+    while at < data.shape[0] and _is_blank(data[at]):
+        at += 1
+    end = at
+    while end < data.shape[0] and data[end] != NEWLINE and data[end] != HASH and not _is_blank(data[end]):
+        end += 1
+    return at, end
+
+
+@part
+def _is_blank(byte: int) -> bool:
+    return byte == 32 or byte == 9 or byte == 13 or byte == 11 or byte == 12
+
+
+@part
+def _next_line(data: Array, at: int) -> int:
+    while at < data.shape[0] and data[at] != NEWLINE:
+        at += 1
+    return at + 1
+
+
+@part
+def _is_qid(data: Array, start: int, end: int) -> bool:
+    return (
+        end - start >= 4
+        and data[start] == 113  # q
+        and data[start + 1] == 105  # i
+        and data[start + 2] == 100  # d
+        and data[start + 3] == COLON
+    )
+
+
+@part
+def _entry(data: Array, start: int, end: int, base: int, last: int) -> tuple[int, int, float]:
+    """(kind of what is wrong, index from 0, value) of INDEX:VALUE."""
+    at, index = start, 0
+    while at < end and _is_digit(data[at]):
+        index = min(index * 10 + (np.int64(data[at]) - ZERO), 2 * INT32_MAX)
+        at += 1
+    if at == start or at == end or data[at] != COLON:
+        return BAD_ENTRY, last, 0.0
+    index -= base
+    if index < 0 or index > INT32_MAX:
+        return INDEX_RANGE, last, 0.0
+    if index <= last:
+        return INDEX_ORDER, last, 0.0
+    ok, value = _number(data, at + 1, end)
+    return 0 if ok else BAD_VALUE, index, value
+
+
+@part
+def _is_digit(byte: int) -> bool:
+    return byte >= ZERO and byte <= ZERO + 9
+
+
+@part
+def _number(data: Array, start: int, end: int) -> tuple[bool, float]:
+    """Whether data[start:end] is a number, and which."""
+    at = start
+    negative = at < end and data[at] == MINUS
+    if at < end and (data[at] == MINUS or data[at] == PLUS):
+        at += 1
+    mantissa, exponent, kept, digits = np.uint64(0), 0, 0, 0
+    fraction = False
+    while at < end and (_is_digit(data[at]) or (data[at] == POINT and not fraction)):
+        if data[at] == POINT:
+            fraction = True
+        else:
+            digits += 1
+            if kept < DIGITS_KEPT:
+                mantissa = mantissa * np.uint64(10) + np.uint64(data[at] - ZERO)
+                kept += mantissa > 0
+                exponent -= fraction
+            else:
+                exponent += not fraction
+        at += 1
+    if digits == 0:
+        ok, value = _word(data, at, end)
+        return ok and not fraction, -value if negative else value
+    if at < end and data[at] | 32 == 101:  # e
+        ok, shift = _exponent(data, at + 1, end)
+        if not ok:
+            return False, 0.0
+        at, exponent = end, exponent + shift
+    value = _scaled(mantissa, exponent)
+    return at == end, -value if negative else value
+
+
+@part
+def _exponent(data: Array, at: int, end: int) -> tuple[bool, int]:
+    negative = at < end and data[at] == MINUS
+    if at < end and (data[at] == MINUS or data[at] == PLUS):
+        at += 1
+    value, start = 0, at
+    while at < end and _is_digit(data[at]):
+        value = min(value * 10 + (np.int64(data[at]) - ZERO), EXPONENT_CAP)
+        at += 1
+    return at == end and at > start, -value if negative else value
+
+
+@part
+def _word(data: Array, at: int, end: int) -> tuple[bool, float]:
+    """inf, infinity or nan, in any case."""
+    if _spells(data, at, end, b"nan"):
+        return True, math.nan
+    return _spells(data, at, end, b"inf") or _spells(data, at, end, b"infinity"), math.inf
+
+
+@part
+def _spells(data: Array, at: int, end: int, word: bytes) -> bool:
+    if end - at != len(word):
+        return False
+    for i in range(len(word)):
+        if data[at + i] | 32 != word[i]:
+            return False
+    return True
+
+
+@part
+def _scaled(mantissa: int, exponent: int) -> float:
+    """mantissa * 10^exponent, exact in its fast case and else within 0.51 ulp (1 ulp where the result is subnormal)."""
+    if mantissa == 0 or exponent < -POWERS:
+        return 0.0
+    if exponent > POWERS:
+        return math.inf
+    if mantissa < 2**53 and -22 <= exponent <= 22:
+        exact = np.float64(mantissa)
+        return exact * EXACT[exponent] if exponent >= 0 else exact / EXACT[-exponent]
+    # (m1 + m2) * (high + low) with an error term of about 2^-104 (Dekker 1971), then scaled by a power of two.
+    lower = mantissa & np.uint64(2047)
+    m1, m2 = np.float64(mantissa - lower), np.float64(lower)
+    high, low = HIGH[exponent + POWERS], LOW[exponent + POWERS]
+    product = m1 * high
+    rest = _product_error(m1, high, product) + (m1 * low + m2 * high)
+    return math.ldexp(product + rest, EXPONENT[exponent + POWERS])
+
+
+@part
+def _product_error(x: float, y: float, product: float) -> float:
+    """x * y - product, exactly."""
+    t = x * 134217729.0
+    x1 = t - (t - x)
+    u = y * 134217729.0
+    y1 = u - (u - y)
+    x2, y2 = x - x1, y - y1
+    return ((x1 * y1 - product) + x1 * y2 + x2 * y1) + x2 * y2
