@@ -10,12 +10,17 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hpcps._version import __version__
 from hpcps.comm import launcher
-from hpcps.errors import ConfigError, HpcpsError
+from hpcps.errors import ERROR, ConfigError, HpcpsError
+
+if TYPE_CHECKING:
+    from hpcps.config import Config
+    from hpcps.run import Run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,11 +41,11 @@ def train(config: Path, ranks: int | None, settings: tuple[str, ...], out: Path 
     Under mpirun or srun every rank runs this; with --ranks N it starts N ranks itself.
     """
     from hpcps import launch
+    from hpcps.config import Config
+    from hpcps.config import read as read_config
 
-    def read() -> launch.Config:
-        from hpcps.config import read
-
-        return read(config, os.environ, settings)
+    def read() -> Config:
+        return read_config(config, os.environ, settings)
 
     if launcher.launched(os.environ) is None and not launch.mpi_is_running():
         checked = read()
@@ -56,13 +61,11 @@ def train(config: Path, ranks: int | None, settings: tuple[str, ...], out: Path 
 
 
 def _start(
-    checked: object, ranks: int, config: Path, settings: Sequence[str], folder: Path, overwrite: bool
+    checked: Config, ranks: int, config: Path, settings: Sequence[str], folder: Path, overwrite: bool
 ) -> int | None:
     """Start MPI ranks that run the same command; None where there is no MPI library and none was asked for."""
     from hpcps import starter
-    from hpcps.config import Config
 
-    assert isinstance(checked, Config)
     found = starter.find()
     if found is None:
         if checked.run.transport == "mpi":
@@ -75,12 +78,10 @@ def _start(
     return starter.start(found, ranks, arguments, folder)
 
 
-def _report(run: object) -> None:
+def _report(run: Run) -> None:
     """The table at the end, from the first rank."""
     from hpcps import report
-    from hpcps.run import Run
 
-    assert isinstance(run, Run)
     if _is_first():
         report.table(run.summary, str(run.folder))
 
@@ -166,7 +167,7 @@ def _is_first() -> bool:
 
 def _say(message: str) -> None:
     sys.stdout.flush()
-    print(f"hpcps: error: {message}", file=sys.stderr, flush=True)
+    print(f"{ERROR}{message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -138,9 +138,7 @@ _SECTIONS = get_type_hints(Config)
 _PATHS = ("data.path", "data.labels", "data.test", "model.kind", "model.scores")
 
 
-def read(
-    path: Path | None, environment: Mapping[str, str] | None = None, settings: Iterable[str] = ()
-) -> Config:
+def read(path: Path | None, environment: Mapping[str, str] | None = None, settings: Iterable[str] = ()) -> Config:
     """The configuration of ``path`` (TOML), overridden by ``HPCPS_SECTION_KEY`` variables and ``section.key=value``
     settings. Raises ConfigError naming the file or the key."""
     tree = _read_toml(path) if path is not None else {}

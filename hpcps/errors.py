@@ -15,6 +15,9 @@ Anything else that escapes is a bug in hpcps: a traceback and exit status 1.
 
 from __future__ import annotations
 
+ERROR = "hpcps: error: "
+"""How the line begins that says what is wrong."""
+
 
 class HpcpsError(Exception):
     """Base of every error that hpcps raises on purpose. ``exit_status`` is what the program ends with.

@@ -46,9 +46,7 @@ def default_folder(config: Config) -> Path:
     return Path("runs") / f"{data}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def train_launched(
-    read: Callable[[], Config], ranks: int | None, out: Path | None, overwrite: bool
-) -> Run:
+def train_launched(read: Callable[[], Config], ranks: int | None, out: Path | None, overwrite: bool) -> Run:
     """Train on the launcher's ranks; ``read`` gives the configuration, or raises for all what it raises on one."""
     transport = world()
     if ranks is not None and ranks != transport.size:
@@ -125,7 +123,9 @@ def _disagreement(told: launcher.Launched, size: int, library: str) -> str:
         if told.name == "srun"
         else "use the mpirun or mpiexec of that library"
     )
-    return f"{told.name} started {told.size} ranks but {library} sees {size}: launcher and library do not match; {remedy}"
+    return (
+        f"{told.name} started {told.size} ranks but {library} sees {size}: launcher and library do not match; {remedy}"
+    )
 
 
 def mpi_is_running() -> bool:

@@ -52,9 +52,7 @@ def _momentum(options: Options, kernels: Any) -> Optimizer:
     """Polyak 1964, in the form velocity = momentum * velocity + gradient."""
 
     def update(params: Array, state: State, gradient: Array, gradient_scale: float, step: int) -> None:
-        kernels.momentum(
-            params, state["velocity"], gradient, options.learning_rate, options.momentum, gradient_scale
-        )
+        kernels.momentum(params, state["velocity"], gradient, options.learning_rate, options.momentum, gradient_scale)
 
     return Optimizer(lambda params: {"velocity": np.zeros_like(params)}, update)
 
@@ -63,9 +61,7 @@ def _adagrad(options: Options, kernels: Any) -> Optimizer:
     """Duchi, Hazan and Singer 2011."""
 
     def update(params: Array, state: State, gradient: Array, gradient_scale: float, step: int) -> None:
-        kernels.adagrad(
-            params, state["accumulator"], gradient, options.learning_rate, options.epsilon, gradient_scale
-        )
+        kernels.adagrad(params, state["accumulator"], gradient, options.learning_rate, options.epsilon, gradient_scale)
 
     return Optimizer(lambda params: {"accumulator": np.zeros_like(params)}, update)
 

@@ -48,9 +48,7 @@ def grains(batch: int, count: int, worker: int, workers: int) -> Parts:
     range(6, 11)
     """
     if workers > count:
-        raise ConfigError(
-            f"train.grains = {count} is fewer than {workers} workers; use more grains or fewer ranks"
-        )
+        raise ConfigError(f"train.grains = {count} is fewer than {workers} workers; use more grains or fewer ranks")
     return Parts(chunk_bounds(batch, count), chunk_bounds(count, workers), worker)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, TextIO
@@ -55,12 +56,18 @@ def opening(config: Config, dataset: Dataset, parameters: int, strategy: str, wh
 class Reporter(Protocol):
     """Takes the reports of a run."""
 
+    def tick(self, step: int) -> None:
+        """Told after every step, and therefore quick."""
+
     def report(self, step: int, epoch: int, train_s: float, measures: Measures) -> None:
         """One report: after ``step`` steps, in ``epoch`` (from 1), ``train_s`` seconds of training."""
 
 
 class Silent:
     """The reporter of all ranks but one."""
+
+    def tick(self, step: int) -> None:
+        """Say nothing."""
 
     def report(self, step: int, epoch: int, train_s: float, measures: Measures) -> None:
         """Say nothing."""
@@ -76,6 +83,10 @@ class Lines:
         self._stream = stream or sys.stdout
         self._bar = _Bar(steps) if self._stream.isatty() else None
 
+    def tick(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.tick(step)
+
     def report(self, step: int, epoch: int, train_s: float, measures: Measures) -> None:
         said = measures.said()
         self._folder.add_metrics({"step": step, "epoch": epoch, "train_s": round(train_s, 6), **said})
@@ -87,20 +98,29 @@ class Lines:
 
 
 class _Bar:
-    """A progress bar (rich) under the lines of the reports."""
+    """A progress bar (rich) under the lines of the reports. It draws when told to: a thread would disturb training."""
+
+    EVERY_S = 0.2
 
     def __init__(self, steps: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, transient=True)
+        self._progress = Progress(*columns, transient=True, auto_refresh=False)
         self._task = self._progress.add_task("train", total=steps)
         self._steps = steps
+        self._next_s = 0.0
         self._progress.start()
+
+    def tick(self, step: int) -> None:
+        now = time.monotonic()
+        if now >= self._next_s:
+            self._next_s = now + self.EVERY_S
+            self._progress.update(self._task, completed=step, refresh=True)
 
     def show(self, step: int, line: str) -> None:
         self._progress.update(self._task, completed=step)
-        self._progress.console.print(line, highlight=False)
+        self._progress.console.print(line, highlight=False, soft_wrap=True)
         if step >= self._steps:
             self._progress.stop()
 
@@ -135,10 +155,9 @@ def table(summary: Mapping[str, Any], folder: str, stream: TextIO | None = None)
     rows.add_row("steps", f"{summary['steps']:,}")
     rows.add_row("ranks", _ranks(summary))
     rows.add_row("strategy", str(summary["strategy"]))
-    rows.add_row("params_sha256", str(summary["params_sha256"]))
-    rows.add_row("files", folder)
-    console = Console(file=stream or sys.stdout)
-    console.print(rows, soft_wrap=True)
+    Console(file=stream or sys.stdout).print(rows)
+    print(f"params_sha256 {summary['params_sha256']}", file=stream)
+    print(f"files         {folder}", file=stream, flush=True)
 
 
 def _ranks(summary: Mapping[str, Any]) -> str:

@@ -187,9 +187,7 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
     loaders = {number: loader(job, dataset, block) for number, block in dataset.train.items()}
     gradients = make_sum(job, job.workers, len(params.flat))
     exchange = make_exchange(job, job.workers, params.flat, gradients)
-    worker = Worker(
-        model, params, job.parts, loaders, dataset.train, gradients.parts, config.train.seed, pool
-    )
+    worker = Worker(model, params, job.parts, loaders, dataset.train, gradients.parts, config.train.seed, pool)
     plan = Plan(
         config.train.epochs, config.train.batch, dataset.train_count // config.train.batch, config.train.report_every
     )
@@ -271,16 +269,15 @@ def tester(job: Job, dataset: Dataset, model: Model, params: Params) -> Callable
     return test
 
 
-def summary(
-    job: Job, dataset: Dataset, params: Params, trainer: Trainer, measures: Measures
-) -> dict[str, Any]:
+def summary(job: Job, dataset: Dataset, params: Params, trainer: Trainer, measures: Measures) -> dict[str, Any]:
     """What ``summary.json`` holds, the wall time excepted."""
-    samples = trainer.steps * job.config.train.batch
+    pace = trainer.pace
     return {
         **measures.said(),
-        "samples_per_s": samples / max(trainer.train_s, 1e-9),
-        "train_s": round(trainer.train_s, 6),
-        "steps": trainer.steps,
+        "samples_per_s": round(pace.samples_per_s, 1),
+        "train_s": round(pace.train_s, 6),
+        "first_step_s": round(pace.first_step_s, 6),
+        "steps": pace.steps,
         "epochs": job.config.train.epochs,
         "ranks": job.transport.size,
         "workers": job.roles.workers,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpcps.comm.launcher import RANKS_VARIABLE
-from hpcps.errors import CommError, ConfigError
+from hpcps.errors import ERROR, CommError, ConfigError
 from hpcps.run_folder import SUMMARY
 
 PROBE_TIMEOUT_S = 60
@@ -64,7 +65,15 @@ def start(found: Launcher, ranks: int, arguments: Sequence[str], folder: Path) -
     Raises CommError if the launcher says that all is well but the run's folder is not finished.
     """
     command = [*command_line(found, ranks), sys.executable, "-m", "hpcps", *arguments]
-    status = subprocess.run(command, env=environment(os.environ, ranks), check=False).returncode
+    with subprocess.Popen(command, env=environment(os.environ, ranks), stderr=subprocess.PIPE, text=True) as job:
+        assert job.stderr is not None
+        try:
+            for line in without_banners(job.stderr):
+                print(line, end="", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            job.send_signal(signal.SIGINT)
+            raise
+    status = job.returncode
     if status == 0 and not (folder / SUMMARY).exists():
         raise CommError(f"{found.program} ended without an error, but {folder} is not finished: ranks were lost")
     return status if status >= 0 else 128 - status
@@ -73,7 +82,9 @@ def start(found: Launcher, ranks: int, arguments: Sequence[str], folder: Path) -
 def command_line(found: Launcher, ranks: int) -> list[str]:
     """The launcher and its options. Ranks are not bound to cores, so that they share those of the machine."""
     if found.is_open_mpi:
-        return [found.program, "--quiet", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
+        # Only where it is needed: told that cores are shared, Open MPI yields them at every test of a message.
+        shared = ["--oversubscribe"] if ranks > len(os.sched_getaffinity(0)) else []
+        return [found.program, *shared, "--bind-to", "none", "-n", str(ranks)]
     return [found.program, "-n", str(ranks)]
 
 
@@ -83,6 +94,22 @@ def environment(outer: Mapping[str, str], ranks: int) -> dict[str, str]:
     if os.geteuid() == 0:
         inner |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return inner
+
+
+def without_banners(lines: Iterable[str]) -> Iterator[str]:
+    """The ranks' lines. What the launcher adds about ranks that ended is given only if no rank said why."""
+    held: list[str] = []
+    explained = inside = False
+    for line in lines:
+        is_rule = len(line) > 40 and set(line.strip()) <= {"-", "="} and bool(line.strip())
+        if is_rule or inside or line.startswith(("Abort(", "application called MPI_Abort")):
+            held.append(line)
+            inside = inside != is_rule
+        else:
+            explained = explained or line.startswith(ERROR)
+            yield line
+    if not explained:
+        yield from held
 
 
 def _is_open_mpi(program: str) -> bool | None:

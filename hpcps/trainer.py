@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from hpcps.comm import ring
 from hpcps.comm.transport import Array, Transport
 from hpcps.errors import HpcpsError
 from hpcps.exchange import Exchange
+from hpcps.pace import Pace
 from hpcps.parts import Parts
 from hpcps.report import Measures, Reporter
 from hpcps.sums import Sum
@@ -32,7 +32,8 @@ class Plan:
 class Trainer:
     """One worker's loop. ``evaluate`` gives the scores of this worker's held-out blocks.
 
-    All workers run the same steps and meet in the exchange, at reports and at evaluations.
+    All workers run the same steps and meet in the exchange, at reports and at evaluations. ``pace`` knows the steps
+    taken and their speed.
     """
 
     def __init__(
@@ -54,10 +55,8 @@ class Trainer:
         self._plan = plan
         self._reporter = reporter
         self._evaluate = evaluate
-        self._step = 0
-        self._reported = 0
-        self._train_s = 0.0
-        self._reported_s = 0.0
+        self.pace = Pace(plan.batch)
+        self._reported_steps = 0
 
     def run(self) -> Measures:
         """Train to the end; returns what the last epoch measured. Errors name the worker and the step."""
@@ -67,34 +66,23 @@ class Trainer:
                 measures = self._epoch(epoch)
             self._exchange.finish()
         except HpcpsError as error:
-            place = f"rank {self._workers.rank}, step {self._step + 1}" if self._workers.size > 1 else ""
-            raise type(error)(f"{place or f'step {self._step + 1}'}: {error}") from error
+            rank = f"rank {self._workers.rank}, " if self._workers.size > 1 else ""
+            raise type(error)(f"{rank}step {self.pace.steps + 1}: {error}") from error
         return measures
 
-    @property
-    def steps(self) -> int:
-        """Steps taken."""
-        return self._step
-
-    @property
-    def train_s(self) -> float:
-        """Seconds spent in training steps, evaluation and reports excluded."""
-        return self._train_s
-
     def _epoch(self, epoch: int) -> Measures:
-        started = time.perf_counter()
+        self.pace.start()
         self._worker.shuffle(epoch)
         self._worker.load(0)
         last = self._plan.steps_an_epoch - 1
         for batch in range(last + 1):
             self._take_step(batch + 1 if batch < last else None)
-            if self._plan.report_every and self._step % self._plan.report_every == 0 and batch < last:
-                started = self._pause(started)
+            if self._plan.report_every and self.pace.steps % self._plan.report_every == 0 and batch < last:
+                self.pace.stop()
                 self._report(epoch, Measures())
-                started = time.perf_counter()
-        self._pause(started)
-        measures = self._evaluate()
-        return self._report(epoch, measures)
+                self.pace.start()
+        self.pace.stop()
+        return self._report(epoch, self._evaluate())
 
     def _take_step(self, next_batch: int | None) -> None:
         # Compute: each part is taken up as it is finished.
@@ -102,29 +90,24 @@ class Trainer:
             self._gradients.take(part)
 
         # Launch the exchange, and load the next samples while it is under way.
-        waiting = self._exchange.start(self._step + 1)
+        waiting = self._exchange.start(self.pace.steps + 1)
         if next_batch is not None:
             self._worker.load(next_batch)
 
         # Gather: from here on the parameters are fresh.
         waiting.wait()
-        self._step += 1
-
-    def _pause(self, started: float) -> float:
-        now = time.perf_counter()
-        self._train_s += now - started
-        return now
+        self.pace.step()
+        self._reporter.tick(self.pace.steps)
 
     def _report(self, epoch: int, measures: Measures) -> Measures:
         """Join the losses of all workers, in part order, and hand the report out on rank 0."""
         losses = np.zeros(self._parts.total)
         losses[self._parts.owned.start : self._parts.owned.stop] = self._worker.take_losses()
         ring.all_gather(self._workers, losses, self._parts.ranges)
-        samples = (self._step - self._reported) * self._plan.batch
-        seconds = self._train_s - self._reported_s
-        measures = measures.with_training(math.fsum(losses) / samples, samples / max(seconds, 1e-9))
-        self._reported, self._reported_s = self._step, self._train_s
-        self._reporter.report(self._step, epoch + 1, self._train_s, measures)
+        samples = (self.pace.steps - self._reported_steps) * self._plan.batch
+        self._reported_steps = self.pace.steps
+        measures = measures.with_training(math.fsum(losses) / samples, self.pace.lap())
+        self._reporter.report(self.pace.steps, epoch + 1, self.pace.train_s, measures)
         return measures
 
 

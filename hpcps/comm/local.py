@@ -119,6 +119,9 @@ class LocalTransport(Transport):
         context = (self._context, self._groups, tuple(members))
         return LocalTransport(self.world, members, list(ranks).index(self.rank), context)
 
+    def crowded(self, is_crowded: bool) -> None:
+        """Nothing changes: threads always sleep while they wait."""
+
     def abort(self, error: BaseException) -> None:
         self.world.fail(self.members[self.rank], error)
 

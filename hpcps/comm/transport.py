@@ -81,6 +81,7 @@ class Transport(ABC):
     def node(self) -> str:
         """The name of the node on which this rank runs."""
 
+    @abstractmethod
     def crowded(self, is_crowded: bool) -> None:
         """Told whether the node has more ranks than cores: then a wait gives its core away at once."""
 

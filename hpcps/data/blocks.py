@@ -103,7 +103,7 @@ class Dataset:
 
 
 def find_bad(block: Block) -> str | None:
-    """Name the first NaN or infinity of a block as ``train.npy: sample 17, feature 3 is nan``; None if all are finite.
+    """Name the first NaN or infinity of a block as ``train.npy: sample 17, feature 3 is nan``, or give None.
 
     Reads all of the block, also where it is memory-mapped: meant for a loss that turned out not finite.
     """

@@ -1,4 +1,4 @@
-"""Text tables: a sample a line, numbers between commas, semicolons or tabs, the label in one of the columns."""
+"""Text tables: a sample a line, numbers between commas, semicolons or tabs, the label in one column."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CsvSource(msgspec.Struct, frozen=True, tag="csv"):
         return 1 if self.header else 0
 
     def read(self, rows: Rows) -> Piece:
-        """Samples (m, D) float32, labels (m,) float64; raises DataError naming the line and column of bad content."""
+        """Samples (m, D) float32, labels (m,) float64; raises DataError naming line and column."""
         samples = np.empty((len(rows), self.features), np.float32)
         labels = np.empty(len(rows), np.float64) if self.labelled else None
         numbers = np.empty(len(rows), np.int64)

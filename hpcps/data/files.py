@@ -16,6 +16,8 @@ from hpcps.errors import DataError, HpcpsError
 GZIP_MAGIC = b"\x1f\x8b"
 DEFLATE_MOST = 1032  # DEFLATE turns one byte into at most this many
 SUFFIXES = (".csv", ".tsv", ".libsvm", ".svm", ".svmlight", ".npz", ".npy", ".idx", ".data")
+TRAIN_WORD = re.compile(r"(^|[^a-z])train(ing)?([^a-z]|$)", re.IGNORECASE)
+TEST_WORD = re.compile(r"(^|[^a-z])(test(ing)?|t10k)([^a-z]|$)", re.IGNORECASE)
 
 
 @contextmanager
@@ -58,10 +60,10 @@ def unpacked_start_of(path: str, size: int) -> bytes:
 
 
 def matching(path: str) -> tuple[list[str], list[str]]:
-    """The files that a path, folder or glob stands for: training files, and held-out files if a folder has both.
+    """The files that a path, folder or glob stands for: training ones, and held-out ones of a folder.
 
-    Files are in sorted order. In a folder, names that start with ``train`` and with ``test`` or ``t10k`` tell the two
-    apart. Raises DataError if there is no file.
+    Files are in sorted order. In a folder, the word ``train`` and the word ``test`` or ``t10k`` in names
+    tell the two apart. Raises DataError if there is no file.
     """
     if os.path.isdir(path):
         return _in_folder(path)
@@ -85,8 +87,8 @@ def _in_folder(path: str) -> tuple[list[str], list[str]]:
     names = [name for name in names if _looks_like_data(name)] or [n for n in names if n.endswith(".txt")]
     if not names:
         raise DataError(f"{path}: the folder holds no data files (such as {', '.join(SUFFIXES[:6])} or IDX)")
-    train = [name for name in names if re.match(r"train", name, re.IGNORECASE)]
-    test = [name for name in names if re.match(r"test|t10k", name, re.IGNORECASE)]
+    train = [name for name in names if TRAIN_WORD.search(name)]
+    test = [name for name in names if TEST_WORD.search(name)]
     others = [name for name in names if name not in train and name not in test]
     if train and test and others:
         raise DataError(

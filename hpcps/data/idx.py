@@ -45,7 +45,7 @@ def stored_idx(path: str) -> StoredArray:
 
 
 def label_name(path: str) -> str:
-    """The existing file with the labels of an IDX file (``images-idx3`` becomes ``labels-idx1``); "" if none."""
+    """The existing file with the labels of an IDX file (``images-idx3`` -> ``labels-idx1``), or ""."""
     folder, name = os.path.split(path)
     other = re.sub(r"idx\d", "idx1", re.sub(r"images|samples|data", "labels", name))
     plain = other.removesuffix(".gz")

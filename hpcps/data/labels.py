@@ -41,7 +41,7 @@ def finite_labels(labels: Array, where: Where) -> Array:
 
 
 def class_numbers(labels: Ints, classes: Ints, where: Where) -> Ints:
-    """Positions (m,) of labels in the ascending classes; raises DataError naming a label that is not one of them."""
+    """Positions (m,) of labels in the ascending classes; raises DataError naming one that is not there."""
     numbers = np.searchsorted(classes, labels)
     known = classes[np.minimum(numbers, len(classes) - 1)] == labels
     if not known.all():

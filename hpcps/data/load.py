@@ -41,16 +41,18 @@ def load_data(
 ) -> Dataset:
     """Load this rank's blocks of a training and a held-out set.
 
-    ``cut(n)`` gives the bounds of the blocks of n samples (blocks + 1 ascending numbers, 0..n); a rank reads the blocks
-    ``owned``, a contiguous range; the ranges of the ranks ascend. What a block holds depends on ``cut`` and ``seed``
-    alone. A collective, also for a rank that owns no block: blocks until all ranks have read theirs. Raises DataError
-    or ConfigError, the same on every rank; the message names the file and the line or sample.
+    ``cut(n)`` gives the bounds of the blocks of n samples (blocks + 1 ascending numbers, 0..n); a rank
+    reads the blocks ``owned``, a contiguous range; the ranges of the ranks ascend. What a block holds
+    depends on ``cut`` and ``seed`` alone. A collective, also for a rank that owns no block: blocks until
+    all ranks have read theirs. Raises DataError or ConfigError, the same on every rank; the message names
+    the file and the line or sample.
     """
     found = survey_together(section, together)
     train_rows, test_rows = _rows(found.train, found.test, section, seed)
     if len(train_rows) < min_train:
         raise DataError(
-            f"train.batch = {min_train} is larger than the {len(train_rows)} training samples of {section.path}"
+            f"train.batch = {min_train} is larger than "
+            f"the {len(train_rows)} training samples of {section.path}"
         )
     bounds, test_bounds = cut(len(train_rows)), cut_test(len(test_rows)) if len(test_rows) else [0]
     owned_test = owned_test if len(test_rows) else range(0)
@@ -89,17 +91,20 @@ def load_samples(
 ) -> Block:
     """Load all samples of a file, folder, glob or built-in name for a trained model, in one process.
 
-    Where the data set has held-out samples of its own, these are taken. Labels (m,) are class numbers by the stored
-    ``classes``, or float64 where these are None; without ``with_labels`` they are not looked at: -1, or NaN. Raises
-    DataError, also where the number of features is not the model's or a label is not one of the classes.
+    Where the data set has held-out samples of its own, these are taken. Labels (m,) are class numbers by
+    the stored ``classes``, or float64 where these are None; without ``with_labels`` they are not looked at:
+    -1, or NaN. ``options.labels`` counts only where ``path`` is ``options.path``. Raises DataError, also
+    where the number of features is not the model's or a label is not one of the classes.
     """
-    sources = open_held_out(path, Opening(options, options.labels, labelled=with_labels, features=features))
+    label_file = options.labels if path == options.path else ""
+    sources = open_held_out(path, Opening(options, label_file, with_labels, features))
     check_agreement(sources)
     if sources[0].features != features:
         raise DataError(f"{path}: {sources[0].features} features, but the model has {features}")
-    part = read_part(sources, range(sum(source.count for source in sources)))
+    count = sum(source.count for source in sources)
+    part = read_part(sources, range(count))
     if not with_labels:
-        count = sum(source.count for source in sources)
+        _check_features(part)
         unknown = np.full(count, -1, np.int64) if classes is not None else np.full(count, np.nan)
         return part.block(unknown, 0, count)
     task: Task = "regression" if classes is None else "multiclass"
@@ -128,11 +133,16 @@ def _checked(part: Part, task: Task) -> Part:
     where = _where_label(part)
     check = finite_labels if task == "regression" else whole_labels
     part = replace(part, labels=check(part.labels, where))
-    if not (isinstance(part.samples, Csr) or is_mapped(part.samples)):
-        bad = find_bad(part.block(part.labels, 0, len(part.labels)))
+    _check_features(part)
+    return part
+
+
+def _check_features(part: Part) -> None:
+    """Raise DataError for a feature that is not finite, where the samples are in memory anyway."""
+    if not isinstance(part.samples, Csr) and not is_mapped(part.samples):
+        bad = find_bad(part.block(np.zeros(len(part.samples)), 0, len(part.samples)))
         if bad is not None:
             raise DataError(f"{bad}; features must be finite")
-    return part
 
 
 def is_mapped(samples: Array) -> bool:
@@ -144,8 +154,7 @@ def is_mapped(samples: Array) -> bool:
 
 
 def _where_label(part: Part) -> Where:
-    assert part.labels is not None
-    return part.block(part.labels, 0, len(part.labels)).where_label
+    return part.block(np.zeros(0), 0, 0).where_label
 
 
 def _most_features(parts: list[Part], together: Together, name: str) -> int:

@@ -1,4 +1,4 @@
-"""NumPy's files: .npy, and .npz with samples and labels (and held-out ones) as members. Nothing is unpickled."""
+"""NumPy's files: .npy, and .npz with samples and labels (and held-out ones). Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stored_npy(path: str) -> StoredArray:
 
 
 def read_header(name: str, file: IO[bytes]) -> tuple[str, tuple[int, ...], bool]:
-    """Dtype, shape and Fortran order from an .npy header; the file then stands at the values. Raises DataError."""
+    """Dtype, shape, Fortran order of an .npy file, which then stands at the values; raises DataError."""
     start = file.read(8)
     if not start:
         raise DataError(f"{name}: the file is empty")
@@ -83,7 +83,7 @@ def parse_header(name: str, header: bytes) -> tuple[str, tuple[int, ...], bool]:
 
 
 def label_name(path: str) -> str:
-    """The existing .npy file with the labels of another (x_train -> y_train, samples -> labels, …); "" if none."""
+    """The existing .npy file with the labels of another (x_train -> y_train, samples -> labels, …), or ""."""
     folder, name = os.path.split(path)
     stem = name.removesuffix(".npy")
     candidates = [re.sub(r"samples|images|features|data|inputs", "labels", stem)]
@@ -102,17 +102,22 @@ def open_npz(path: str, labelled: bool = True) -> tuple[ArraySource, ArraySource
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
 
         def source(samples: str, labels: str) -> ArraySource | None:
-            if samples not in members or (labels not in members and labelled):
+            if samples not in members:
                 return None
+            if labels not in members and labelled:
+                raise DataError(f"{path}: holds {samples}, but no {labels}")
+            stored = _stored_member(path, archive, members[samples])
             label = _stored_member(path, archive, members[labels]) if labels in members else None
-            return pair(_stored_member(path, archive, members[samples]), label)
+            return pair(stored, label)
 
         for names in NAMES:
-            train, test = source(*names[:2]), source(*names[2:])
+            train = source(*names[:2])
             if train is not None:
-                return train, test
-            if test is not None:
-                return test, None
+                return train, source(*names[2:])
+        for names in NAMES:
+            held_out = source(*names[2:])
+            if held_out is not None:
+                return held_out, None
     found = ", ".join(sorted(members)) or "none"
     known = " or ".join(f"{samples} and {labels}" for samples, labels, _, _ in NAMES[:3])
     raise DataError(f"{path}: no members called {known} (found: {found})")

@@ -69,7 +69,7 @@ class Part:
 
 
 def read_part(sources: Sequence[Source], rows: Rows) -> Part:
-    """Read the rows of a data set whose files follow each other; without a copy where they lie in one file."""
+    """Read rows of a data set whose files follow each other; without a copy where they lie in one file."""
     pieces: list[Piece] = []
     places: list[Place] = []
     start = 0
@@ -80,7 +80,7 @@ def read_part(sources: Sequence[Source], rows: Rows) -> Part:
             pieces.append(source.read(own))
             places.append(Place(source.file, source.label_file, source.noun, pieces[-1].numbers))
     if not pieces:
-        return _nothing(sources[0])
+        return _nothing(sources)
     labels = [piece.labels for piece in pieces if piece.labels is not None]
     return Part(
         _join([piece.samples for piece in pieces], common_dtype(sources)),
@@ -105,16 +105,16 @@ def span(rows: Rows) -> tuple[int, int]:
 
 def common_dtype(sources: Sequence[Source]) -> np.dtype[np.generic]:
     """The dtype of a data set: the one that its files have, or one that holds all of theirs."""
-    joint = np.result_type(*(np.dtype(source.dtype) for source in sources))
-    return np.dtype(np.float32) if joint.kind == "u" and joint.itemsize > 1 else joint
+    return np.result_type(*(np.dtype(source.dtype) for source in sources))
 
 
-def _nothing(source: Source) -> Part:
+def _nothing(sources: Sequence[Source]) -> Part:
+    source = sources[0]
     labels = np.zeros(0) if source.labelled else None
     if source.sparse:
         empty = Csr(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32), source.features)
         return Part(empty, labels, Places(()))
-    return Part(np.zeros((0, source.features), np.dtype(source.dtype)), labels, Places(()))
+    return Part(np.zeros((0, source.features), common_dtype(sources)), labels, Places(()))
 
 
 def _join(parts: list[Samples], dtype: np.dtype[np.generic]) -> Samples:

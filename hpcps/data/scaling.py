@@ -1,7 +1,7 @@
 """Shift and scale of each feature, with the same bits whoever owns which block.
 
-Sums are taken per block in float64 and added in block order. Sparse samples are never shifted, since that would fill
-in all their zeros: ``standard`` divides them by the standard deviation only.
+Sums are taken per block in float64 and added in block order. Sparse samples are never shifted, since that
+would fill in all their zeros: ``standard`` divides them by the standard deviation only.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ def shift_and_scale(
 ) -> tuple[Floats, Floats]:
     """Shift and scale (D,) over the training set of all ranks, as ``data.scale`` names them.
 
-    none: 0 and 1 · bytes: 1/255 · maxabs: 1 / largest magnitude · standard: mean and 1 / standard deviation (of the
-    whole set, divided by n; 1 for a constant feature). ``count`` is the size of the training set. A collective where
-    the data are looked at; raises DataError naming a value that is not finite, on all ranks.
+    none: 0 and 1 · bytes: 1/255 · maxabs: 1 / largest magnitude · standard: mean and 1 / standard deviation
+    (of the whole set, divided by n; 1 for a constant feature; no shift where ``sparse``). ``count`` is the
+    size of the training set. A collective where the data are looked at; raises DataError naming a value
+    that is not finite, on all ranks.
     """
     if kind not in ("none", "bytes", "maxabs", "standard"):
         raise ConfigError(f"data.scale = '{kind}' is not known; use none, bytes, maxabs or standard")
@@ -68,9 +69,9 @@ def _over_blocks(
 
 
 def _in_order(gathered: Floats, table: Floats, low: int, join: np.ufunc) -> Floats:
-    rows: Iterable[Floats] = gathered.reshape(-1, min(GATHERED_COLUMNS, table.shape[1] - low))
-    total = np.zeros(min(GATHERED_COLUMNS, table.shape[1] - low))
-    for row in rows:
+    width = min(GATHERED_COLUMNS, table.shape[1] - low)
+    total = np.zeros(width)
+    for row in gathered.reshape(-1, width):
         join(total, row, out=total)
     return total
 
@@ -87,7 +88,7 @@ def _finite(measure: Callable[[Samples], Floats], block: Block) -> Floats:
 
 
 def _chunks(samples: Samples) -> Iterable[Floats]:
-    """Rows of dense samples in float64, always cut and copied in the same way, so that sums have the same bits."""
+    """Rows of dense samples in float64, always cut and copied alike, so that sums have the same bits."""
     assert not isinstance(samples, Csr)
     for low in range(0, len(samples), CHUNK_ROWS):
         yield samples[low : low + CHUNK_ROWS].astype(np.float64)
@@ -118,8 +119,8 @@ def _squares(samples: Samples, mean: Floats) -> Floats:
     if isinstance(samples, Csr):
         deviations = np.square(samples.values - mean[samples.indices])
         stored = np.bincount(samples.indices, minlength=samples.features)
-        present: Floats = np.bincount(samples.indices, deviations, samples.features)
-        return present + (len(samples) - stored) * np.square(mean)
+        present = np.bincount(samples.indices, deviations, samples.features)
+        return np.asarray(present + (len(samples) - stored) * np.square(mean), np.float64)
     total = np.zeros(samples.shape[1])
     for chunk in _chunks(samples):
         total += np.square(chunk - mean).sum(axis=0)

@@ -1,4 +1,4 @@
-"""Opening: from the options of ``[data]`` to surveyed files, which know their sizes but have not been read."""
+"""Opening: from the options of ``[data]`` to surveyed files, which know their sizes but are not read yet."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Opening:
 
 
 def survey_together(options: DataOptions, together: Together) -> Survey:
-    """Survey the data set on rank 0 and tell all ranks: no other rank opens a file here. Raises on all ranks."""
+    """Survey the data set on rank 0 and tell all ranks; no other rank opens a file. Raises on all ranks."""
     told = together.once(lambda: _encode(survey(options)))
     return msgspec.msgpack.decode(told.tobytes(), type=Survey)
 
@@ -92,6 +92,8 @@ def _encode(found: Survey) -> Array:
 
 def survey(options: DataOptions) -> Survey:
     """Open the training files and what is held out; raises ConfigError or DataError."""
+    if not options.path:
+        raise ConfigError("data.path is empty; name a file, a folder, a glob or a built-in data set")
     if options.test and options.test_fraction:
         raise ConfigError("data.test and data.test_fraction exclude each other; remove one")
     train, test = open_path(options.path, Opening(options, options.labels))
@@ -110,7 +112,7 @@ def open_held_out(path: str, how: Opening) -> list[AnySource]:
 
 
 def open_path(path: str, how: Opening) -> tuple[list[AnySource], list[AnySource]]:
-    """The files of a built-in name, file, folder or glob: main ones, and held-out ones of the same data set."""
+    """The files of a built-in name, file, folder or glob: main ones, and held-out ones beside them."""
     if path in SHAPES:
         return [BuiltinSource(path, "train")], [BuiltinSource(path, "test")]
     if not os.path.exists(path) and re.fullmatch(r"\w+", path):

@@ -11,7 +11,7 @@ HELD_OUT_KEY = 0x68656C64  # keeps this draw apart from others with the same see
 
 
 def split_rows(count: int, fraction: float, seed: int, name: str) -> tuple[Rows, Rows]:
-    """Training and held-out rows, both ascending: a random ``fraction`` is held out, the same for any rank count.
+    """Training and held-out rows, both ascending; a random ``fraction``, the same on every rank, is held out.
 
     Raises ConfigError for a fraction outside 0..1, DataError where one side would be empty.
     """

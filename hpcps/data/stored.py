@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import msgspec
 import numpy as np
@@ -41,7 +41,7 @@ class StoredArray(msgspec.Struct, frozen=True):
 
     @property
     def nbytes(self) -> int:
-        return prod(self.shape) * np.dtype(self.dtype).itemsize
+        return prod(self.shape) * self._item_bytes
 
     @property
     def width(self) -> int:
@@ -49,7 +49,7 @@ class StoredArray(msgspec.Struct, frozen=True):
         return prod(self.shape[1:])
 
     def check_size(self, held: int, exact: bool = True) -> None:
-        """Raise DataError unless ``held`` bytes (at most that many where not ``exact``) fit what the header says."""
+        """Raise DataError unless ``held`` bytes (at most so many where not ``exact``) fit the header."""
         wanted = self.offset + self.nbytes
         name = f"{self.path} ({self.member})" if self.member else self.path
         if held < wanted:
@@ -65,11 +65,13 @@ class StoredArray(msgspec.Struct, frozen=True):
     def rows(self, rows: Rows) -> Array:
         """Read rows as an array (len(rows), width) of the stored values in native byte order.
 
-        Memory-mapped (private, copy on write) where the rows follow each other and the bytes can be used as they
-        are; otherwise only these rows are in memory.
+        Memory-mapped (private, copy on write) where the rows follow each other and the bytes can be used as
+        they are; otherwise only these rows are in memory.
         """
         with reading(self.path):
-            if self.packing or self.fortran:
+            if self.fortran:
+                table = self._transposed(rows)
+            elif self.packing:
                 table = self._streamed(rows)
             else:
                 low, high = span(rows)
@@ -80,17 +82,27 @@ class StoredArray(msgspec.Struct, frozen=True):
             native = np.dtype(self.dtype).newbyteorder("=")
             return np.require(table, native, ["C", "ALIGNED"])
 
+    def _transposed(self, rows: Rows) -> Array:
+        """Rows of an array in Fortran order; all of it must be unpacked where it is packed."""
+        if self.packing:
+            with self.stream() as file:
+                values = np.frombuffer(_read_exactly(file, self.nbytes), self.dtype)
+        else:
+            values = _map(self.path, self.dtype, (1, self.nbytes // self._item_bytes), self.offset)
+        whole = values.reshape(self.shape, order="F")
+        chosen = whole[rows.start : rows.stop] if isinstance(rows, range) else whole[rows]
+        return chosen.reshape(len(rows), -1)
+
+    @property
+    def _item_bytes(self) -> int:
+        return np.dtype(self.dtype).itemsize
+
     @property
     def _row_bytes(self) -> int:
-        return self.width * np.dtype(self.dtype).itemsize
+        return self.width * self._item_bytes
 
     def _streamed(self, rows: Rows) -> Array:
-        """Read the file from its start as far as needed; to its end, and past its checksum, for the last row."""
-        if self.fortran:
-            with self.stream() as file:
-                values = _read_exactly(file, self.nbytes)
-            whole: Array = np.frombuffer(values, self.dtype).reshape(self.shape, order="F")
-            return whole.reshape(self.shape[0], -1)[np.asarray(rows)]
+        """Read the file from its start as far as needed; with the last row, past its checksum."""
         low, high = span(rows)
         out = np.empty((len(rows), self.width), self.dtype)
         with self.stream() as file:
@@ -112,15 +124,15 @@ class StoredArray(msgspec.Struct, frozen=True):
 
     @contextmanager
     def stream(self) -> Iterator[IO[bytes]]:
-        """The unpacked bytes from the first element on."""
+        """The bytes of a packed array, unpacked, from the first element on."""
         if self.packing == "zip":
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
                 _skip(file, self.offset)
                 yield file
         else:
-            with open(self.path, "rb") if not self.packing else gzip.open(self.path, "rb") as file:
-                _skip(file, self.offset)
-                yield file
+            with gzip.open(self.path, "rb") as packed:
+                _skip(cast(IO[bytes], packed), self.offset)
+                yield cast(IO[bytes], packed)
 
 
 def most_unpacked(packed_bytes: int) -> int:
@@ -137,7 +149,7 @@ def _wanted(rows: Rows, low: int, start: int, stop: int) -> Any:
 
 
 def _map(path: str, dtype: str, shape: tuple[int, int], offset: int) -> Array:
-    """Map bytes of a file; privately writable, so that a user's function that writes leaves the file alone."""
+    """Map bytes of a file, privately writable: a user's function that writes leaves the file alone."""
     if os.path.getsize(path) < offset + prod(shape) * np.dtype(dtype).itemsize:
         raise EOFError("it became shorter while it was read")
     try:
@@ -211,9 +223,7 @@ def pair(samples: StoredArray, labels: StoredArray | None) -> ArraySource:
         raise DataError(f"{samples.path}: its samples have no features (its shape is {samples.shape})")
     if labels is not None:
         if len(labels.shape) not in (1, 2) or labels.width != 1:
-            raise DataError(
-                f"{labels.path}: labels of shape {labels.shape}; expected one number a sample, ({samples.shape[0]},)"
-            )
+            raise DataError(f"{labels.path}: labels of shape {labels.shape}; expected one number a sample")
         if labels.shape[0] != samples.shape[0]:
             raise DataError(
                 f"{samples.path} holds {samples.shape[0]} samples, but {labels.path} {labels.shape[0]} labels"

@@ -25,11 +25,11 @@ class Together(Protocol):
     def size(self) -> int: ...
 
     def once(self, make: Callable[[], Array]) -> Array:
-        """Run ``make`` on rank 0 and give its 1-D array to every rank; an HpcpsError in it is raised on all."""
+        """Run ``make`` on rank 0, give its 1-D array to every rank; an HpcpsError in it is raised on all."""
         ...
 
     def gather(self, values: Array) -> Array:
-        """Give every rank the 1-D arrays of all ranks (any lengths, one dtype), concatenated in rank order."""
+        """Give every rank the 1-D arrays of all ranks (any lengths, one dtype), joined in rank order."""
         ...
 
 

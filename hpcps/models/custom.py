@@ -21,7 +21,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -150,7 +150,7 @@ class _ObjectModel:
         for name in ("init", "loss_gradient"):
             if not callable(getattr(instance, name, None)):
                 raise ModelError(f"{kind}: has no method {name}")
-        self.task: Task = task or getattr(instance, "task", "multiclass")
+        self.task = task or _own_task(kind, instance)
         self.can_predict = callable(getattr(instance, "scores", None))
         self._guard = _Guard(kind)
         self._instance = instance
@@ -174,14 +174,19 @@ class _ObjectModel:
 
     def loss(self, params: Params, batch: Batch) -> float:
         scratch = params.on(np.empty_like(params.flat))
-        return self._guard.loss(
-            self._guard.call(self._instance.loss_gradient, params.read_only(), batch, scratch)
-        )
+        return self._guard.loss(self._guard.call(self._instance.loss_gradient, params.read_only(), batch, scratch))
 
     def scores(self, params: Params, samples: Array) -> Array:
         if not self.can_predict:
             raise ModelError(f"{self._guard.kind}: cannot predict; it has no method scores")
         return np.asarray(self._guard.call(self._instance.scores, params.read_only(), samples))
+
+
+def _own_task(kind: str, instance: Any) -> Task:
+    named = getattr(instance, "task", "multiclass")
+    if named not in get_args(Task):
+        raise ModelError(f"{kind}: its task is {named!r}, expected one of {', '.join(get_args(Task))}")
+    return cast(Task, named)
 
 
 def _load_name(kind: str) -> Any:

@@ -57,9 +57,7 @@ class RemoteClient:
         for number, rank in enumerate(self._servers):
             push = self._pushes[number]
             push.payload[:] = gradient[self._shards[number]]
-            header = Header(
-                Kind.PUSH_PULL, self._worker, number, step, len(push.payload), push.payload.dtype, scale
-            )
+            header = Header(Kind.PUSH_PULL, self._worker, number, step, len(push.payload), push.payload.dtype, scale)
             received.append(self._transport.irecv(self._answers[number].buffer, rank, ANSWER_TAG))
             sent.append(self._transport.isend(push.write(header), rank, REQUEST_TAG))
         return _RemoteAnswer(self, step, received, sent)

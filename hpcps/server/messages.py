@@ -59,7 +59,7 @@ class Header:
     shard: int
     step: int = 0
     count: int = 0
-    dtype: np.dtype[Any] = _ENCODINGS[0]
+    dtype: np.dtype[Any] = np.dtype("<f4")
     scale: float = 1.0
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 from hpcps_kernels.cache import Cache, cache_folder
 from hpcps_kernels.check import checked
@@ -32,10 +34,10 @@ BACK_ENDS = ("reference", "cpu")
 
 @functools.cache
 def load(name: str = "cpu") -> Kernels:
-    """The kernels of the back end `name`, "reference" or "cpu", with checked arguments; the same table every time.
+    """The kernels of a back end, "reference" or "cpu", with checked arguments; the same table every time.
 
-    Nothing is compiled here: a CPU kernel is compiled, or read from the cache on disk, by its first call. Raises
-    ValueError for a back end that there is not.
+    Nothing is compiled here: a CPU kernel is compiled, or read from the cache on disk, by its first call.
+    Raises ValueError for a back end that there is not.
     """
     if name == "gpu":
         raise ValueError('kernels: the back end "gpu" is not in this version; use "cpu"')
@@ -45,6 +47,7 @@ def load(name: str = "cpu") -> Kernels:
     return Kernels(name, **{kernel: checked(kernel, _find(name, kernel)) for kernel in names})
 
 
-def _find(back_end: str, kernel: str) -> object:
+def _find(back_end: str, kernel: str) -> Callable[..., Any]:
     module = importlib.import_module(f"hpcps_kernels.{back_end}.{SPECS[kernel].module}")
-    return getattr(module, kernel)
+    found: Callable[..., Any] = getattr(module, kernel)
+    return found

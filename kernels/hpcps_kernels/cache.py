@@ -5,6 +5,7 @@ Compiled code is loaded and run, so a folder is used only if nobody else can wri
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.metadata
 import os
@@ -18,25 +19,24 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Cache:
-    """`folder` is None where there is no cache on disk; `reason` says why, or why it is not the first choice."""
+    """`folder` is None where nothing is kept; `reason` says why, or why it is not the first choice."""
 
     folder: Path | None
     reason: str = ""
 
 
 def cache_folder() -> Cache:
-    """The folder of compiled kernels for this user, Numba, CPU and source; it is created if need be.
+    """The folder of compiled kernels for this user, Numba, CPU and source; it is made if need be.
 
-    The first of `$HPCPS_CACHE_DIR`, else `$XDG_CACHE_HOME/hpcps`, else `~/.cache/hpcps`; then `/tmp/hpcps-cache-UID`.
+    It lies in the first that will do: `$HPCPS_CACHE_DIR` (else `$XDG_CACHE_HOME/hpcps`, else
+    `~/.cache/hpcps`), then `/tmp/hpcps-cache-UID`.
     """
-    reasons = []
+    reasons: list[str] = []
     for root in (_chosen_root(), Path("/tmp") / f"hpcps-cache-{os.getuid()}"):
-        problem = _problem(root)
-        if not problem:
-            folder = root / _subfolder()
-            folder.mkdir(mode=0o700, exist_ok=True)
-            return Cache(folder, "; ".join(reasons))
-        reasons.append(problem)
+        try:
+            return Cache(_private(_private(root) / _subfolder()), "; ".join(reasons))
+        except OSError as error:
+            reasons.append(f"{root}: {error.strerror or error}")
     return Cache(None, "; ".join(reasons))
 
 
@@ -48,22 +48,16 @@ def _chosen_root() -> Path:
     return Path(base).absolute() / "hpcps"
 
 
-def _problem(root: Path) -> str:
-    """What forbids keeping code under root, "" for nothing."""
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = root.lstat()
-        if not stat.S_ISDIR(found.st_mode):
-            root = root.resolve(strict=True)
-            found = root.stat()
-        tempfile.TemporaryFile(dir=root).close()
-    except OSError as error:
-        return f"{root}: {error.strerror or error}"
+def _private(folder: Path) -> Path:
+    """Make the folder; OSError unless it can be written to, and by its owner, us, alone."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
     if found.st_uid != os.getuid():
-        return f"{root}: belongs to user {found.st_uid}"
+        raise PermissionError(errno.EPERM, f"belongs to user {found.st_uid}")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"{root}: others may write to it"
-    return ""
+        raise PermissionError(errno.EPERM, "others may write to it")
+    tempfile.TemporaryFile(dir=folder).close()
+    return folder
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Argument checks, made once from each kernel's `Spec` and shared by all back ends.
 
-A training step calls a handful of kernels in about 150 µs, with the same few shapes again and again. So a wrapper
-remembers the layouts that it has accepted, and a call of a known layout costs one lookup in a set.
+A training step calls a handful of kernels in about 150 µs, with the same few shapes again and again. So a
+wrapper remembers the layouts that it has accepted, and a call of a known layout costs one lookup in a set.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def {name}({parameters}):
 def checked(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     """`kernel` with its arguments checked against `SPECS[name]`.
 
-    The wrapper raises TypeError for what is not an array of the right dtype, ValueError for a wrong shape or layout,
-    each in one line that names kernel, argument, what was expected and what came. Safe to call from many threads.
+    The wrapper raises TypeError for what is not an array of the right dtype, ValueError for a wrong shape or
+    layout, each in one line that names kernel, argument, what was expected and what came. Safe to call from
+    many threads.
     """
     spec = SPECS[name]
     accepted: set[tuple[object, ...]] = set()
@@ -57,7 +58,8 @@ def checked(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _source(spec: Spec) -> str:
-    convert = {"float": "float({0})", "int": "int({0})", "flag": "bool({0})", "float dtype": "float_dtype({0})"}
+    convert = {"float": "float({0})", "int": "int({0})", "flag": "bool({0})"}
+    convert["float dtype"] = "float_dtype({0})"
     default = {"flag": "=False", "float dtype": "='float32'"}
     return _CHECKED.format(
         name=spec.name,

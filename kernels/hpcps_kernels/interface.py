@@ -1,4 +1,4 @@
-"""What every back end offers: the types of the kernels, the table that holds them, and the values text kernels give."""
+"""What every back end offers: the types of the kernels, the table that holds them, and what text becomes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SparseRows(NamedTuple):
 
 
 class ParseError(ValueError):
-    """Malformed text: `line` within the data and byte `column` are counted from 1, `kind` is one of `KINDS`."""
+    """Malformed text; `line` (in the data) and byte `column` count from 1, `kind` is an index of `KINDS`."""
 
     KINDS = (
         "",
@@ -121,9 +121,7 @@ class Adam(Protocol):
 
 
 class Gather(Protocol):
-    def __call__(
-        self, out: Array, source: Array, index: Array, shift: Array, scale: Array, /
-    ) -> None: ...
+    def __call__(self, out: Array, source: Array, index: Array, shift: Array, scale: Array, /) -> None: ...
 
 
 class GatherCsr(Protocol):

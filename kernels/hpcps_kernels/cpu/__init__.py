@@ -1,1 +1,1 @@
-"""The kernels compiled for this CPU by Numba; what each does stands in `reference`, under the same file names."""
+"""The kernels compiled for this CPU by Numba; what each does stands in `reference`, file by file."""

@@ -1,8 +1,8 @@
 """Every compiler option, and compiled code on disk, shared by all ranks of a machine.
 
-Numba's own cache keeps one index a function, which two processes may overwrite for each other. Here each compiled
-signature is one file, put in place by a rename, so that no reader sees half of it; its first line is a checksum. A file
-lock makes the processes that start together compile each kernel once.
+Numba's own cache keeps one index a function, which two processes may overwrite for each other. Here each
+compiled signature is one file, put in place by a rename, so that no reader sees half of it; its first line is
+a checksum. A file lock makes the processes that start together compile each kernel once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import os
 import pickle
 import time
+import uuid
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -19,16 +20,17 @@ from typing import Any
 
 import numba
 from numba.core.compiler import CompileResult
-from numba.core.runtime import rtsys
+from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 
 from hpcps_kernels.cache import cache_folder
 
 Function = Callable[..., Any]
 
-OPTIONS = {"nogil": True, "error_model": "numpy"}
-# Sums in any order, fused multiply-add, no care for the sign of zero. Never nnan or ninf: a nan must reach the loss.
-REORDERED = frozenset({"reassoc", "contract", "nsz"})
+# No fastmath, nowhere: floating point is computed as it is written, so that a nan reaches the loss, an update
+# gives the same bits for any slice, and the order of a sum does not depend on the compiler. Where sums are to
+# be fast, their order is written out (_tiles.py).
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
 
 LOCK_TIMEOUT_S = 60.0
 LOCK_POLL_S = 0.02
@@ -37,34 +39,19 @@ KERNELS: dict[str, Any] = {}  # every compiled entry point by name, for whoever 
 
 
 def kernel(function: Function) -> Function:
-    """Compile on first call, strictly as written in floating point; kept on disk."""
-    return _kernel(function, frozenset())
-
-
-def reordered_kernel(function: Function) -> Function:
-    """Compile on first call; sums may be reordered and products fused; kept on disk."""
-    return _kernel(function, REORDERED)
-
-
-def part(function: Function) -> Function:
-    """A function that kernels of the same file call, strict; compiled as part of them."""
-    compiled: Function = numba.njit(**OPTIONS)(function)
-    return compiled
-
-
-def reordered_part(function: Function) -> Function:
-    """A function that reordered kernels call; compiled as part of them."""
-    compiled: Function = numba.njit(fastmath=set(REORDERED), **OPTIONS)(function)
-    return compiled
-
-
-def _kernel(function: Function, fastmath: frozenset[str]) -> Function:
-    dispatcher = numba.njit(fastmath=set(fastmath), **OPTIONS)(function)
+    """Compile on the first call with each signature; kept on disk."""
+    dispatcher = numba.njit(**OPTIONS)(function)
     folder = _folder()
     if folder is not None:
         dispatcher._cache = CodeOnDisk(function.__name__, folder)
     KERNELS[function.__name__] = dispatcher
     compiled: Function = dispatcher
+    return compiled
+
+
+def part(function: Function) -> Function:
+    """A function that kernels call; compiled as part of them."""
+    compiled: Function = numba.njit(**OPTIONS)(function)
     return compiled
 
 
@@ -74,7 +61,7 @@ def _folder() -> Path | None:
 
 
 class CodeOnDisk:
-    """The compiled signatures of one kernel, in the place of Numba's cache; Numba calls it under its own lock."""
+    """The compiled signatures of one kernel, in the place of Numba's cache; called under Numba's lock."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.cache_path = name, folder
@@ -98,7 +85,8 @@ class CodeOnDisk:
     def save_overload(self, signature: Any, result: Any) -> None:
         try:
             if not result.library.has_dynamic_globals:
-                _write(self._path(signature, result.codegen), dumps(result._reduce()))
+                payload = dumps(result._reduce())  # type: ignore[no-untyped-call]
+                _write(self._path(signature, result.codegen), payload)
         except OSError:
             pass  # a full or vanished disk costs the next process a compilation, and this one nothing
         finally:
@@ -121,7 +109,7 @@ def _read(path: Path, target: Any) -> Any:
         checksum, _, payload = path.read_bytes().partition(b"\n")
         if checksum != sha256(payload).hexdigest().encode():
             return None
-        return CompileResult._rebuild(target, *pickle.loads(payload))
+        return CompileResult._rebuild(target, *pickle.loads(payload))  # type: ignore[no-untyped-call]
     except FileNotFoundError:
         return None
     except Exception:  # damaged or foreign: as good as not there, and compiling writes it anew
@@ -129,13 +117,13 @@ def _read(path: Path, target: Any) -> Any:
 
 
 def _write(path: Path, payload: bytes) -> None:
-    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
     unfinished.write_bytes(sha256(payload).hexdigest().encode() + b"\n" + payload)
     unfinished.replace(path)
 
 
 def _locked(path: Path) -> int:
-    """An open file that holds the lock until closed; -1 where locks do not work or are not to be had in time."""
+    """An open file that holds the lock until closed; -1 where locks do not work or none comes in time."""
     deadline = time.monotonic() + LOCK_TIMEOUT_S
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,20 +1,22 @@
-"""The inner loops of matrix products, with explicit vectors: ROWS samples by some classes, along the features.
+"""The inner loops of matrix products, with explicit vectors: ROWS samples by some classes, along the
+features.
 
-A tile keeps its sums (or its factors) in vector registers, so that every load feeds several multiply-adds. LLVM's own
-vectoriser will not do that: it does not block over samples and classes, it gives up on a loop with this many stores,
-and it halves the vectors on CPUs that have 512 bits. The order of each sum is fixed, wherever the arrays lie.
+A tile keeps its sums (or its factors) in vector registers, so that every load feeds several multiply-adds.
+LLVM's own vectoriser will not do that: it does not block over samples and classes, it gives up on a loop with
+this many stores, and it halves the vectors on CPUs that have 512 bits. The order of each sum is fixed,
+wherever the arrays lie.
 
-Rows and classes past the end are clamped to the last one: they compute the same value again and store it in the same
-place, so that no smaller tiles are needed. `add_products` clamps classes only; residuals of samples that do not exist
-must be 0.
+Rows and classes past the end are clamped to the last one: they compute the same value again and store it in
+the same place, so that no smaller tiles are needed. `add_products` clamps classes only; residuals of samples
+that do not exist must be 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import llvmlite.binding as llvm
+import llvmlite.binding as llvm  # type: ignore[import-untyped]
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -49,6 +51,10 @@ class _Loop:
     def constant(self, value: int) -> Value:
         return ir.Constant(self.index, value)
 
+    def slot(self, shape: Any) -> Value:
+        """A variable, which LLVM turns into a register."""
+        return cgutils.alloca_once(self.builder, shape)  # type: ignore[no-untyped-call]
+
     def clamped(self, first: Value, offset: int, end: Value) -> Value:
         """min(first + offset, end - 1)."""
         last = self.builder.sub(end, self.constant(1))
@@ -67,7 +73,8 @@ class _Loop:
         middle = self.builder.add(lo, whole)
         for start, stop, step in ((lo, middle, lanes), (middle, hi, 1)):
             shape = ir.VectorType(self.scalar, lanes) if step > 1 else self.scalar
-            with cgutils.for_range_slice(self.builder, start, stop, self.constant(step), self.index) as (d, _):
+            each = cgutils.for_range_slice(self.builder, start, stop, self.constant(step), self.index)
+            with each as (d, _):
                 body(d, shape)
 
     def at(self, row: Value, d: Value, shape: Any) -> Value:
@@ -84,14 +91,15 @@ class _Loop:
             return value
         zero = ir.Constant(ir.IntType(32), 0)
         single = self.builder.insert_element(ir.Constant(shape, ir.Undefined), value, zero)
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), shape.count), [0] * shape.count)
-        return self.builder.shuffle_vector(single, ir.Constant(shape, ir.Undefined), mask)
+        return self.builder.shuffle_vector(single, single, _indices([0] * shape.count))
 
     def multiply_add(self, x: Value, y: Value, total: Value) -> Value:
         name = self.scalar.intrinsic_name
         name = name if x.type is self.scalar else f"v{x.type.count}{name}"
         kind = ir.FunctionType(x.type, [x.type] * 3)
-        function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.fmuladd.{name}")
+        function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
+            self.builder.module, kind, f"llvm.fmuladd.{name}"
+        )
         return self.builder.call(function, [x, y, total])
 
     def total(self, vector: Value) -> Value:
@@ -99,18 +107,17 @@ class _Loop:
         lanes = vector.type.count
         while lanes > 1:
             lanes //= 2
-            halves = [
-                self.builder.shuffle_vector(
-                    vector, vector, ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(range(low, low + lanes)))
-                )
-                for low in (0, lanes)
-            ]
-            vector = self.builder.fadd(*halves)
+            masks = [_indices(range(lanes)), _indices(range(lanes, 2 * lanes))]
+            vector = self.builder.fadd(*[self.builder.shuffle_vector(vector, vector, m) for m in masks])
         return self.builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
 
+def _indices(lanes: Sequence[int]) -> Value:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
+
+
 def _tile(build: Callable[..., None], rows: int, classes: int) -> Any:
-    """An intrinsic over three matrices and (i, k, lo, hi): the tile's first sample and class, and its features."""
+    """An intrinsic over three matrices and (i, k, lo, hi): first sample, first class, range of features."""
 
     def typed(typing_context: Any, a: Any, b: Any, c: Any, i: Any, k: Any, lo: Any, hi: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -119,7 +126,7 @@ def _tile(build: Callable[..., None], rows: int, classes: int) -> Any:
                 context.make_array(t)(context, builder, value)
                 for t, value in zip(signature.args[:3], arguments[:3], strict=True)
             ]
-            build(loop, *matrices, *arguments[3:], rows, classes)
+            build(loop, matrices, arguments[3:], rows, classes)
             return context.get_dummy_value()
 
         return types.void(a, b, c, *[types.intp] * 4), generate
@@ -127,10 +134,10 @@ def _tile(build: Callable[..., None], rows: int, classes: int) -> Any:
     return intrinsic(typed)
 
 
-def _add_scores(
-    loop: _Loop, scores: Any, samples: Any, weight: Any, i: Value, k: Value, lo: Value, hi: Value, rows: int, classes: int
-) -> None:
+def _add_scores(loop: _Loop, matrices: list[Any], place: list[Value], rows: int, classes: int) -> None:
     """scores[i + a, k + b] += samples[i + a, lo:hi] · weight[k + b, lo:hi]."""
+    scores, samples, weight = matrices
+    i, k, lo, hi = place
     builder = loop.builder
     n, count = builder.extract_value(samples.shape, 0), builder.extract_value(weight.shape, 0)
     lines = [loop.clamped(i, a, n) for a in range(rows)]
@@ -139,7 +146,7 @@ def _add_scores(
     ws = [loop.row(weight, column) for column in columns]
     places = [builder.gep(loop.row(scores, line), [column]) for line in lines for column in columns]
     vector = ir.VectorType(loop.scalar, VECTOR_BYTES // loop.size)
-    sums = {s: [cgutils.alloca_once(builder, s) for _ in places] for s in (vector, loop.scalar)}
+    sums = {s: [loop.slot(s) for _ in places] for s in (vector, loop.scalar)}
     for slot in sums[vector]:
         builder.store(ir.Constant(vector, None), slot)
     for slot, place in zip(sums[loop.scalar], places, strict=True):
@@ -155,10 +162,10 @@ def _add_scores(
         builder.store(builder.fadd(builder.load(narrow), loop.total(builder.load(wide))), place)
 
 
-def _add_products(
-    loop: _Loop, gradient: Any, residual: Any, samples: Any, i: Value, k: Value, lo: Value, hi: Value, rows: int, classes: int
-) -> None:
+def _add_products(loop: _Loop, matrices: list[Any], place: list[Value], rows: int, classes: int) -> None:
     """gradient[k + b, lo:hi] += sum over a of residual[i + a, k + b] * samples[i + a, lo:hi]."""
+    gradient, residual, samples = matrices
+    i, k, lo, hi = place
     builder = loop.builder
     n, count = builder.extract_value(samples.shape, 0), builder.extract_value(gradient.shape, 0)
     columns = [loop.clamped(k, b, count) for b in range(classes)]

@@ -46,7 +46,8 @@ def softmax_loss_gradient(
 @part
 def _scores_of(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
     for i in range(scores.shape[0]):
-        scores[i] = bias
+        for k in range(scores.shape[1]):
+            scores[i, k] = bias[k]
     for lo in range(0, samples.shape[1], PANEL):
         hi = min(lo + PANEL, samples.shape[1])
         for k in range(0, weight.shape[0], CLASSES):
@@ -166,7 +167,9 @@ def _single_scores(scores: Array, samples: Array, weight: Array, bias: Array) ->
 
 
 @part
-def _add_single_gradient(weight_gradient: Array, bias_gradient: Array, residual: Array, samples: Array) -> None:
+def _add_single_gradient(
+    weight_gradient: Array, bias_gradient: Array, residual: Array, samples: Array
+) -> None:
     n, row = samples.shape[0], weight_gradient.reshape(1, weight_gradient.shape[0])
     column = residual.reshape(residual.shape[0], 1)
     for i in range(n):

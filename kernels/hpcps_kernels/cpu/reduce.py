@@ -23,7 +23,8 @@ def max_abs(x: Array) -> float:
 
 @kernel
 def max_magnitude(out: Array, bits: Array) -> None:
-    # Without their sign, floats sort as the integers of the same bits, inf above all numbers and nan above inf.
+    # Without their sign, floats sort as the integers of the same bits, inf above all numbers and nan above
+    # inf.
     magnitude = out.dtype.type(np.iinfo(out.dtype).max)
     largest = out[0]
     for i in range(bits.shape[0]):

@@ -1,4 +1,4 @@
-"""libsvm text to sparse rows, in two compiled passes: one counts the bytes that end a line or an entry, one reads."""
+"""libsvm text to sparse rows in two compiled passes: one counts line ends and colons, one reads."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hpcps_kernels.interface import Array, ParseError, SparseRows
 BAD_LABEL, BAD_ENTRY, INDEX_RANGE, INDEX_ORDER, BAD_VALUE = range(1, 6)
 INT32_MAX = 2**31 - 1
 NEWLINE, HASH, COLON, PLUS, MINUS, POINT, ZERO = (ord(c) for c in "\n#:+-.0")
+NAN, INFINITY = np.array([*b"nan"], np.uint8), np.array([*b"infinity"], np.uint8)
 DIGITS_KEPT = 19  # as many as surely fit 64 bits
 EXPONENT_CAP = 100_000
 POWERS = 345  # beyond 10^±345 a mantissa of 19 digits is 0 or inf
@@ -62,7 +63,7 @@ def count_marks(data: Array) -> tuple[int, int]:
 def read_libsvm(
     labels: Array, indptr: Array, indices: Array, values: Array, data: Array, base: int
 ) -> tuple[int, int, int, int]:
-    """Fill the arrays; (samples, 0, 0, 0), or (samples, line, column, kind) of the first thing that is wrong."""
+    """Fill the arrays; (samples, 0, 0, 0), or (samples, line, column, kind) of the first fault."""
     samples, entries, line, at = 0, 0, 0, 0
     while at < data.shape[0]:
         line, begin, last, labelled = line + 1, at, -1, False
@@ -128,9 +129,9 @@ def _entry(data: Array, start: int, end: int, base: int, last: int) -> tuple[int
     """(kind of what is wrong, index from 0, value) of INDEX:VALUE."""
     at, index = start, 0
     while at < end and _is_digit(data[at]):
-        index = min(index * 10 + (np.int64(data[at]) - ZERO), 2 * INT32_MAX)
+        index = min(index * 10 + int(data[at] - ZERO), 2 * INT32_MAX)
         at += 1
-    if at == start or at == end or data[at] != COLON:
+    if at in (start, end) or data[at] != COLON:
         return BAD_ENTRY, last, 0.0
     index -= base
     if index < 0 or index > INT32_MAX:
@@ -153,8 +154,7 @@ def _number(data: Array, start: int, end: int) -> tuple[bool, float]:
     negative = at < end and data[at] == MINUS
     if at < end and (data[at] == MINUS or data[at] == PLUS):
         at += 1
-    mantissa, exponent, kept, digits = np.uint64(0), 0, 0, 0
-    fraction = False
+    mantissa, exponent, kept, digits, fraction = np.uint64(0), 0, 0, 0, False
     while at < end and (_is_digit(data[at]) or (data[at] == POINT and not fraction)):
         if data[at] == POINT:
             fraction = True
@@ -162,7 +162,7 @@ def _number(data: Array, start: int, end: int) -> tuple[bool, float]:
             digits += 1
             if kept < DIGITS_KEPT:
                 mantissa = mantissa * np.uint64(10) + np.uint64(data[at] - ZERO)
-                kept += mantissa > 0
+                kept += int(mantissa > 0)
                 exponent -= fraction
             else:
                 exponent += not fraction
@@ -186,7 +186,7 @@ def _exponent(data: Array, at: int, end: int) -> tuple[bool, int]:
         at += 1
     value, start = 0, at
     while at < end and _is_digit(data[at]):
-        value = min(value * 10 + (np.int64(data[at]) - ZERO), EXPONENT_CAP)
+        value = min(value * 10 + int(data[at] - ZERO), EXPONENT_CAP)
         at += 1
     return at == end and at > start, -value if negative else value
 
@@ -194,38 +194,38 @@ def _exponent(data: Array, at: int, end: int) -> tuple[bool, int]:
 @part
 def _word(data: Array, at: int, end: int) -> tuple[bool, float]:
     """inf, infinity or nan, in any case."""
-    if _spells(data, at, end, b"nan"):
+    if end - at == 3 and _spells(data, at, NAN):
         return True, math.nan
-    return _spells(data, at, end, b"inf") or _spells(data, at, end, b"infinity"), math.inf
+    return (end - at == 3 or end - at == 8) and _spells(data, at, INFINITY[: end - at]), math.inf
 
 
 @part
-def _spells(data: Array, at: int, end: int, word: bytes) -> bool:
-    if end - at != len(word):
-        return False
-    for i in range(len(word)):
-        if data[at + i] | 32 != word[i]:
-            return False
-    return True
+def _spells(data: Array, at: int, word: Array) -> bool:
+    same = True
+    for i in range(word.shape[0]):
+        same &= data[at + i] | 32 == word[i]
+    return same
 
 
 @part
 def _scaled(mantissa: int, exponent: int) -> float:
-    """mantissa * 10^exponent, exact in its fast case and else within 0.51 ulp (1 ulp where the result is subnormal)."""
+    """mantissa * 10^exponent: the nearest float64 in the fast case, else within 1 ulp (0.51 if normal)."""
     if mantissa == 0 or exponent < -POWERS:
         return 0.0
     if exponent > POWERS:
         return math.inf
     if mantissa < 2**53 and -22 <= exponent <= 22:
         exact = np.float64(mantissa)
-        return exact * EXACT[exponent] if exponent >= 0 else exact / EXACT[-exponent]
-    # (m1 + m2) * (high + low) with an error term of about 2^-104 (Dekker 1971), then scaled by a power of two.
+        return float(exact * EXACT[exponent] if exponent >= 0 else exact / EXACT[-exponent])
+    # (m1 + m2) * (high + low) with an error term of about 2^-104 (Dekker 1971), then scaled by a power of
+    # two.
     lower = mantissa & np.uint64(2047)
     m1, m2 = np.float64(mantissa - lower), np.float64(lower)
     high, low = HIGH[exponent + POWERS], LOW[exponent + POWERS]
     product = m1 * high
     rest = _product_error(m1, high, product) + (m1 * low + m2 * high)
-    return math.ldexp(product + rest, EXPONENT[exponent + POWERS])
+    nearest: float = math.ldexp(product + rest, EXPONENT[exponent + POWERS])
+    return nearest
 
 
 @part

@@ -64,7 +64,18 @@ def adam(
 ) -> None:
     rate, root = learning_rate / (1 - beta1**step), (1 - beta2**step) ** 0.5
     adam_pass(
-        params, first, second, gradient, rate, root, beta1, 1 - beta1, beta2, 1 - beta2, epsilon, gradient_scale
+        params,
+        first,
+        second,
+        gradient,
+        rate,
+        root,
+        beta1,
+        1 - beta1,
+        beta2,
+        1 - beta2,
+        epsilon,
+        gradient_scale,
     )
 
 

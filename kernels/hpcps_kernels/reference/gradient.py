@@ -13,7 +13,8 @@ from hpcps_kernels.interface import Array
 def linear_loss_gradient(
     weight_gradient: Array, bias_gradient: Array, samples: Array, labels: Array, weight: Array, bias: Array
 ) -> float:
-    """Half the squared error of samples @ weight + bias, summed; overwrites weight_gradient and bias_gradient.
+    """Half the squared error of samples @ weight + bias, summed; overwrites weight_gradient and
+    bias_gradient.
 
     weight_gradient, weight (D,) F; bias_gradient, bias (1,) F; samples (n, D) F; labels (n,) F.
     loss = sum (s - y)^2 / 2, d loss / d s = s - y (Bishop 2006, eq. 3.12).
@@ -28,7 +29,8 @@ def linear_loss_gradient(
 def logistic_loss_gradient(
     weight_gradient: Array, bias_gradient: Array, samples: Array, labels: Array, weight: Array, bias: Array
 ) -> float:
-    """Binary cross-entropy of sigmoid(samples @ weight + bias), summed; overwrites weight_gradient, bias_gradient.
+    """Binary cross-entropy of sigmoid(samples @ weight + bias), summed; overwrites weight_gradient,
+    bias_gradient.
 
     weight_gradient, weight (D,) F; bias_gradient, bias (1,) F; samples (n, D) F; labels (n,) int64, 0 or 1.
     d loss / d s = sigmoid(s) - y (Bishop 2006, eq. 4.91). Raises ValueError for any other label.
@@ -46,10 +48,12 @@ def logistic_loss_gradient(
 def softmax_loss_gradient(
     weight_gradient: Array, bias_gradient: Array, samples: Array, labels: Array, weight: Array, bias: Array
 ) -> float:
-    """Cross-entropy of softmax(samples @ weight.T + bias), summed; overwrites weight_gradient and bias_gradient.
+    """Cross-entropy of softmax(samples @ weight.T + bias), summed; overwrites weight_gradient and
+    bias_gradient.
 
-    weight_gradient, weight (K, D) F; bias_gradient, bias (K,) F; samples (n, D) F; labels (n,) int64 in 0..K-1.
-    d loss / d s_k = softmax(s)_k - [y = k] (Bishop 2006, eq. 4.109). Raises ValueError for a label out of range.
+    weight_gradient, weight (K, D) F; bias_gradient, bias (K,) F; samples (n, D) F; labels (n,) int64 in
+    0..K-1. d loss / d s_k = softmax(s)_k - [y = k] (Bishop 2006, eq. 4.109). Raises ValueError for a label
+    out of range.
     """
     scores = samples @ weight.T + bias
     loss = softmax_loss(scores, labels)
@@ -67,7 +71,7 @@ def linear_scores(scores: Array, samples: Array, weight: Array, bias: Array) -> 
 
 
 def softmax_scores(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
-    """scores = samples @ weight.T + bias, before any softmax; scores (n, K), weight (K, D), bias (K,), all F."""
+    """scores = samples @ weight.T + bias, without softmax; scores (n, K), weight (K, D), bias (K,), all F."""
     scores[:] = samples @ weight.T + bias
 
 
@@ -102,4 +106,5 @@ def softmax_loss(scores: Array, labels: Array) -> float:
 
 
 def _row_max(scores: Array) -> Array:
-    return np.max(scores, axis=1, keepdims=True, initial=-np.inf)
+    largest: Array = np.max(scores, axis=1, keepdims=True, initial=-np.inf)
+    return largest

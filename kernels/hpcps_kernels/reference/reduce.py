@@ -1,4 +1,4 @@
-"""Sums and maxima of flat buffers, in floating point and in fixed point, where the order of a sum does not matter."""
+"""Sums and maxima of flat buffers, in floating point and in fixed point, where a sum may take any order."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ def add_into(out: Array, x: Array) -> None:
 
 
 def max_abs(x: Array) -> float:
-    """The largest magnitude in x (n,) F: 0 where x is empty, inf where x holds one, nan where x holds any nan."""
+    """The largest magnitude in x (n,) F: 0 where x is empty, inf if it holds one, nan if it holds any."""
     return float(np.max(np.abs(x), initial=0.0))
 
 
 def add_fixed(out: Array, x: Array, scale: float) -> None:
-    """out += rint(x * scale), the product and its rounding (half to even) in float64; out (n,) int64, x (n,) F.
+    """out += rint(x * scale), the product and its rounding (half to even) in float64; out (n,) int64, x (n,)
+    F.
 
     The caller chooses scale so that nothing leaves int64.
     """

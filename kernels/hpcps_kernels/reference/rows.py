@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-
-
 from hpcps_kernels.interface import Array
 
 
@@ -20,11 +18,12 @@ def gather(out: Array, source: Array, index: Array, shift: Array, scale: Array) 
 def gather_csr(
     out: Array, indptr: Array, indices: Array, values: Array, index: Array, shift: Array, scale: Array
 ) -> None:
-    """out[i] = (row index[i] of a sparse matrix - shift) * scale in F, absent entries being 0; overwrites out.
+    """out[i] = (row index[i] of a sparse matrix - shift) * scale in F, absent entries being 0; overwrites
+    out.
 
-    out (m, D) F; indptr (N + 1,) int64; indices (nnz,) int32 in 0..D-1; values (nnz,) float32 or float64; index (m,)
-    int64; shift, scale (D,) F. Raises IndexError for an index outside 0..N-1, or for a row whose entries lie outside
-    the arrays. Where a row names a column twice the later value counts.
+    out (m, D) F; indptr (N + 1,) int64; indices (nnz,) int32 in 0..D-1; values (nnz,) float32 or float64;
+    index (m,) int64; shift, scale (D,) F. Raises IndexError for an index outside 0..N-1, or for a row whose
+    entries lie outside the arrays. Where a row names a column twice the later value counts.
     """
     _check_index(index, len(indptr) - 1)
     for row, i in zip(out, index, strict=True):
@@ -40,5 +39,3 @@ def gather_csr(
 def _check_index(index: Array, rows: int) -> None:
     if ((index < 0) | (index >= rows)).any():
         raise IndexError("gather: an index is outside 0..N-1")
-
-

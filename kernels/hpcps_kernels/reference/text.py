@@ -1,7 +1,8 @@
 """libsvm text (`LABEL INDEX:VALUE INDEX:VALUE … # comment`, a sample a line) to sparse rows.
 
-Blank lines and `qid:` tokens are skipped. A token is a run of bytes with no blank in it; an error names the column at
-which its token starts. Numbers are decimal, with sign, fraction and exponent, or inf, infinity, nan in any case.
+Blank lines and `qid:` tokens are skipped. A token is a run of bytes with no blank in it; an error names the
+column at which its token starts. Numbers are decimal, with sign, fraction and exponent, or inf, infinity, nan
+in any case.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ _NUMBER = re.compile(rb"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity|nan)", 
 def parse_libsvm(data: Array, zero_based: bool = False, dtype: DTypeLike = np.float32) -> SparseRows:
     """The samples of whole lines of libsvm text; data (bytes,) uint8, dtype the values', float32 or float64.
 
-    Indices in the text count from 1, or from 0 where zero_based. Labels and values are the nearest float64 (values
-    are then rounded to dtype); other back ends may be 1 ulp of float64 away. Raises ParseError with the place.
+    Indices in the text count from 1, or from 0 where zero_based. Labels and values are the nearest float64
+    (values are then rounded to dtype); other back ends may be 1 ulp of float64 away. Raises ParseError with
+    the place.
     """
     labels: list[float] = []
     indptr, indices, values = [0], list[int](), list[float]()

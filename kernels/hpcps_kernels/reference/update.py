@@ -1,7 +1,7 @@
 """Optimiser steps over flat buffers, in place; every array is (n,) of one dtype F.
 
-The gradient is multiplied by gradient_scale first (1 / batch, say, where it is a sum). Hyper-parameters are rounded to
-F, and an element's result never depends on which slice of a buffer a call covers.
+The gradient is multiplied by gradient_scale first (1 / batch, say, where it is a sum). Hyper-parameters are
+rounded to F, and an element's result never depends on which slice of a buffer a call covers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def momentum(
     momentum: float,
     gradient_scale: float,
 ) -> None:
-    """velocity = momentum * velocity + gradient; params -= learning_rate * velocity (Polyak 1964, as PyTorch)."""
+    """velocity = momentum * velocity + g; params -= learning_rate * velocity (Polyak 1964, as PyTorch)."""
     to = params.dtype.type
     velocity[:] = to(momentum) * velocity + gradient * to(gradient_scale)
     params -= to(learning_rate) * velocity

@@ -1,0 +1,117 @@
+"""``hpcps doctor``: what hpcps runs on, and what will hurt."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Sequence
+
+import hpcps_kernels
+
+from hpcps import launch, machine
+from hpcps.comm import launcher
+from hpcps.comm.together import Together
+from hpcps.comm.transport import Transport
+from hpcps.errors import ConfigError
+from hpcps.machine import Seat
+
+PACKAGES = ("hpcps", "numpy", "numba", "mpi4py", "msgspec", "safetensors")
+
+
+def run() -> int:
+    """Print the findings, on the first rank. Returns 0, also if there are warnings."""
+    transport = launch.world()
+    together = Together(transport)
+    seats = machine.seats(together, transport.node)
+    if transport.rank == 0:
+        lines = [*software(), *mpi(transport), *ranks(seats), gpu(), cache()]
+        for label, text in lines:
+            print(f"{label:<12}{text}")
+        for warning in warnings(seats):
+            print(f"warning: {warning}")
+        sys.stdout.flush()
+    transport.barrier()
+    return 0
+
+
+def software() -> list[tuple[str, str]]:
+    """Versions."""
+    system = f"Python {platform.python_version()}, {platform.system()} {platform.release()} {platform.machine()}"
+    return [("system", system), ("packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES))]
+
+
+def mpi(transport: Transport) -> list[tuple[str, str]]:
+    """The MPI library and its thread level, without starting MPI where no launcher has."""
+    told = launcher.launched(os.environ)
+    if launch.mpi_is_running():
+        from hpcps.comm import mpi as over_mpi
+
+        text = f"{over_mpi.library_name()}, thread level {over_mpi.thread_level()}"
+        return [("MPI", text), ("launcher", told.name if told else "none")]
+    return [("MPI", _mpi_at_rest()), ("launcher", "none: --ranks N starts ranks")]
+
+
+def ranks(seats: Sequence[Seat]) -> list[tuple[str, str]]:
+    """Ranks, nodes, and the cores of each rank."""
+    lines = [("ranks", f"{len(seats)} on {machine.nodes(seats)} node(s)")]
+    for seat in seats[:16]:
+        threads = machine.threads(seats, seat.rank)
+        cores = ",".join(map(str, seat.cores))
+        lines.append((f"  rank {seat.rank}", f"{seat.node}, may use cores {cores}: {threads} thread(s)"))
+    if len(seats) > 16:
+        lines.append(("", f"and {len(seats) - 16} more"))
+    return lines
+
+
+def gpu() -> tuple[str, str]:
+    """The GPUs, or why there is none. This version computes on CPUs."""
+    try:
+        import cupy
+    except ImportError:
+        return "GPU", "none used: cupy is not installed, and this version has no GPU kernels"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return "GPU", f"none: {error}"
+    return "GPU", f"{count} seen; this version has no GPU kernels and does not use them"
+
+
+def cache() -> tuple[str, str]:
+    """Where compiled kernels are kept."""
+    found = hpcps_kernels.cache_folder()
+    if found.folder is None:
+        return "JIT cache", f"none ({found.reason})"
+    return "JIT cache", f"{found.folder}" + (f" (not {found.reason})" if found.reason else "")
+
+
+def warnings(seats: Sequence[Seat]) -> list[str]:
+    """What will hurt."""
+    found = []
+    for node in sorted({seat.node for seat in seats}):
+        near = [seat for seat in seats if seat.node == node]
+        if machine.crowded(seats, near[0].rank):
+            cores = len({core for seat in near for core in seat.cores})
+            found.append(f"{len(near)} ranks share {cores} core(s) of {node}: start fewer, or bind them apart")
+    if hpcps_kernels.cache_folder().folder is None:
+        found.append("kernels are compiled anew in every process; set HPCPS_CACHE_DIR to a folder that can be written")
+    return found
+
+
+def _mpi_at_rest() -> str:
+    from hpcps import starter
+
+    try:
+        found = starter.find()
+    except ConfigError as error:
+        return str(error)
+    library = starter.probe_library()
+    return f"{library}, started by {found.program}" if found else "none: ranks run as threads of one process"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"

@@ -1,0 +1,118 @@
+"""Uses a finished run: measure it on held-out samples, predict with it. One process, no ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import hpcps_kernels
+import numpy as np
+
+from hpcps import config, data, models, report
+from hpcps.config import Config
+from hpcps.data import Alone, Block
+from hpcps.errors import ConfigError, ModelError
+from hpcps.models import Model
+from hpcps.run_folder import CONFIG, Trained, read_model, read_summary
+from hpcps.worker import EVALUATION_SAMPLES, Loader
+from hpcps.worker import evaluate as score_of
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run, ready to be used."""
+
+    config: Config
+    trained: Trained
+    model: Model
+
+    def loader(self, block: Block) -> Loader:
+        """How a block's samples become the model's input."""
+        trained = self.trained
+        dtype = self.config.train.dtype
+        kernels = hpcps_kernels.load("cpu")
+        return Loader(block, trained.features, trained.shift, trained.scale, dtype, kernels)
+
+
+def read(folder: Path) -> Finished:
+    """The finished run in ``folder``. Raises DataError or ModelError naming what is missing or damaged."""
+    read_summary(folder)
+    told = config.read(folder / CONFIG)
+    trained = read_model(folder)
+    classes = 0 if trained.classes is None else len(trained.classes)
+    model = models.make(told.model, trained.features, classes, told.train.dtype, hpcps_kernels.load("cpu"))
+    return Finished(told, trained, model)
+
+
+def evaluate(folder: Path, source: str | None = None) -> dict[str, float]:
+    """Mean loss and quality of the run in ``folder`` on ``source``, or on the samples that the run itself held out.
+
+    Raises DataError, ModelError, and ConfigError where nothing was held out.
+    """
+    run = read(folder)
+    blocks = [_read_samples(run, source, with_labels=True)] if source else _held_out(run)
+    count = sum(len(block) for block in blocks)
+    if not count:
+        raise ConfigError(f"{folder}: the run held no samples out; give --input FILE")
+    scores = [score_of(run.model, run.trained.params, block, run.loader(block)) for block in blocks]
+    total = replace(scores[0], loss=sum(score.loss for score in scores), quality=sum(score.quality for score in scores))
+    return report.measures(run.model, total, count).said()
+
+
+def predict(folder: Path, source: str) -> Array:
+    """The predictions of the run in ``folder`` for the samples of ``source``: original labels, int64 (n,), of a
+    classifier; floats of a regression. Raises DataError, ModelError."""
+    run = read(folder)
+    if not run.model.can_predict:
+        raise ModelError(f"{run.config.model.kind}: cannot predict; name a function of its file in model.scores")
+    block = _read_samples(run, source, with_labels=False)
+    load = run.loader(block)
+    found = []
+    for start in range(0, len(block), EVALUATION_SAMPLES):
+        batch = load.buffers(min(EVALUATION_SAMPLES, len(block) - start))
+        load.load(batch, np.arange(start, start + len(batch.labels)))
+        found.append(models.predict(run.model.task, run.model.scores(run.trained.params, batch.samples)))
+    predicted = np.concatenate(found)
+    return predicted if run.trained.classes is None else run.trained.classes[predicted]
+
+
+def as_lines(predictions: Array) -> str:
+    """One prediction a line."""
+    return "".join(f"{value}\n" for value in predictions.tolist())
+
+
+def _read_samples(run: Finished, source: str, with_labels: bool) -> Block:
+    options = replace_path(run.config, source)
+    trained = run.trained
+    return data.load_samples(
+        source, options, features=trained.features, classes=trained.classes, with_labels=with_labels
+    )
+
+
+def replace_path(told: Config, source: str) -> config.Data:
+    """The run's data options, for another file of whatever format."""
+    import msgspec
+
+    return msgspec.structs.replace(told.data, path=source, format="auto", labels="", test="", test_fraction=0.0)
+
+
+def _held_out(run: Finished) -> list[Block]:
+    """The run's own held-out samples, found as the run found them."""
+    from hpcps.comm.topology import chunk_bounds
+    from hpcps.run import TEST_BLOCKS, task
+
+    told = run.config
+    dataset = data.load_data(
+        told.data,
+        task=task(told),
+        cut=lambda count: [0, count],
+        owned=range(1),
+        cut_test=lambda count: chunk_bounds(count, TEST_BLOCKS),
+        owned_test=range(TEST_BLOCKS),
+        together=Alone(),
+        seed=told.train.seed,
+    )
+    return list(dataset.test.values())

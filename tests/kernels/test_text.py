@@ -1,0 +1,153 @@
+"""libsvm text: what is accepted, what is refused and where, and how exact the numbers are."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import struct
+
+import numpy as np
+import pytest
+from hpcps_kernels import Kernels, ParseError, SparseRows, load
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+REFERENCE, CPU = load("reference"), load("cpu")
+BACK_ENDS = [pytest.param(REFERENCE, id="reference"), pytest.param(CPU, id="cpu")]
+LABEL, ENTRY, RANGE, ORDER, VALUE = range(1, 6)
+
+
+def parse(kernels: Kernels, text: str | bytes, **options) -> SparseRows:
+    data = text.encode() if isinstance(text, str) else text
+    return kernels.parse_libsvm(np.frombuffer(data, np.uint8), **options)
+
+
+def same(a: SparseRows, b: SparseRows) -> None:
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y, strict=True)
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_file_with_everything_in_it(kernels: Kernels, dtype) -> None:
+    text = (
+        "# a comment: 1:2\r\n+1 1:0.5 3:-2e-3\t7:+4.\r\n\n  \t\n-1.5 qid:12 2:.25 # 9:9\n3\n"
+        "nan 1:inf 2:-INF 3:NaN 4:Infinity 2147483647:1E2"
+    )
+    rows = parse(kernels, text, dtype=dtype)
+    np.testing.assert_array_equal(rows.labels, [1, -1.5, 3, np.nan])
+    assert rows.indptr.tolist() == [0, 3, 4, 4, 9]
+    assert rows.indices.tolist() == [0, 2, 6, 1, 0, 1, 2, 3, 2147483646]
+    wanted = np.array([0.5, -2e-3, 4, 0.25, np.inf, -np.inf, np.nan, np.inf, 100], dtype)
+    np.testing.assert_array_equal(rows.values, wanted, strict=True)
+    assert [a.dtype for a in rows[:3]] == [np.float64, np.int64, np.int32]
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+@pytest.mark.parametrize("text", ["", "\n", "#", " \r\n\n# 1 2:3"])
+def test_no_samples(kernels: Kernels, text: str) -> None:
+    rows = parse(kernels, text)
+    assert [len(a) for a in rows] == [0, 1, 0, 0]
+    assert rows.indptr[0] == 0
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+def test_indices_may_count_from_zero(kernels: Kernels) -> None:
+    assert parse(kernels, "1 0:5 3:6 2147483647:1", zero_based=True).indices.tolist() == [0, 3, 2147483647]
+    with pytest.raises(ParseError, match="line 1, column 3: the index is outside the range of int32"):
+        parse(kernels, "1 0:5 3:6")
+    assert parse(kernels, "1 1:5 2147483648:6").indices.tolist() == [0, 2147483647]
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+@pytest.mark.parametrize(
+    ("text", "column", "kind"),
+    [
+        ("1:2 3:4", 1, LABEL),
+        ("  one 1:2", 3, LABEL),
+        ("1,2 1:2", 1, LABEL),
+        ("- 1:2", 1, LABEL),
+        ("1 2", 3, ENTRY),
+        ("1 :2", 3, ENTRY),
+        ("1 x:2", 3, ENTRY),
+        ("1 -3:2", 3, ENTRY),
+        ("1 1.5:2", 3, ENTRY),
+        ("1 1: 2", 3, VALUE),
+        ("1 1:2 \t 2147483649:2", 9, RANGE),
+        ("1 99999999999999999999999:2", 3, RANGE),
+        ("1 2:1 2:1", 7, ORDER),
+        ("1 2:1 1:1", 7, ORDER),
+        ("1 3:", 3, VALUE),
+        ("1 3:#", 3, VALUE),
+        *((f"1 3:{bad}", 3, VALUE) for bad in ("x", ".", "+", "1e", "1e+", "e5", "1.2.3", "--1", "in", "nano")),
+        *((f"1 3:{bad}", 3, VALUE) for bad in (".inf", "0x1", "1_0", "infinit", "1f", "٣", "\0", "1:2")),
+    ],
+)
+def test_a_fault_is_placed(kernels: Kernels, text: str, column: int, kind: int) -> None:
+    for before, after, line in (("", "", 1), ("0 1:1\n\n", "\n!", 3), ("#\r\n", "\r\n", 2)):
+        with pytest.raises(ParseError) as caught:
+            parse(kernels, before + text + after)
+        error = caught.value
+        assert (error.line, error.column, error.kind) == (line, column, kind)
+        assert str(error) == f"line {line}, column {column}: {error.reason}"
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def ulps(x: float, y: float) -> int:
+    """How many float64 lie between two of the same sign."""
+    a, b = (struct.unpack("<q", struct.pack("<d", abs(v)))[0] for v in (x, y))
+    assert math.copysign(1, x) == math.copysign(1, y)
+    return abs(a - b)
+
+
+HARD = [
+    "0", "-0", "0e999999999999", "1e22", "1e23", "9007199254740993", "123456789012345678901234567890e-10",
+    "1.7976931348623157e308", "1.7976931348623159e308", "2.2250738585072011e-308", "5e-324", "2e-324", "1e-400",
+    "1e400", "0." + "0" * 400 + "1e401", "1" + "0" * 400 + "e-400", "8.5e-309", "0.1e-345", "99e306",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HARD)
+def test_hard_numbers_are_within_one_ulp(text: str) -> None:
+    got = parse(CPU, f"{text} 1:{text}", dtype=np.float64)
+    assert ulps(float(got.labels[0]), float(text)) <= 1
+    assert got.values[0].tobytes() == got.labels[0].tobytes()
+
+
+def test_random_numbers_are_almost_always_the_nearest() -> None:
+    rng = np.random.default_rng(3)
+    bits = rng.integers(0, 0x7FEF_FFFF_FFFF_FFFF, 5000)
+    texts = [repr(x) for x in bits.view(np.float64).tolist()]
+    texts += [f"{m}e{e}" for m, e in zip(bits.tolist(), rng.integers(-340, 290, 5000).tolist(), strict=True)]
+    got = parse(CPU, "\n".join(texts)).labels.tolist()
+    apart = [ulps(g, float(t)) for g, t in zip(got, texts, strict=True)]
+    assert max(apart) <= 1
+    assert sum(apart) <= 5
+
+
+FRAGMENTS = st.lists(
+    st.sampled_from([*"0123456789:#+-.e \t\r\nx", " 1:2", " 2:0.5", "\n1 ", "qid:1 ", "nan", "inf", "2147483648:"]),
+    max_size=25,
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(FRAGMENTS, st.booleans())
+def test_twins_agree_on_any_text(fragments: list[str], zero_based: bool) -> None:
+    text = "".join(fragments)
+    try:
+        wanted = parse(REFERENCE, text, zero_based=zero_based)
+    except ParseError as error:
+        with pytest.raises(ParseError) as caught:
+            parse(CPU, text, zero_based=zero_based)
+        assert str(caught.value) == str(error)
+    else:
+        same(parse(CPU, text, zero_based=zero_based), wanted)
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+def test_other_dtypes_are_refused(kernels: Kernels) -> None:
+    with pytest.raises(TypeError, match="parse_libsvm: dtype must be float32 or float64, not int32"):
+        parse(kernels, "1 1:2", dtype=np.int32)
+    with pytest.raises(TypeError, match="parse_libsvm: data must be uint8, not float32"):
+        kernels.parse_libsvm(np.ones(3, np.float32))
