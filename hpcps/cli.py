@@ -41,7 +41,6 @@ def train(config: Path, ranks: int | None, settings: tuple[str, ...], out: Path 
     Under mpirun or srun every rank runs this; with --ranks N it starts N ranks itself.
     """
     from hpcps import launch
-    from hpcps.config import Config
     from hpcps.config import read as read_config
 
     def read() -> Config:

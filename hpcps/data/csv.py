@@ -14,7 +14,7 @@ from hpcps.data.pieces import Piece, Rows
 from hpcps.errors import ConfigError, DataError
 
 DELIMITERS = "\t;,"  # the first of these that the first line contains
-LABEL_NAMES = ("label", "target", "class", "y")
+LABEL_NAMES = ("label", "target", "class", "y")  # the first that a header has
 
 
 class CsvSource(msgspec.Struct, frozen=True, tag="csv"):
@@ -56,11 +56,7 @@ class CsvSource(msgspec.Struct, frozen=True, tag="csv"):
         samples = np.empty((len(rows), self.features), np.float32)
         labels = np.empty(len(rows), np.float64) if self.labelled else None
         numbers = np.empty(len(rows), np.int64)
-        moved = (
-            range(rows.start + self._lead, rows.stop + self._lead)
-            if isinstance(rows, range)
-            else rows + self._lead
-        )
+        moved = range(rows.start + self._lead, rows.stop + self._lead) if isinstance(rows, range) else rows + self._lead
         filled = 0
         for lines, at in read_lines(self.file, self.index, moved):
             own = slice(filled, filled + len(lines))
@@ -89,9 +85,7 @@ class CsvSource(msgspec.Struct, frozen=True, tag="csv"):
             finite[:, self.label] = np.isfinite(table[:, self.label])
         if not finite.all():
             row, column = (int(n) for n in np.argwhere(~finite)[0])
-            raise DataError(
-                f"{self._place(numbers[row], column)}: {table[row, column]} is not a finite number"
-            )
+            raise DataError(f"{self._place(numbers[row], column)}: {table[row, column]} is not a finite number")
         return table
 
     def _culprit(self, text: list[str], numbers: Ints) -> DataError:
@@ -105,12 +99,8 @@ class CsvSource(msgspec.Struct, frozen=True, tag="csv"):
                     if len(fields) == self.columns or field.strip():
                         return DataError(f"{self._place(number, column)}: {what}{remedy}")
             if len(fields) != self.columns:
-                return DataError(
-                    f"{self.file}: line {number} has {len(fields)} columns instead of {self.columns}"
-                )
-        return DataError(
-            f"{self.file}: lines {numbers[0]} to {numbers[-1]} cannot be read as a table of numbers"
-        )
+                return DataError(f"{self.file}: line {number} has {len(fields)} columns instead of {self.columns}")
+        return DataError(f"{self.file}: lines {numbers[0]} to {numbers[-1]} cannot be read as a table of numbers")
 
     def _place(self, number: int, column: int) -> str:
         name = f" ({self.header[column]})" if self.header else ""
@@ -175,8 +165,8 @@ def is_header(fields: list[str], label_column: str = "auto") -> bool:
 def find_label(path: str, label_column: str, header: list[str], columns: int) -> int:
     """The number of the label's column, from a name, a number (negative from the end) or ``auto``."""
     if label_column == "auto":
-        named = [i for i, name in enumerate(header) if name.lower() in LABEL_NAMES]
-        return named[0] if named else columns - 1
+        lower = [name.lower() for name in header]
+        return next((lower.index(name) for name in LABEL_NAMES if name in lower), columns - 1)
     if label_column in header:
         return header.index(label_column)
     try:

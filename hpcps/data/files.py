@@ -81,9 +81,7 @@ def matching(path: str) -> tuple[list[str], list[str]]:
 def _in_folder(path: str) -> tuple[list[str], list[str]]:
     with reading(path):
         names = sorted(entry.name for entry in os.scandir(path) if entry.is_file() and entry.name[0] != ".")
-    names = [
-        name for name in names if name.removesuffix(".gz") == name or name.removesuffix(".gz") not in names
-    ]
+    names = [name for name in names if name.removesuffix(".gz") == name or name.removesuffix(".gz") not in names]
     names = [name for name in names if _looks_like_data(name)] or [n for n in names if n.endswith(".txt")]
     if not names:
         raise DataError(f"{path}: the folder holds no data files (such as {', '.join(SUFFIXES[:6])} or IDX)")

@@ -18,16 +18,15 @@ SHOWN = 6
 def whole_labels(labels: Array, where: Where) -> Ints:
     """Labels (m,) of a classifier as int64; raises DataError naming the first that is not a whole number."""
     if labels.dtype.kind == "f":
-        whole = (np.abs(labels) < 2.0**63) & (labels == np.trunc(labels))  # False for NaN and infinities
+        wide = labels.astype(np.float64)
+        whole = (np.abs(wide) < 2.0**63) & (wide == np.trunc(wide))  # False for NaN and infinities
     elif labels.dtype.kind == "u":
         whole = labels < 2**63
     else:
         whole = np.ones(len(labels), bool)
     if not whole.all():
         i = int(np.argmin(whole))
-        raise DataError(
-            f"{where(i)}: the label {labels[i]} is not a whole number; classes are numbered by integers"
-        )
+        raise DataError(f"{where(i)}: the label {labels[i]} is not a whole number; classes are numbered by integers")
     return labels.astype(np.int64)
 
 

@@ -70,12 +70,8 @@ class LibsvmSource(msgspec.Struct, frozen=True, tag="libsvm"):
         line = numbers[int(np.searchsorted(part.indptr, entry, side="right")) - 1]
         index = int(part.indices[entry]) + (not self.zero_based)
         if inside[entry]:
-            raise DataError(
-                f"{self.file}: line {line}, index {index}: the value is not a finite float32 number"
-            )
-        raise DataError(
-            f"{self.file}: line {line}: the index {index} is beyond the {part.features} features expected"
-        )
+            raise DataError(f"{self.file}: line {line}, index {index}: the value is not a finite float32 number")
+        raise DataError(f"{self.file}: line {line}: the index {index} is beyond the {part.features} features expected")
 
 
 def open_libsvm(path: str, features: int = 0, zero_based: bool = False) -> LibsvmSource:

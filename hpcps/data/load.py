@@ -51,8 +51,7 @@ def load_data(
     train_rows, test_rows = _rows(found.train, found.test, section, seed)
     if len(train_rows) < min_train:
         raise DataError(
-            f"train.batch = {min_train} is larger than "
-            f"the {len(train_rows)} training samples of {section.path}"
+            f"train.batch = {min_train} is larger than the {len(train_rows)} training samples of {section.path}"
         )
     bounds, test_bounds = cut(len(train_rows)), cut_test(len(test_rows)) if len(test_rows) else [0]
     owned_test = owned_test if len(test_rows) else range(0)
@@ -86,9 +85,7 @@ def load_data(
     )
 
 
-def load_samples(
-    path: str, options: DataOptions, *, features: int, classes: Ints | None, with_labels: bool
-) -> Block:
+def load_samples(path: str, options: DataOptions, *, features: int, classes: Ints | None, with_labels: bool) -> Block:
     """Load all samples of a file, folder, glob or built-in name for a trained model, in one process.
 
     Where the data set has held-out samples of its own, these are taken. Labels (m,) are class numbers by
@@ -113,9 +110,7 @@ def load_samples(
     return part.block(labels, 0, len(labels))
 
 
-def _rows(
-    train: list[AnySource], test: list[AnySource], section: DataOptions, seed: int
-) -> tuple[Rows, Rows]:
+def _rows(train: list[AnySource], test: list[AnySource], section: DataOptions, seed: int) -> tuple[Rows, Rows]:
     count = sum(source.count for source in train)
     if test:
         return range(count), range(sum(source.count for source in test))
@@ -163,9 +158,7 @@ def _most_features(parts: list[Part], together: Together, name: str) -> int:
     if features == 0:
         raise DataError(f"{name}: its samples have no features")
     if features > MOST_GUESSED_FEATURES:
-        raise DataError(
-            f"{name}: the largest index makes {features} features; if that is meant, set data.features"
-        )
+        raise DataError(f"{name}: the largest index makes {features} features; if that is meant, set data.features")
     return features
 
 

@@ -72,13 +72,9 @@ def parse_header(name: str, header: bytes) -> tuple[str, tuple[int, ...], bool]:
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
         raise DataError(f"{name}: damaged .npy header ({error})") from error
     if isinstance(descr, str) and "O" in descr:
-        raise DataError(
-            f"{name}: holds Python objects, which are never unpickled; save it as an array of numbers"
-        )
+        raise DataError(f"{name}: holds Python objects, which are never unpickled; save it as an array of numbers")
     if not isinstance(descr, str) or not re.fullmatch(r"\|b1|[<>|=]?([iu](1|2|4|8)|f(2|4|8|16))", descr):
-        raise DataError(
-            f"{name}: holds values of type {descr!r}; expected integers or floating-point numbers"
-        )
+        raise DataError(f"{name}: holds values of type {descr!r}; expected integers or floating-point numbers")
     return np.dtype(descr).str, shape, bool(fortran) and len(shape) > 1
 
 

@@ -81,9 +81,7 @@ def _finite(measure: Callable[[Samples], Floats], block: Block) -> Floats:
         result = measure(block.samples)
     if not np.isfinite(result).all():
         column = int(np.argmin(np.isfinite(result)))
-        raise DataError(
-            find_bad(block) or f"{block.where(0)}: the values of feature {column} are too large to scale"
-        )
+        raise DataError(find_bad(block) or f"{block.where(0)}: the values of feature {column} are too large to scale")
     return result
 
 

@@ -129,15 +129,11 @@ def _open_files(files: list[str], how: Opening) -> tuple[list[AnySource], list[A
     label_files = {idx_label_name(file) for file in files} | {npy_label_name(file) for file in files}
     files = [file for file in files if len(files) == 1 or file not in label_files]
     if how.labels and len(files) > 1:
-        raise ConfigError(
-            f"data.labels names one file, but there are {len(files)} with samples ({files[0]}, …)"
-        )
+        raise ConfigError(f"data.labels names one file, but there are {len(files)} with samples ({files[0]}, …)")
     formats = {file: format_of(file, how.options.format) for file in files}
     for file, found in formats.items():
         if found != formats[files[0]]:
-            raise DataError(
-                f"{files[0]} is {formats[files[0]]}, but {file} is {found}; a data set has one format"
-            )
+            raise DataError(f"{files[0]} is {formats[files[0]]}, but {file} is {found}; a data set has one format")
     pairs = [_open_file(file, formats[file], how) for file in files]
     return [main for main, _ in pairs], [test for _, test in pairs if test is not None]
 
@@ -195,13 +191,9 @@ def check_agreement(sources: list[AnySource]) -> None:
         if source.sparse != first.sparse:
             raise DataError(f"{first.file} and {source.file}: one is sparse (libsvm), the other is not")
         if source.features != first.features:
-            raise DataError(
-                f"{source.file}: {source.features} features, but {first.file} has {first.features}"
-            )
+            raise DataError(f"{source.file}: {source.features} features, but {first.file} has {first.features}")
         if isinstance(source, CsvSource) and isinstance(first, CsvSource):
             if source.label != first.label:
                 raise DataError(f"{source.file}: its label is in another column than that of {first.file}")
             if source.header and first.header and source.header != first.header:
-                raise DataError(
-                    f"{source.file}: its columns are called differently from those of {first.file}"
-                )
+                raise DataError(f"{source.file}: its columns are called differently from those of {first.file}")

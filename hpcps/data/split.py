@@ -22,10 +22,9 @@ def split_rows(count: int, fraction: float, seed: int, name: str) -> tuple[Rows,
     held = round(fraction * count)
     if not 0 < held < count:
         side = "held-out" if held == 0 else "training"
-        raise DataError(
-            f"{name}: data.test_fraction = {fraction} of its {count} samples leaves no {side} sample"
-        )
-    draw = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), HELD_OUT_KEY]))
+        raise DataError(f"{name}: data.test_fraction = {fraction} of its {count} samples leaves no {side} sample")
+    key = np.array([seed & (2**64 - 1), HELD_OUT_KEY], np.uint64)
+    draw = np.random.Generator(np.random.Philox(key=key))
     is_test = np.zeros(count, bool)
     is_test[draw.permutation(count)[:held]] = True
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)

@@ -58,9 +58,7 @@ class StoredArray(msgspec.Struct, frozen=True):
                 f"({wanted} bytes), but it holds {'at most ' if not exact else ''}{held} bytes"
             )
         if exact and held > wanted:
-            raise DataError(
-                f"{name}: {held - wanted} bytes more than the {self.shape} values that its header promises"
-            )
+            raise DataError(f"{name}: {held - wanted} bytes more than the {self.shape} values that its header promises")
 
     def rows(self, rows: Rows) -> Array:
         """Read rows as an array (len(rows), width) of the stored values in native byte order.
@@ -75,9 +73,7 @@ class StoredArray(msgspec.Struct, frozen=True):
                 table = self._streamed(rows)
             else:
                 low, high = span(rows)
-                table = _map(
-                    self.path, self.dtype, (high - low, self.width), self.offset + low * self._row_bytes
-                )
+                table = _map(self.path, self.dtype, (high - low, self.width), self.offset + low * self._row_bytes)
                 table = table if isinstance(rows, range) else table[rows - low]
             native = np.dtype(self.dtype).newbyteorder("=")
             return np.require(table, native, ["C", "ALIGNED"])
@@ -117,9 +113,7 @@ class StoredArray(msgspec.Struct, frozen=True):
                 out[filled : filled + len(taken)] = taken
                 filled += len(taken)
             if high == self.shape[0] and file.read(1):
-                raise DataError(
-                    f"{self.path}: more bytes than the {self.shape} values that its header promises"
-                )
+                raise DataError(f"{self.path}: more bytes than the {self.shape} values that its header promises")
         return out
 
     @contextmanager

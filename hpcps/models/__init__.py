@@ -83,4 +83,5 @@ def predict(task: Task, scores: Array) -> Array:
         return scores.reshape(len(scores))
     if scores.ndim == 1 or scores.shape[1] == 1:
         return (scores.reshape(len(scores)) > 0).astype(np.int64)
-    return np.argmax(scores, axis=1)
+    best: Array = scores.argmax(axis=1)
+    return best

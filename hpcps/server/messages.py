@@ -39,7 +39,8 @@ REQUEST_TAG = 16
 ANSWER_TAG = 17
 
 _HEADER = struct.Struct("<4sHHIIqqH6xd16x")
-_ENCODINGS = [np.dtype("<f4"), np.dtype("<f8"), np.dtype("<i8")]
+_FLOAT32: np.dtype[Any] = np.dtype("<f4")
+_ENCODINGS = [_FLOAT32, np.dtype("<f8"), np.dtype("<i8")]
 
 
 class Kind(IntEnum):
@@ -59,7 +60,7 @@ class Header:
     shard: int
     step: int = 0
     count: int = 0
-    dtype: np.dtype[Any] = np.dtype("<f4")
+    dtype: np.dtype[Any] = _FLOAT32
     scale: float = 1.0
 
 
@@ -82,6 +83,8 @@ class Message:
         magic, version, kind, worker, shard, step, count, encoding, scale = _HEADER.unpack_from(self.buffer.data)
         if magic != MAGIC or version != VERSION:
             raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
+        if kind not in list(Kind) or encoding >= len(_ENCODINGS):
+            raise CommError(f"a message of unknown kind {kind} or encoding {encoding} came")
         header = Header(Kind(kind), worker, shard, step, count, _ENCODINGS[encoding], scale)
         if header.count and (header.dtype != self.payload.dtype or not 0 <= header.count <= len(self.payload)):
             raise CommError(f"{header.count} {header.dtype} numbers came for {len(self.payload)} {self.payload.dtype}")

@@ -7,6 +7,7 @@ wrapper remembers the layouts that it has accepted, and a call of a known layout
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def checked(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     # Written out argument by argument: a loop over *args would cost more than the rest of the wrapper.
     namespace: dict[str, Any] = {"accepted": accepted, "check": check, "accept": accept, "kernel": kernel}
-    namespace["float_dtype"] = _float_dtype
+    namespace["float_dtype"] = partial(_float_dtype, name)
     exec(_source(spec), namespace)  # the text comes from spec.py alone
     wrapper: Callable[..., Any] = namespace[name]
     wrapper.__doc__ = kernel.__doc__
@@ -70,10 +71,10 @@ def _source(spec: Spec) -> str:
     )
 
 
-def _float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+def _float_dtype(kernel: str, dtype: DTypeLike) -> np.dtype[Any]:
     wanted = np.dtype(dtype)
     if wanted not in map(np.dtype, FLOATS):
-        raise TypeError(f"dtype must be {' or '.join(FLOATS)}, not {wanted.name}")
+        raise TypeError(f"{kernel}: dtype must be {' or '.join(FLOATS)}, not {wanted.name}")
     return wanted
 
 

@@ -75,9 +75,7 @@ class FixedPoint(Protocol):
 
 
 class Sgd(Protocol):
-    def __call__(
-        self, params: Array, gradient: Array, learning_rate: float, gradient_scale: float
-    ) -> None: ...
+    def __call__(self, params: Array, gradient: Array, learning_rate: float, gradient_scale: float) -> None: ...
 
 
 class Momentum(Protocol):
@@ -139,9 +137,7 @@ class GatherCsr(Protocol):
 
 
 class ParseLibsvm(Protocol):
-    def __call__(
-        self, data: Array, zero_based: bool = False, dtype: DTypeLike = np.float32
-    ) -> SparseRows: ...
+    def __call__(self, data: Array, zero_based: bool = False, dtype: DTypeLike = np.float32) -> SparseRows: ...
 
 
 @dataclass(frozen=True)

@@ -130,9 +130,7 @@ SPECS: dict[str, Spec] = {
         _loss("softmax_loss", "int64", "K"),
         Spec("add_into", "reduce", (_inout("out", "A", "n"), _in("x", "A", "n"))),
         Spec("max_abs", "reduce", (_in("x", "F", "n"),)),
-        Spec(
-            "add_fixed", "reduce", (_inout("out", "int64", "n"), _in("x", "F", "n"), _float("scale")), "int64"
-        ),
+        Spec("add_fixed", "reduce", (_inout("out", "int64", "n"), _in("x", "F", "n"), _float("scale")), "int64"),
         Spec("from_fixed", "reduce", (_out("out", "F", "n"), _in("x", "int64", "n"), _float("scale"))),
         _update("sgd", (), _float("learning_rate")),
         _update("momentum", ("velocity",), _float("learning_rate"), _float("momentum")),

@@ -186,9 +186,7 @@ def write_idx(path: Path, array: np.ndarray, packed: bool = False) -> None:
 
 def write_csv(path: Path, samples: np.ndarray, labels: np.ndarray, mark: str = ",", header: str = "") -> None:
     lines = [header] if header else []
-    lines += [
-        mark.join(f"{x:.9g}" for x in [*row, label]) for row, label in zip(samples, labels, strict=True)
-    ]
+    lines += [mark.join(f"{x:.9g}" for x in [*row, label]) for row, label in zip(samples, labels, strict=True)]
     path.write_text("\n".join(lines) + "\n")
 
 

@@ -47,7 +47,7 @@ TEXT = {
     "blank lines count": ("a.csv", "\n\n" + replaced(ROWS, 9, "\n1,0"), "line 12 has 2 columns"),
     "nan": ("a.csv", replaced(ROWS, 4, "nan,1,0"), "line 4, column 1: nan is not a finite number"),
     "too large": ("a.csv", replaced(ROWS, 4, "1e39,1,0"), r"line 4, column 1: 1e\+39 is not a finite number"),
-    "open quote": ("a.csv", replaced(ROWS, 4, '"1,1,0'), "line 4 has 1 columns instead of 3"),
+    "open quote": ("a.csv", replaced(ROWS, 4, '"1,1,0'), "line 4, column 1: '1,1,0' is not a number"),
     "half a label": ("a.csv", replaced(ROWS, 4, "1,1,0.5"), "line 4: the label 0.5 is not a whole number"),
     "nul byte": ("a.csv", replaced(ROWS, 4, "1,\0,0"), r"line 4, column 2: '\\x00' is not a number"),
     "header only": ("a.csv", "a,b,label\n", "holds a header, but no samples"),
@@ -262,7 +262,7 @@ def test_options_that_do_not_fit(tmp_path, load):
     path = tmp_path / "a.csv"
     with pytest.raises(ConfigError, match=r"data\.test and data\.test_fraction exclude each other"):
         load(path, 2, test=str(path), test_fraction=0.1)
-    with pytest.raises(ConfigError, match="digits has held-out samples of its own; remove data.test_fraction"):
+    with pytest.raises(ConfigError, match=r"digits has held-out samples of its own; remove data\.test_frac"):
         load("digits", 2, test_fraction=0.1)
     with pytest.raises(ConfigError, match=r"data\.labels is for idx and npy"):
         load(path, 2, labels=str(path))

