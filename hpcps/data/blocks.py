@@ -54,8 +54,17 @@ class Places:
 
     parts: tuple[Place, ...]
 
-    def find(self, i: int) -> tuple[Place, int]:
-        """The file that sample i of the rank comes from, and its line or sample number there."""
+    def where(self, i: int) -> str:
+        """The place of sample i of the rank, as in ``digits.csv: line 17``."""
+        place, number = self._find(i)
+        return f"{place.file}: {place.noun} {number}"
+
+    def where_label(self, i: int) -> str:
+        """The place of the label of sample i."""
+        place, number = self._find(i)
+        return f"{place.label_file}: {place.noun} {number}"
+
+    def _find(self, i: int) -> tuple[Place, int]:
         ends = list(accumulate(len(part.numbers) for part in self.parts))
         k = bisect_right(ends, i)
         return self.parts[k], int(self.parts[k].numbers[i - ends[k]])
@@ -78,13 +87,11 @@ class Block:
 
         Lines are counted from 1, samples of binary files from 0.
         """
-        place, number = self.places.find(self.first + i)
-        return f"{place.file}: {place.noun} {number}"
+        return self.places.where(self.first + i)
 
     def where_label(self, i: int) -> str:
         """Like ``where``, naming the file that holds the label of sample i."""
-        place, number = self.places.find(self.first + i)
-        return f"{place.label_file}: {place.noun} {number}"
+        return self.places.where_label(self.first + i)
 
 
 @dataclass(frozen=True)

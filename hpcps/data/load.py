@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from hpcps.data.blocks import Array, Block, Csr, Dataset, Ints, find_bad
-from hpcps.data.labels import Task, Where, check_classes, class_numbers, finite_labels, whole_labels
+from hpcps.data.labels import Task, check_classes, class_numbers, finite_labels, whole_labels
 from hpcps.data.pieces import Part, Rows, read_part
 from hpcps.data.scaling import shift_and_scale
 from hpcps.data.source import (
@@ -63,7 +63,7 @@ def load_data(
         ),
     )
     sparse, features = found.train[0].sparse, found.train[0].features
-    if sparse:
+    if sparse and not features:
         features = _most_features([train, test], together, section.path)
         train, test = _with_features(train, features), _with_features(test, features)
     classes = None if task == "regression" else _classes(train, task, found.train, section.path, together)
@@ -125,9 +125,8 @@ def _read(sources: list[AnySource], rows: Rows, bounds: Sequence[int], owned: ra
 def _checked(part: Part, task: Task) -> Part:
     """The part with whole (classifier) or finite (regression) labels; raises DataError."""
     assert part.labels is not None
-    where = _where_label(part)
     check = finite_labels if task == "regression" else whole_labels
-    part = replace(part, labels=check(part.labels, where))
+    part = replace(part, labels=check(part.labels, part.places.where_label))
     _check_features(part)
     return part
 
@@ -146,10 +145,6 @@ def is_mapped(samples: Array) -> bool:
     while base is not None and not isinstance(base, np.memmap):
         base = getattr(base, "base", None)
     return base is not None
-
-
-def _where_label(part: Part) -> Where:
-    return part.block(np.zeros(0), 0, 0).where_label
 
 
 def _most_features(parts: list[Part], together: Together, name: str) -> int:
@@ -176,7 +171,7 @@ def _classes(part: Part, task: Task, sources: list[AnySource], name: str, togeth
 
 def _numbered(part: Part, classes: Ints | None) -> Array:
     assert part.labels is not None
-    return part.labels if classes is None else class_numbers(part.labels, classes, _where_label(part))
+    return part.labels if classes is None else class_numbers(part.labels, classes, part.places.where_label)
 
 
 def _blocks(part: Part, labels: Array, bounds: Sequence[int], owned: range) -> dict[int, Block]:

@@ -44,7 +44,11 @@ def load(name: str = "cpu") -> Kernels:
     if name not in BACK_ENDS:
         raise ValueError(f"kernels: no back end {name!r}; there are {', '.join(BACK_ENDS)}")
     names = [field.name for field in fields(Kernels) if field.name != "name"]
-    return Kernels(name, **{kernel: checked(kernel, _find(name, kernel)) for kernel in names})
+    return Kernels(name, **{kernel: _checked(name, kernel) for kernel in names})
+
+
+def _checked(back_end: str, kernel: str) -> Callable[..., Any]:
+    return checked(kernel, _find(back_end, kernel), doc=_find("reference", kernel).__doc__)
 
 
 def _find(back_end: str, kernel: str) -> Callable[..., Any]:

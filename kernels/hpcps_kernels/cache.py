@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+FALLBACK = Path("/tmp")
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -32,9 +34,9 @@ def cache_folder() -> Cache:
     `~/.cache/hpcps`), then `/tmp/hpcps-cache-UID`.
     """
     reasons: list[str] = []
-    for root in (_chosen_root(), Path("/tmp") / f"hpcps-cache-{os.getuid()}"):
+    for root, may_be_link in ((_chosen_root(), True), (FALLBACK / f"hpcps-cache-{os.getuid()}", False)):
         try:
-            return Cache(_private(_private(root) / _subfolder()), "; ".join(reasons))
+            return Cache(_private(_private(root, may_be_link) / _subfolder()), "; ".join(reasons))
         except OSError as error:
             reasons.append(f"{root}: {error.strerror or error}")
     return Cache(None, "; ".join(reasons))
@@ -48,10 +50,13 @@ def _chosen_root() -> Path:
     return Path(base).absolute() / "hpcps"
 
 
-def _private(folder: Path) -> Path:
+def _private(folder: Path, may_be_link: bool = False) -> Path:
     """Make the folder; OSError unless it can be written to, and by its owner, us, alone."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.stat()
+    # Where everybody may make links, another user could point one elsewhere after it was looked at.
+    found = folder.stat() if may_be_link else folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "is a link")
     if found.st_uid != os.getuid():
         raise PermissionError(errno.EPERM, f"belongs to user {found.st_uid}")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -30,7 +30,7 @@ def {name}({parameters}):
 """
 
 
-def checked(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+def checked(name: str, kernel: Callable[..., Any], doc: str | None) -> Callable[..., Any]:
     """`kernel` with its arguments checked against `SPECS[name]`.
 
     The wrapper raises TypeError for what is not an array of the right dtype, ValueError for a wrong shape or
@@ -53,8 +53,7 @@ def checked(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     namespace["float_dtype"] = partial(_float_dtype, name)
     exec(_source(spec), namespace)  # the text comes from spec.py alone
     wrapper: Callable[..., Any] = namespace[name]
-    wrapper.__doc__ = kernel.__doc__
-    wrapper.__module__ = kernel.__module__
+    wrapper.__doc__, wrapper.__module__ = doc, kernel.__module__
     return wrapper
 
 

@@ -289,9 +289,11 @@ def test_batch_larger_than_the_training_set(tmp_path, load):
     assert load(tmp_path / "a.csv", 2, min_train=16, test_fraction=0.2)[0].train_count == 16
 
 
-def test_libsvm_index_beyond_the_features_given(tmp_path, load):
+def test_libsvm_index_beyond_the_features_given(tmp_path, load, monkeypatch):
     (tmp_path / "a.svm").write_text(SVM)
     assert load(tmp_path / "a.svm", features=9)[0].features == 9
+    monkeypatch.setattr("hpcps.data.load.MOST_GUESSED_FEATURES", 5)  # no limit to what is given
+    assert load(tmp_path / "a.svm", 3, features=9)[0].features == 9
     with pytest.raises(DataError, match=r"a\.svm: line 1: the index 3 is beyond the 2 features expected"):
         load(tmp_path / "a.svm", 3, features=2)
 

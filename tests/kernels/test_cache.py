@@ -115,8 +115,19 @@ def test_a_folder_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
     assert "others may write to it" in reason
 
 
+def test_a_link_in_the_shared_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir(mode=0o700)
+    (tmp_path / f"hpcps-cache-{os.getuid()}").symlink_to(tmp_path / "mine")
+    code = f"import pathlib, hpcps_kernels.cache as c; c.FALLBACK = pathlib.Path({str(tmp_path)!r})\n"
+    folder, reason = finish(start(code + FOLDER, Path("/dev/null/cache")))
+    assert folder == "None"
+    assert f"hpcps-cache-{os.getuid()}: is a link" in reason
+    (tmp_path / "chosen").symlink_to(tmp_path / "mine")
+    assert finish(start(FOLDER, tmp_path / "chosen"))[0].startswith(str(tmp_path / "chosen"))
+
+
 def test_without_a_folder_kernels_compile_in_every_process(tmp_path: Path) -> None:
-    code = "import hpcps_kernels.cache as c\ndef refuse(folder): raise OSError(30, 'no')\nc._private = refuse\n"
+    code = "import hpcps_kernels.cache as c\ndef refuse(*_): raise OSError(30, 'no')\nc._private = refuse\n"
     assert finish(start(code + "print(c.cache_folder().reason.count('no'))", tmp_path)) == ["2"]
     assert finish(start(code + THREADS, tmp_path)) == ["1"]
     assert list(tmp_path.iterdir()) == []

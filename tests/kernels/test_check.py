@@ -87,6 +87,7 @@ def test_wrappers_keep_names_and_signatures() -> None:
         for name, spec in SPECS.items():
             code = getattr(kernels, name).__code__
             assert code.co_name == name
+            assert getattr(kernels, name).__doc__
             assert code.co_varnames[: code.co_argcount] == tuple(a.name for a in spec.arguments)
 
 

@@ -1,5 +1,4 @@
-"""The inner loops of matrix products, with explicit vectors: ROWS samples by some classes, along the
-features.
+"""The inner loops of matrix products, with explicit vectors: ROWS samples by CLASSES, along the features.
 
 A tile keeps its sums (or its factors) in vector registers, so that every load feeds several multiply-adds.
 LLVM's own vectoriser will not do that: it does not block over samples and classes, it gives up on a loop with
@@ -25,16 +24,10 @@ from numba.extending import intrinsic
 ROWS = 4
 
 
-def _vector_bytes() -> int:
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 64
-    return 32 if features.get("avx2") else 16
-
-
-VECTOR_BYTES = _vector_bytes()
-# Sums, one vector of each row and one of a class must fit the registers: 16 of them up to AVX2, else 32.
-CLASSES = 2 if VECTOR_BYTES == 32 else 5
+_FEATURES = llvm.get_host_cpu_features()
+VECTOR_BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx2") else 16
+# The sums, a vector of each row and one of a class must fit the registers: x86 has 16 of them up to AVX2.
+CLASSES = 2 if _FEATURES.get("sse2") and not _FEATURES.get("avx512f") else 5
 
 Value = Any  # an LLVM value
 

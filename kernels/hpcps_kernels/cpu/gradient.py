@@ -38,7 +38,7 @@ def softmax_loss_gradient(
         scores = residual[: block.shape[0]]
         _scores_of(scores, block, weight, bias)
         for i in range(block.shape[0]):
-            loss += _softmax_residual(scores[i], labels[start + i])
+            loss += _softmax_residual(scores, i, labels[start + i])
         _add_gradient(weight_gradient, bias_gradient, residual, block)
     return loss
 
@@ -56,22 +56,24 @@ def _scores_of(scores: Array, samples: Array, weight: Array, bias: Array) -> Non
 
 
 @part
-def _softmax_residual(scores: Array, label: int) -> float:
-    """Turn the scores of a sample into softmax(scores) - [label] and return its loss."""
-    if label < 0 or label >= scores.shape[0]:
+def _softmax_residual(scores: Array, i: int, label: int) -> float:
+    """Turn the scores of sample i into softmax(scores) - [label] and return its loss."""
+    if label < 0 or label >= scores.shape[1]:
         raise ValueError("softmax: a label is outside 0..K-1")
-    largest = scores[0]
-    for score in scores:
-        largest = max(largest, score)
-    picked = np.float64(scores[label] - largest)
-    total = scores.dtype.type(0)
-    for k in range(scores.shape[0]):
-        scores[k] = math.exp(scores[k] - largest)
-        total += scores[k]
-    scale = scores.dtype.type(1) / total
-    for k in range(scores.shape[0]):
-        scores[k] *= scale
-    scores[label] -= scores.dtype.type(1)
+    one = scores.dtype.type(1)
+    largest = scores[i, 0]
+    for k in range(1, scores.shape[1]):
+        largest = max(largest, scores[i, k])
+    picked = np.float64(scores[i, label] - largest)
+    total = one - one
+    for k in range(scores.shape[1]):
+        odds = math.exp(scores[i, k] - largest)
+        scores[i, k] = odds
+        total += odds
+    share = one / total
+    for k in range(scores.shape[1]):
+        scores[i, k] *= share
+    scores[i, label] -= one
     return math.log(np.float64(total)) - picked
 
 
@@ -116,16 +118,17 @@ def linear_loss_gradient(
 ) -> float:
     weight_gradient[:] = 0
     bias_gradient[0] = 0
-    residual = np.empty(SINGLE_BLOCK, samples.dtype)
+    gradient, row = weight_gradient.reshape(1, weight.shape[0]), weight.reshape(1, weight.shape[0])
+    residual = np.empty((SINGLE_BLOCK, 1), samples.dtype)
     loss = 0.0
     for start in range(0, samples.shape[0], SINGLE_BLOCK):
         block = samples[start : start + SINGLE_BLOCK]
-        _single_scores(residual[: block.shape[0]], block, weight, bias)
+        _single_scores(residual[: block.shape[0]], block, row, bias)
         for i in range(block.shape[0]):
-            difference = np.float64(residual[i]) - np.float64(labels[start + i])
-            residual[i] -= labels[start + i]
+            difference = np.float64(residual[i, 0]) - np.float64(labels[start + i])
+            residual[i, 0] -= labels[start + i]
             loss += 0.5 * (difference * difference)
-        _add_single_gradient(weight_gradient, bias_gradient, residual, block)
+        _add_single_gradient(gradient, bias_gradient, residual, block)
     return loss
 
 
@@ -135,18 +138,19 @@ def logistic_loss_gradient(
 ) -> float:
     weight_gradient[:] = 0
     bias_gradient[0] = 0
-    residual = np.empty(SINGLE_BLOCK, samples.dtype)
+    gradient, row = weight_gradient.reshape(1, weight.shape[0]), weight.reshape(1, weight.shape[0])
+    residual = np.empty((SINGLE_BLOCK, 1), samples.dtype)
     loss = 0.0
     for start in range(0, samples.shape[0], SINGLE_BLOCK):
         block = samples[start : start + SINGLE_BLOCK]
-        _single_scores(residual[: block.shape[0]], block, weight, bias)
+        _single_scores(residual[: block.shape[0]], block, row, bias)
         for i in range(block.shape[0]):
-            label, score = labels[start + i], np.float64(residual[i])
+            label, score = labels[start + i], np.float64(residual[i, 0])
             loss += _logistic(score, label)
             small = math.exp(-abs(score))
             sigmoid = 1 / (1 + small) if score >= 0 else small / (1 + small)
-            residual[i] = sigmoid - label
-        _add_single_gradient(weight_gradient, bias_gradient, residual, block)
+            residual[i, 0] = sigmoid - label
+        _add_single_gradient(gradient, bias_gradient, residual, block)
     return loss
 
 
@@ -160,26 +164,27 @@ def _logistic(score: float, label: int) -> float:
 
 @part
 def _single_scores(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
-    column, row = scores.reshape(scores.shape[0], 1), weight.reshape(1, weight.shape[0])
-    scores[:] = bias[0]
+    """scores (n, 1) of a weight (1, D)."""
+    for i in range(scores.shape[0]):
+        scores[i, 0] = bias[0]
     for i in range(0, samples.shape[0], 2 * ROWS):
-        add_scores_single(column, samples, row, i, 0, 0, samples.shape[1])
+        add_scores_single(scores, samples, weight, i, 0, 0, samples.shape[1])
 
 
 @part
 def _add_single_gradient(weight_gradient: Array, bias_gradient: Array, residual: Array, samples: Array) -> None:
-    n, row = samples.shape[0], weight_gradient.reshape(1, weight_gradient.shape[0])
-    column = residual.reshape(residual.shape[0], 1)
+    """Add to a weight_gradient (1, D)."""
+    n = samples.shape[0]
     for i in range(n):
-        bias_gradient[0] += residual[i]
+        bias_gradient[0] += residual[i, 0]
     residual[n : n + 2 * ROWS] = 0  # the rest of the last tile
     for i in range(0, n, 2 * ROWS):
-        add_products_single(row, column, samples, i, 0, 0, samples.shape[1])
+        add_products_single(weight_gradient, residual, samples, i, 0, 0, samples.shape[1])
 
 
 @kernel
 def linear_scores(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
-    _single_scores(scores, samples, weight, bias)
+    _single_scores(scores.reshape(scores.shape[0], 1), samples, weight.reshape(1, weight.shape[0]), bias)
 
 
 @kernel

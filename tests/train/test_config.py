@@ -1,0 +1,102 @@
+import tomllib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hpcps import config
+from hpcps.errors import ConfigError
+
+MINIMAL = 'data.path = "digits"\nmodel.kind = "softmax"\n'
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "c.toml"
+    file.write_text(text)
+    return file
+
+
+def test_every_key_has_a_line_of_help_and_every_help_a_key():
+    tree = msgspec.to_builtins(config.read(None, {}, ["data.path=x", "model.kind=softmax"]))
+    keys = {f"{section}.{key}" for section, values in tree.items() for key in values}
+    assert keys == set(config.HELP)
+
+
+def test_file_then_environment_then_settings(tmp_path):
+    file = write(tmp_path, MINIMAL + "train.batch = 1\ntrain.epochs = 1\ntrain.seed = 1\n")
+    environment = {"HPCPS_TRAIN_EPOCHS": "2", "HPCPS_TRAIN_SEED": "2", "HPCPS_CACHE_DIR": "/x", "OTHER": "y"}
+    found = config.read(file, environment, ["train.seed=3", "train.strategy=ring", "run.timeout_s=2"])
+    assert (found.train.batch, found.train.epochs, found.train.seed) == (1, 2, 3)
+    assert (found.train.strategy, found.run.timeout_s) == ("ring", 2.0)
+
+
+def test_text_keys_take_what_looks_like_a_number(tmp_path):
+    found = config.read(write(tmp_path, MINIMAL), {}, ["data.label_column=-1", "data.path=2024"])
+    assert (found.data.label_column, found.data.path) == ("-1", "2024")
+
+
+def test_paths_in_a_file_are_relative_to_it_and_built_in_names_are_not(tmp_path):
+    text = 'data.path = "a/b.csv"\ndata.test = "t.csv"\nmodel.kind = "m.py:f"\nmodel.parameters.w = [2]\n'
+    found = config.read(write(tmp_path, text))
+    assert found.data.path == str(tmp_path / "a/b.csv")
+    assert found.data.test == str(tmp_path / "t.csv")
+    assert found.model.kind == f"{tmp_path}/m.py:f"
+    assert config.read(write(tmp_path, MINIMAL)).data.path == "digits"
+    assert config.read(write(tmp_path, MINIMAL), {}, ["data.path=a/b.csv"]).data.path == "a/b.csv"
+
+
+def test_written_out_in_full_and_read_back_the_same(tmp_path):
+    settings = ['data.path=we"ird\\name.csv', "model.kind=m.py:f", "model.parameters.w x=[2, 3]", "train.seed=7"]
+    found = config.read(None, {}, settings)
+    text = config.to_toml(found)
+    assert set(tomllib.loads(text)["train"]) == {key.split(".")[1] for key in config.HELP if key.startswith("train.")}
+    again = config.from_tree(tomllib.loads(text))
+    assert again == found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.bach = 3", r"c\.toml: train\.bach: unknown key; did you mean train\.batch\?"),
+        ("trian.batch = 3", r"trian: unknown section; did you mean train\?"),
+        ("train = 3", r"train: must be a table, not 3"),
+        ('train.batch = "many"', r"train\.batch: expected `int`, got `str` \(the global batch in samples"),
+        ("train.batch = 0", r"train\.batch: expected `int` >= 1 \(the global batch"),
+        ('train.strategy = "star"', r"train\.strategy: invalid enum value 'star' \(auto \| ring \| server\)"),
+        ("optimizer.learning_rate = -1", r"optimizer\.learning_rate: expected `float` > 0"),
+        ("optimizer.momentum = 0.9", r"optimizer\.momentum is sgd's; adagrad does not use it"),
+        ("server.staleness = 2", r"server\.staleness = 2: this version's server is synchronous"),
+        ('server.staleness = "async"', r"server\.staleness = 'async'"),
+        ('run.device = "cuda"', r"run\.device = 'cuda': this version has no GPU kernels"),
+        ("train.reproducible = true\ntrain.batch = 8", r"train\.grains = 16 is more than train\.batch = 8"),
+        ("model.parameters.w = [1]", r"model\.parameters is for your own training function, not for softmax"),
+        ("train.batch =", r"c\.toml: Invalid value"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key_and_its_help(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.read(write(tmp_path, MINIMAL + text))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"data: missing"):
+        config.read(write(tmp_path, 'model.kind = "softmax"'))
+    with pytest.raises(ConfigError, match=r"model\.kind: missing \(linear \| logistic"):
+        config.read(write(tmp_path, 'data.path = "digits"\nmodel.task = "binary"'))
+    with pytest.raises(ConfigError, match="no_such.toml: No such file"):
+        config.read(tmp_path / "no_such.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        config.read(tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize("setting", ["train.batch", "batch=3", "train.bach=3", "train=3", "=3"])
+def test_a_setting_that_cannot_be_used_is_named(tmp_path, setting):
+    with pytest.raises(ConfigError, match=setting.partition("=")[0] or "^: unknown key"):
+        config.read(write(tmp_path, MINIMAL), {}, [setting])
+
+
+def test_an_environment_variable_with_a_wrong_key_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.bach"):
+        config.read(write(tmp_path, MINIMAL), {"HPCPS_TRAIN_BACH": "3"})

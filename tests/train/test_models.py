@@ -1,0 +1,183 @@
+"""Models: numerical gradients, scikit-learn's losses, and a user's own function with all it can get wrong."""
+
+import hpcps_kernels
+import numpy as np
+import pytest
+
+from hpcps import models
+from hpcps.config import Model as Options
+from hpcps.errors import ConfigError, ModelError
+from hpcps.models import Batch
+
+KERNELS = hpcps_kernels.load("cpu")
+FEATURES, CLASSES, SAMPLES = 5, 3, 11
+
+
+def batch_for(task, rng):
+    samples = rng.normal(size=(SAMPLES, FEATURES))
+    if task == "regression":
+        return Batch(samples, rng.normal(size=SAMPLES))
+    return Batch(samples, rng.integers(0, 2 if task == "binary" else CLASSES, SAMPLES))
+
+
+@pytest.mark.parametrize("kind", ["linear", "logistic", "softmax"])
+def test_gradients_are_the_numerical_derivatives_of_the_loss(kind):
+    rng = np.random.default_rng(5)
+    model = models.make(Options(kind=kind), FEATURES, CLASSES, "float64", KERNELS)
+    params = model.init(rng)
+    params.flat[:] = rng.normal(size=len(params.flat))
+    batch = batch_for(model.task, rng)
+    gradient = params.on(np.full(len(params.flat), np.nan))
+    loss = model.loss_gradient(params, batch, gradient)
+    assert loss == pytest.approx(model.loss(params, batch), rel=1e-12)
+    for i in range(len(params.flat)):
+        ahead, behind = params.on(params.flat.copy()), params.on(params.flat.copy())
+        ahead.flat[i] += 1e-5
+        behind.flat[i] -= 1e-5
+        numerical = (model.loss(ahead, batch) - model.loss(behind, batch)) / 2e-5
+        assert gradient.flat[i] == pytest.approx(numerical, rel=1e-6, abs=1e-8)
+
+
+def test_losses_agree_with_scikit_learn_at_the_same_parameters():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(6)
+    samples = rng.normal(size=(200, FEATURES)).astype(np.float32)
+    for kind, classes in (("softmax", CLASSES), ("logistic", 2)):
+        labels = rng.integers(0, classes, 200)
+        theirs = linear_model.LogisticRegression(C=10.0).fit(samples, labels)
+        ours = models.make(Options(kind=kind), FEATURES, classes, "float32", KERNELS)
+        params = ours.init(rng)
+        params["weight"][...] = theirs.coef_.reshape(params["weight"].shape)
+        params["bias"][...] = theirs.intercept_
+        expected = metrics.log_loss(labels, theirs.predict_proba(samples))
+        assert ours.loss(params, Batch(samples, labels)) / 200 == pytest.approx(expected, abs=1e-5)
+        predicted = models.predict(ours.task, ours.scores(params, samples))
+        assert np.array_equal(predicted, theirs.predict(samples))
+
+
+def test_an_unknown_model_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"model\.kind = 'sofmax' is not known; use one of linear, logistic, softmax"):
+        models.make(Options(kind="sofmax"), 1, 2, "float32", KERNELS)
+
+
+GOOD = """
+import numpy as np
+
+def f(params, samples, labels):
+    residual = samples @ params["w"] - labels
+    return (residual ** 2).sum() / 2, {"w": residual @ samples}
+
+def scores(params, samples):
+    return samples @ params["w"]
+
+class Model:
+    task = "regression"
+    def init(self, rng):
+        return {"w": rng.normal(size=5), "c": np.zeros(())}
+    def loss_gradient(self, params, batch, gradient_out):
+        residual = batch.samples @ params["w"] + params["c"] - batch.labels
+        gradient_out["w"][:] = residual @ batch.samples
+        gradient_out["c"][...] = residual.sum()
+        return (residual ** 2).sum() / 2
+    def scores(self, params, samples):
+        return samples @ params["w"] + params["c"]
+
+model = Model()
+number = 3
+class NoInit:
+    def loss_gradient(self, params, batch, gradient_out): return 0.0
+class Strange(Model):
+    task = "clustering"
+"""
+
+
+def write(tmp_path, text):
+    file = tmp_path / "m.py"
+    file.write_text(text)
+    return file
+
+
+def load(file, name, **options):
+    return models.make(Options(kind=f"{file}:{name}", **options), 5, 0, "float64", None)
+
+
+def test_a_users_function(tmp_path):
+    file = write(tmp_path, GOOD)
+    shapes = {"w": [5]}
+    model = load(file, "f", parameters=shapes, task="regression", scores=f"{file}:scores")
+    assert (model.task, model.can_predict) == ("regression", True)
+    rng = np.random.default_rng(1)
+    batch = batch_for("regression", rng)
+    params = model.init(rng)
+    gradient = params.on(np.empty_like(params.flat))
+    assert model.loss_gradient(params, batch, gradient) == pytest.approx((batch.labels**2).sum() / 2)
+    assert np.allclose(gradient["w"], -batch.labels @ batch.samples)
+    assert model.scores(params, batch.samples).shape == (SAMPLES,)
+    assert not load(file, "f", parameters=shapes).can_predict
+
+
+def test_matrices_of_a_users_function_begin_random_but_the_same_for_a_seed(tmp_path):
+    file = write(tmp_path, GOOD)
+    model = load(file, "f", parameters={"w": [5], "m": [4, 6]})
+    first, second = (model.init(np.random.default_rng(1)) for _ in range(2))
+    assert np.array_equal(first.flat, second.flat)
+    assert not first["w"].any()
+    assert 0 < np.abs(first["m"]).max() <= np.sqrt(6 / 10)
+
+
+@pytest.mark.parametrize("name", ["Model", "model"])
+def test_a_users_object_or_class(tmp_path, name):
+    model = load(write(tmp_path, GOOD), name)
+    rng = np.random.default_rng(1)
+    batch = batch_for(model.task, rng)
+    params = model.init(rng)
+    gradient = params.on(np.full(6, np.nan))
+    loss = model.loss_gradient(params, batch, gradient)
+    assert loss == model.loss(params, batch)
+    assert np.isfinite(gradient.flat).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        (GOOD, "absent", r"m\.py: has no 'absent'"),
+        (GOOD, "number", "is neither a function nor an object"),
+        (GOOD, "f", "needs its parameters' shapes"),
+        (GOOD, "NoInit", "has no method init"),
+        (GOOD, "Strange", "its task is 'clustering', expected one of regression"),
+        ("def f(:\n", "f", r"m\.py:1: invalid syntax"),
+        ("import no_such_module_at_all", "f", r"m\.py: ModuleNotFoundError: No module named"),
+        ("class C:\n  def __init__(self): raise ValueError('a\\nb')\n", "C", r"m\.py:2: ValueError: a b"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path, text, name, message):
+    with pytest.raises(ModelError, match=message):
+        load(write(tmp_path, text), name)
+    with pytest.raises(ModelError, match="no such file"):
+        load(tmp_path / "absent.py", name)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 1.0", r"returned float, expected \(loss, gradients\)"),
+        ("return 1.0, [1]", "gradients are list, expected a dict"),
+        ("return 1.0, {}", "gradients are of nothing, expected w"),
+        ("return 1.0, {'v': samples[0]}", "gradients are of v, expected w"),
+        ("return 1.0, {'w': samples}", r"gradient 'w' has shape \(11, 5\), expected \(5,\)"),
+        ("return 1.0, {'w': samples[0] * float('nan')}", "gradient 'w' is not finite"),
+        ("return 1.0, {'w': ['a'] * 5}", "gradient 'w' has dtype <U1, expected numbers"),
+        ("return float('nan'), {'w': samples[0]}", "the loss is nan"),
+        ("return samples, {'w': samples[0]}", "the loss is ndarray, expected one number"),
+        ("x = 1\n    return x / 0, {}", r"m\.py:3: ZeroDivisionError: division by zero"),
+        ("params['w'][0] = 1\n    return 0.0, {}", r"m\.py:2: ValueError: assignment destination is read-only"),
+    ],
+)
+def test_what_a_users_function_gets_wrong_is_one_line(tmp_path, body, message):
+    model = load(write(tmp_path, f"def f(params, samples, labels):\n    {body}\n"), "f", parameters={"w": [5]})
+    rng = np.random.default_rng(1)
+    params = model.init(rng)
+    with pytest.raises(ModelError, match=message) as caught:
+        model.loss_gradient(params, batch_for("multiclass", rng), params.on(np.empty(5)))
+    assert "\n" not in str(caught.value)
