@@ -103,16 +103,14 @@ def evaluate(folder: Path, source: str | None) -> int:
 def predict(folder: Path, source: str, output: Path | None) -> int:
     """Predict with the finished run in FOLDER: one label or number a line."""
     from hpcps import inference
-    from hpcps.run_folder import write_whole
+    from hpcps.run_folder import write_whole, writing
 
     text = inference.as_lines(inference.predict(folder, source))
     if output is None:
         click.echo(text, nl=False)
         return 0
-    try:
+    with writing(output):
         write_whole(output, lambda file: file.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot write there: {error.strerror}") from error
     return 0
 
 

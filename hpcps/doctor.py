@@ -12,7 +12,7 @@ import hpcps_kernels
 
 from hpcps import launch, machine
 from hpcps.comm import launcher
-from hpcps.comm.together import Together
+from hpcps.comm.meeting import Meeting
 from hpcps.comm.transport import Transport
 from hpcps.errors import ConfigError
 from hpcps.machine import Seat
@@ -23,7 +23,7 @@ PACKAGES = ("hpcps", "numpy", "numba", "mpi4py", "msgspec", "safetensors")
 def run() -> int:
     """Print the findings, on the first rank. Returns 0, also if there are warnings."""
     transport = launch.world()
-    together = Together(transport)
+    together = Meeting(transport)
     seats = machine.seats(together, transport.node)
     if transport.rank == 0:
         lines = [*software(), *mpi(transport), *ranks(seats), gpu(), cache()]

@@ -11,10 +11,11 @@ import numpy as np
 
 from hpcps import config, data, models, report
 from hpcps.config import Config
-from hpcps.data import Alone, Block
+from hpcps.data import Block
 from hpcps.errors import ConfigError, ModelError
 from hpcps.models import Model
 from hpcps.run_folder import CONFIG, Trained, read_model, read_summary
+from hpcps.together import Alone
 from hpcps.worker import EVALUATION_SAMPLES, Loader
 from hpcps.worker import evaluate as score_of
 

@@ -14,11 +14,12 @@ from threadpoolctl import threadpool_limits
 
 from hpcps.comm import launcher
 from hpcps.comm.local import LocalWorld
-from hpcps.comm.together import Together
+from hpcps.comm.meeting import Meeting
 from hpcps.comm.transport import TIMEOUT_S, Transport
 from hpcps.config import Config
 from hpcps.errors import ConfigError, HpcpsError
 from hpcps.run import Run, train_rank
+from hpcps.together import agree
 
 Result = TypeVar("Result")
 
@@ -52,7 +53,7 @@ def train_launched(read: Callable[[], Config], ranks: int | None, out: Path | No
     if ranks is not None and ranks != transport.size:
         message = f"--ranks {ranks}: the launcher started {transport.size} ranks; leave --ranks out"
         raise _on_every_rank(ConfigError(message))
-    config = Together(transport).attempt(read)
+    config = agree(Meeting(transport), read)
     if config.run.transport == "threads" and transport.size > 1:
         message = "run.transport = 'threads', but a launcher started MPI ranks; use --ranks N without one"
         raise _on_every_rank(ConfigError(message))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcps.comm.together import Together
+from hpcps.together import Together
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import hpcps_kernels
 import numpy as np
 
 from hpcps import data, machine, models, optim, parts, report
-from hpcps.comm.together import Together
+from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Array, Transport
 from hpcps.config import Config, to_toml
@@ -29,6 +29,7 @@ from hpcps.server.serve import Server
 from hpcps.server.sharding import Roles, roles, shard_slices
 from hpcps.server.store import Shard
 from hpcps.sums import Decoder, ExactSum, FloatSum, Sum
+from hpcps.together import Together, agree
 from hpcps.trainer import Plan, Trainer, join_scores
 from hpcps.worker import Loader, Threads, Worker, evaluate
 
@@ -80,22 +81,22 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
     job = prepare(transport, config)
     folder = RunFolder(path)
     is_first = transport.rank == 0
-    job.together.attempt(lambda: folder.begin(to_toml(config), overwrite) if is_first else None)
+    agree(job.together, lambda: folder.begin(to_toml(config), overwrite) if is_first else None)
     dataset = load(job)
-    model, params = job.together.attempt(lambda: build(job, dataset))
+    model, params = agree(job.together, lambda: build(job, dataset))
 
     found = work(job, dataset, model, params, folder) if job.workers is not None else serve(job, params)
     told = job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8))
     summary = {**json.loads(told.tobytes()), "wall_s": round(time.perf_counter() - started, 3)}
 
     trained = Trained(params, dataset.features, dataset.classes, dataset.shift, dataset.scale)
-    job.together.attempt(lambda: folder.end(trained, summary) if is_first else None)
+    agree(job.together, lambda: folder.end(trained, summary) if is_first else None)
     return Run(path, summary)
 
 
 def prepare(transport: Transport, config: Config) -> Job:
     """Roles, threads and parts. A collective."""
-    together = Together(transport)
+    together = Meeting(transport)
     seats = machine.seats(together, transport.node)
     transport.crowded(machine.crowded(seats, transport.rank))
     strategy, why = choose_strategy(config)
@@ -110,7 +111,7 @@ def prepare(transport: Transport, config: Config) -> Job:
     def threads(rank: int) -> int:
         return config.run.threads or machine.threads(seats, rank)
 
-    planned, mine = together.attempt(plan)
+    planned, mine = agree(together, plan)
     is_worker = transport.rank < planned.workers
     workers = transport.group(range(planned.workers)) if is_worker else None
     return Job(

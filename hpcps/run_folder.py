@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class RunFolder:
         if (self.path / SUMMARY).exists() and not overwrite:
             raise ConfigError(f"{self.path}: holds a finished run; choose another --out, or give --overwrite")
         known = {CONFIG, METRICS, MODEL, SUMMARY}
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             strangers = [entry.name for entry in self.path.iterdir() if entry.name not in known]
             if strangers and not (self.path / CONFIG).exists():
@@ -65,19 +66,27 @@ class RunFolder:
             for name in (SUMMARY, MODEL, METRICS):
                 (self.path / name).unlink(missing_ok=True)
             write_whole(self.path / CONFIG, lambda file: file.write_text(config_toml, encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{self.path}: cannot write there: {error.strerror}") from error
 
     def add_metrics(self, values: Mapping[str, Any]) -> None:
         """Append one line to the metrics."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+        with writing(self.path), (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def end(self, trained: Trained, summary: Mapping[str, Any]) -> None:
         """Write the model, then the summary that marks the run as finished."""
-        write_whole(self.path / MODEL, lambda file: _write_model(file, trained))
         text = json.dumps(summary, indent=2) + "\n"
-        write_whole(self.path / SUMMARY, lambda file: file.write_text(text, encoding="utf-8"))
+        with writing(self.path):
+            write_whole(self.path / MODEL, lambda file: _write_model(file, trained))
+            write_whole(self.path / SUMMARY, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a ConfigError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write there: {error.strerror or error}") from error
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

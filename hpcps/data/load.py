@@ -20,8 +20,8 @@ from hpcps.data.source import (
     survey_together,
 )
 from hpcps.data.split import split_rows
-from hpcps.data.together import Together, agree
 from hpcps.errors import DataError
+from hpcps.together import Together, agree
 
 Cut = Callable[[int], Sequence[int]]
 MOST_GUESSED_FEATURES = 1 << 27

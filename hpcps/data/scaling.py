@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from hpcps.data.blocks import CHUNK_ROWS, Block, Csr, Floats, Samples, find_bad
-from hpcps.data.together import Together, agree
 from hpcps.errors import ConfigError, DataError
+from hpcps.together import Together, agree
 
 GATHERED_COLUMNS = 1 << 16
 EPSILON = float(np.finfo(np.float64).eps)

@@ -20,8 +20,8 @@ from hpcps.data.libsvm import LibsvmSource, open_libsvm
 from hpcps.data.npy import MAGIC, open_npy, open_npz
 from hpcps.data.npy import label_name as npy_label_name
 from hpcps.data.stored import ArraySource
-from hpcps.data.together import Together
 from hpcps.errors import ConfigError, DataError
+from hpcps.together import Together
 
 AnySource = ArraySource | CsvSource | LibsvmSource | BuiltinSource
 FORMATS = ("idx", "npz", "npy", "csv", "libsvm")

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from hpcps.comm.together import Together
+from hpcps.comm.meeting import Meeting
 from hpcps.errors import CommError, CommTimeout, DataError, HpcpsError, PeerLost
+from hpcps.together import agree
 
 
 def test_messages_of_one_tag_come_in_order_and_tags_do_not_mix(on_ranks):
@@ -62,7 +63,7 @@ def test_wait_any_gives_the_one_that_came_and_names_all_that_did_not(on_ranks):
         transport.wait_any([tickets[0], tickets[2]])
         return None
 
-    with pytest.raises(CommTimeout, match="rank 0 waited .* ranks 1, 3"):
+    with pytest.raises(CommTimeout, match=r"rank 0 waited .* ranks 1, 3"):
         on_ranks(4, body, timeout_s=0.2)
 
 
@@ -126,7 +127,7 @@ def test_buffers_begin_at_a_cache_line(on_ranks):
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_gather_joins_in_rank_order(on_ranks, ranks):
     def body(transport):
-        return Together(transport).gather(np.full(transport.rank, transport.rank, np.int64)).tolist()
+        return Meeting(transport).gather(np.full(transport.rank, transport.rank, np.int64)).tolist()
 
     expected = [rank for rank in range(ranks) for _ in range(rank)]
     assert on_ranks(ranks, body) == [expected] * ranks
@@ -140,7 +141,7 @@ def test_once_is_made_once(on_ranks):
             made.append(transport.rank)
             return np.arange(5, dtype=np.int32)
 
-        return Together(transport).once(make)
+        return Meeting(transport).once(make)
 
     for array in on_ranks(3, body):
         assert array.dtype == np.int32
@@ -156,7 +157,7 @@ def test_one_ranks_error_is_raised_on_all_with_its_class_and_text(on_ranks, culp
                 raise DataError(f"file{transport.rank}.csv: line 1: ü\nx")
 
         try:
-            Together(transport).attempt(work)
+            agree(Meeting(transport), work)
         except HpcpsError as error:
             return type(error), str(error), error.known_to_all
         return None
@@ -168,5 +169,5 @@ def test_an_error_of_once_is_raised_on_all(on_ranks):
     def make():
         raise DataError("gone")
 
-    _, errors = on_ranks.run(3, lambda transport: Together(transport).once(make))
+    _, errors = on_ranks.run(3, lambda transport: Meeting(transport).once(make))
     assert [type(error) for error in errors] == [DataError] * 3

@@ -9,8 +9,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from hpcps.data import Alone, find_bad, load_data
+from hpcps.data import find_bad, load_data
 from hpcps.errors import ConfigError, DataError
+from hpcps.together import Alone
 
 ROWS = "".join(f"{i},{i}.5,{i % 2}\n" for i in range(20))
 SVM = "".join(f"{i % 2} 1:{i} 3:2\n" for i in range(20))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hpcps.data import Alone, agree
 from hpcps.errors import ConfigError, DataError
+from hpcps.together import Alone, agree
 
 
 def fail(error):

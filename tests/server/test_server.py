@@ -138,7 +138,7 @@ def test_a_message_of_anything_else_is_refused(on_ranks):
         for place, value in ((6, 99), (32, 77)):
             before = message.buffer.copy()
             message.buffer[place] = value
-            with pytest.raises(CommError, match="kind|encoding"):
+            with pytest.raises(CommError, match=r"kind|encoding"):
                 message.read()
             message.buffer[:] = before
         return message.read().count
@@ -149,5 +149,5 @@ def test_a_message_of_anything_else_is_refused(on_ranks):
 def test_roles():
     assert sharding.roles(1, 3) == sharding.Roles(1, 0)
     assert sharding.roles(3, 1) == sharding.Roles(2, 1)
-    with pytest.raises(ConfigError, match="server.count = 2 leaves no worker among 2 ranks; use at least 3"):
+    with pytest.raises(ConfigError, match=r"server\.count = 2 leaves no worker among 2 ranks; use at least 3"):
         sharding.roles(2, 2)

@@ -84,7 +84,7 @@ def test_what_is_missing_is_named(tmp_path):
         config.read(write(tmp_path, 'model.kind = "softmax"'))
     with pytest.raises(ConfigError, match=r"model\.kind: missing \(linear \| logistic"):
         config.read(write(tmp_path, 'data.path = "digits"\nmodel.task = "binary"'))
-    with pytest.raises(ConfigError, match="no_such.toml: No such file"):
+    with pytest.raises(ConfigError, match=r"no_such\.toml: No such file"):
         config.read(tmp_path / "no_such.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not UTF-8"):

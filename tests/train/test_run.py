@@ -53,8 +53,9 @@ def test_a_fast_run_repeats_itself_at_the_same_rank_and_thread_count(tmp_path, s
 def test_all_optimizers_are_the_same_on_worker_and_shard(tmp_path, optimizer):
     settings = [f"optimizer.{option}" for option in optimizer] + ["optimizer.learning_rate=0.01"]
     hashes = {
-        train(tmp_path, "digits.toml", f"train.strategy={strategy}", "train.reproducible=true", *settings, ranks=3)
-        .summary["params_sha256"]
+        train(
+            tmp_path, "digits.toml", f"train.strategy={strategy}", "train.reproducible=true", *settings, ranks=3
+        ).summary["params_sha256"]
         for strategy in ("ring", "server")
     }
     assert len(hashes) == 1

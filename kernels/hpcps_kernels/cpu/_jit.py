@@ -1,16 +1,16 @@
 """Every compiler option, and compiled code on disk, shared by all ranks of a machine.
 
 Numba's own cache keeps one index a function, which two processes may overwrite for each other. Here each
-compiled signature is one file, put in place by a rename, so that no reader sees half of it; its first line is
-a checksum. A file lock makes the processes that start together compile each kernel once.
+compiled signature has files of its own, put in place by renames, so that no reader sees half of one, and a checksum.
+A file lock makes the processes that start together compile each kernel once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import os
-import pickle
 import time
 import uuid
 from collections.abc import Callable
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.caching import IndexDataCacheFile
 from numba.core.compiler import CompileResult
 from numba.core.runtime.nrt import rtsys
-from numba.core.serialize import dumps
 
 from hpcps_kernels.cache import cache_folder
 
@@ -31,6 +31,8 @@ Function = Callable[..., Any]
 # gives the same bits for any slice, and the order of a sum does not depend on the compiler. Where sums are to
 # be fast, their order is written out (_tiles.py).
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
+
+SOURCE_STAMP = KEY = "1"  # the folder's name already tells sources, the files' names tell signatures
 
 LOCK_TIMEOUT_S = 60.0
 LOCK_POLL_S = 0.02
@@ -71,11 +73,11 @@ class CodeOnDisk:
         """The compiled signature, waiting where another process is at it; None says to compile it."""
         self._unlock()
         rtsys.initialize(target)
-        path = self._path(signature, target.codegen())
-        found = _read(path, target)
+        stored = _Stored(self.cache_path, self._base(signature, target.codegen()))
+        found = stored.read(target)
         if found is None:
-            self._lock = _locked(path.with_suffix(".lock"))
-            found = _read(path, target)
+            self._lock = _locked(self.cache_path / f"{stored.base}.lock")
+            found = stored.read(target)
             if found is not None:
                 self._unlock()
             else:
@@ -83,20 +85,18 @@ class CodeOnDisk:
         return found
 
     def save_overload(self, signature: Any, result: Any) -> None:
-        try:
-            if not result.library.has_dynamic_globals:
-                payload = dumps(result._reduce())  # type: ignore[no-untyped-call]
-                _write(self._path(signature, result.codegen), payload)
-        except OSError:
-            pass  # a full or vanished disk costs the next process a compilation, and this one nothing
-        finally:
-            self._unlock()
+        """Keep it; a full or vanished disk costs the next process a compilation, and this one nothing."""
+        if not result.library.has_dynamic_globals:
+            stored = _Stored(self.cache_path, self._base(signature, result.codegen))
+            with contextlib.suppress(OSError):
+                stored.write(result)
+        self._unlock()
 
     def flush(self) -> None: ...
 
-    def _path(self, signature: Any, codegen: Any) -> Path:
+    def _base(self, signature: Any, codegen: Any) -> str:
         key = sha256(repr((str(signature), codegen.magic_tuple())).encode()).hexdigest()[:16]
-        return self.cache_path / f"{self.name}-{key}.nbc"
+        return f"{self.name}-{key}"
 
     def _unlock(self) -> None:
         if self._lock >= 0:
@@ -104,22 +104,34 @@ class CodeOnDisk:
             self._lock = -1
 
 
-def _read(path: Path, target: Any) -> Any:
-    try:
-        checksum, _, payload = path.read_bytes().partition(b"\n")
-        if checksum != sha256(payload).hexdigest().encode():
+class _Stored:
+    """One compiled signature in files of its own, written and read by Numba, with a checksum beside it."""
+
+    def __init__(self, folder: Path, base: str) -> None:
+        self.base = base
+        self._file = IndexDataCacheFile(str(folder), base, SOURCE_STAMP)  # type: ignore[no-untyped-call]
+        self._code = folder / f"{base}.1.nbc"  # the name that Numba gives an index's first entry
+        self._checksum = folder / f"{base}.sha256"
+
+    def read(self, target: Any) -> Any:
+        """The compiled code; None where there is none, or what there is is damaged or foreign."""
+        try:
+            if self._checksum.read_bytes() != _digest(self._code):
+                return None
+            parts = self._file.load(KEY)  # type: ignore[no-untyped-call]
+            return CompileResult._rebuild(target, *parts)  # type: ignore[no-untyped-call]
+        except Exception:  # as good as not there: it is compiled and written anew
             return None
-        return CompileResult._rebuild(target, *pickle.loads(payload))  # type: ignore[no-untyped-call]
-    except FileNotFoundError:
-        return None
-    except Exception:  # damaged or foreign: as good as not there, and compiling writes it anew
-        return None
+
+    def write(self, result: Any) -> None:
+        self._file.save(KEY, result._reduce())  # type: ignore[no-untyped-call]
+        unfinished = self._checksum.with_suffix(f".{uuid.uuid4().hex}")
+        unfinished.write_bytes(_digest(self._code))
+        unfinished.replace(self._checksum)
 
 
-def _write(path: Path, payload: bytes) -> None:
-    unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
-    unfinished.write_bytes(sha256(payload).hexdigest().encode() + b"\n" + payload)
-    unfinished.replace(path)
+def _digest(path: Path) -> bytes:
+    return sha256(path.read_bytes()).hexdigest().encode()
 
 
 def _locked(path: Path) -> int:
@@ -133,11 +145,8 @@ def _locked(path: Path) -> int:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return file
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(LOCK_POLL_S)
-                continue
-        except OSError:
-            pass
-        os.close(file)
-        return -1
+        except OSError as error:
+            if not isinstance(error, BlockingIOError) or time.monotonic() > deadline:
+                os.close(file)
+                return -1
+            time.sleep(LOCK_POLL_S)

@@ -1,4 +1,4 @@
-"""How ranks share small facts while they load, and how an error on one rank becomes the same error on all."""
+"""How ranks share small facts while a job is set up, and how an error on one rank becomes the same error on all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcps import errors
-from hpcps.errors import DataError, HpcpsError
+from hpcps.errors import HpcpsError
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
@@ -58,7 +58,9 @@ def agree(together: Together, work: Callable[[], T]) -> T:
         caught = error
     told = together.gather(np.frombuffer(_encode(caught), np.uint8)).tobytes()
     if told:
-        raise _decode(told) from caught
+        shared = _decode(told)
+        shared.known_to_all = True
+        raise shared from caught
     return result
 
 
@@ -71,5 +73,5 @@ def _encode(error: HpcpsError | None) -> bytes:
 
 def _decode(told: bytes) -> HpcpsError:
     name, message = told.split(b"\0", 1)[0].decode().split("\n", 1)
-    kind = getattr(errors, name, DataError)
-    return kind(message) if issubclass(kind, HpcpsError) else DataError(message)
+    kind: type[HpcpsError] = getattr(errors, name)
+    return kind(message)

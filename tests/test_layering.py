@@ -1,0 +1,148 @@
+"""Imports point one way only: read from the source, so that a forgotten arrow is seen before it is run."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"hpcps": ROOT / "hpcps", "hpcps_kernels": ROOT / "kernels" / "hpcps_kernels"}
+
+# Room -> the rooms of hpcps that its files may import. A room is a folder or a single file of hpcps/.
+BOTTOM = {"errors", "_version"}
+ARROWS = {
+    "errors": set(),
+    "_version": set(),
+    "together": {"errors"},
+    "config": {"errors"},
+    "params": set(),
+    "comm": {"errors", "together"},
+    "parts": {"comm", "errors"},
+    "sums": {"errors"},
+    "optim": {"config"},
+    "server": {"comm", "errors", "optim", "sums"},
+    "exchange": {"comm", "optim", "server", "sums"},
+    "models": {"config", "errors", "params"},
+    "data": {"errors", "together", "kernels"},
+    "worker": {"data", "errors", "models", "params", "parts"},
+    "pace": set(),
+    "run_folder": {"errors", "params"},
+    "report": {"config", "data", "models", "run_folder", "worker"},
+    "trainer": {"comm", "errors", "exchange", "pace", "parts", "report", "sums", "worker"},
+    "machine": {"together"},
+    "run": {
+        "comm",
+        "config",
+        "data",
+        "exchange",
+        "machine",
+        "models",
+        "optim",
+        "params",
+        "parts",
+        "report",
+        "run_folder",
+        "server",
+        "sums",
+        "together",
+        "trainer",
+        "worker",
+        "kernels",
+    },
+    "launch": {"comm", "config", "errors", "run", "together"},
+    "inference": {"comm", "config", "data", "errors", "models", "report", "run", "run_folder", "together", "worker"}
+    | {"kernels"},
+    "collectives": {"comm", "kernels"},
+    "starter": {"comm", "errors", "run_folder"},
+    "doctor": {"comm", "errors", "launch", "machine", "starter", "kernels"},
+    "cli": {"_version", "comm", "config", "doctor", "errors", "inference", "launch", "report", "run", "run_folder"}
+    | {"starter"},
+    "__main__": {"cli"},
+    "__init__": {"_version", "collectives", "config", "launch", "run"},
+}
+
+# Third party -> the only places that may import it.
+ONLY_IN = {
+    "mpi4py": {"hpcps/comm/mpi.py"},
+    "cupy": {"hpcps/doctor.py"},  # asks whether there is a GPU; kernels/hpcps_kernels/gpu is to come
+    "numba": {f"kernels/hpcps_kernels/cpu/{file.name}" for file in (PACKAGES["hpcps_kernels"] / "cpu").glob("*.py")},
+    "click": {"hpcps/cli.py"},
+    "rich": {"hpcps/report.py"},
+    "safetensors": {"hpcps/run_folder.py"},
+    "sklearn": set(),
+    "torch": set(),
+}
+
+
+def sources():
+    return [(name, file) for name, folder in PACKAGES.items() for file in sorted(folder.rglob("*.py"))]
+
+
+def imports(file: Path) -> set[str]:
+    """Absolute dotted names of all that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(file: Path) -> str:
+    inside = file.relative_to(PACKAGES["hpcps"])
+    return inside.parts[0] if len(inside.parts) > 1 else inside.stem
+
+
+def rooms_imported(file: Path) -> set[str]:
+    found = set()
+    for name in imports(file):
+        head, *rest = name.split(".")
+        if head == "hpcps_kernels":
+            found.add("kernels")
+        elif head == "hpcps" and rest:
+            found.add(rest[0])
+    return found
+
+
+@pytest.mark.parametrize("file", [file for name, file in sources() if name == "hpcps"], ids=lambda file: file.name)
+def test_arrows(file):
+    mine = room(file)
+    assert mine in ARROWS, f"{mine}: a new room; say in ARROWS what it may import"
+    forbidden = rooms_imported(file) - ARROWS[mine] - {mine}
+    assert not forbidden, f"{file.relative_to(ROOT)} imports {sorted(forbidden)}"
+
+
+def test_the_arrows_have_no_cycle_and_none_is_left_over():
+    used = {mine: set() for mine in ARROWS}
+    for name, file in sources():
+        if name == "hpcps":
+            used[room(file)] |= rooms_imported(file) - {room(file)}
+    assert used == ARROWS
+    done: set[str] = {"kernels"}
+    rooms = dict(used)
+    while rooms:
+        free = [name for name, needs in rooms.items() if needs <= done]
+        assert free, f"a cycle among {sorted(rooms)}"
+        done |= set(free)
+        rooms = {name: needs for name, needs in rooms.items() if name not in free}
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_libraries_stay_in_their_rooms(library):
+    users = {
+        str(file.relative_to(ROOT)) for _, file in sources() if library in {n.split(".")[0] for n in imports(file)}
+    }
+    assert users <= ONLY_IN[library]
+
+
+def test_kernels_know_nothing_of_hpcps():
+    for name, file in sources():
+        if name == "hpcps_kernels":
+            assert not {found for found in imports(file) if found.split(".")[0] == "hpcps"}, file
+
+
+def test_nothing_is_unpickled():
+    for _, file in sources():
+        assert not {found for found in imports(file) if "pickle" in found}, file
