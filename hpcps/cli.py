@@ -133,8 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted")
-        return 130
+        return _end(HpcpsError("interrupted"), 130)
     except HpcpsError as error:
         return _end(error, error.exit_status)
     except Exception as error:  # a bug: say all that is known of it
@@ -150,9 +149,7 @@ def _end(error: Exception, status: int) -> int:
     if isinstance(error, HpcpsError) and (not known_to_all or _is_first()):
         _say(str(error))
     if launch.mpi_is_running():
-        if not known_to_all:
-            launch.abort_all(status)
-        launch.leave_together()
+        launch.leave(status, known_to_all)
     return status
 
 

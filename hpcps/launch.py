@@ -134,14 +134,13 @@ def mpi_is_running() -> bool:
     return "mpi4py.MPI" in sys.modules and _mpi().is_running()
 
 
-def abort_all(status: int) -> None:
-    """End every rank of the job with this exit status. Does not return."""
-    _mpi().abort(status)
-
-
-def leave_together() -> None:
-    """Wait until every rank is about to leave, so that none is ended by its launcher before it has spoken."""
-    _mpi().world(timeout_s=LEAVING_S).barrier()
+def leave(status: int, known_to_all: bool) -> None:
+    """End this MPI rank after an error. An error that only this rank knows of ends all ranks with ``status``; else
+    wait until every rank is about to leave, so that its launcher ends none before it has spoken."""
+    if known_to_all:
+        _mpi().world(LEAVING_S).barrier()
+    else:
+        _mpi().abort(status)
 
 
 def _mpi() -> Any:

@@ -100,14 +100,16 @@ def without_banners(lines: Iterable[str]) -> Iterator[str]:
     """The ranks' lines. What the launcher adds about ranks that ended is given only if no rank said why."""
     held: list[str] = []
     explained = inside = False
-    for line in lines:
+    for raw in lines:
+        line = raw.replace("\0", "")  # Open MPI's launcher ends what it says with one
         is_rule = len(line) > 40 and set(line.strip()) <= {"-", "="} and bool(line.strip())
         if is_rule or inside or line.startswith(("Abort(", "application called MPI_Abort")):
             held.append(line)
             inside = inside != is_rule
         else:
             explained = explained or line.startswith(ERROR)
-            yield line
+            if line:
+                yield line
     if not explained:
         yield from held
 

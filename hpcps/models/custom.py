@@ -59,10 +59,10 @@ class _Guard:
             return function(*arguments)
         except HpcpsError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ModelError(f"{self._place(error)}: {type(error).__name__}: {_one_line(error)}") from error
 
-    def _place(self, error: Exception) -> str:
+    def _place(self, error: BaseException) -> str:
         mine = str(Path(self._file).resolve())
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == mine]
         return f"{self._file}:{lines[-1]}" if lines else self.kind
@@ -204,12 +204,12 @@ def _load_name(kind: str) -> Any:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ModelError(f"{file}:{error.lineno}: {error.msg}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{file}: {type(error).__name__}: {_one_line(error)}") from error
     if not hasattr(module, name):
         raise ModelError(f"{file}: has no {name!r}")
     return getattr(module, name)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

@@ -1,0 +1,154 @@
+"""What a transport promises, checked on the ranks of an MPI job: ``mpiexec -n N python contract.py``.
+
+Every rank runs all of it; an assertion that fails ends the job. Rank 0 ends with a line of what was checked.
+"""
+
+import sys
+import traceback
+
+import hpcps_kernels
+import numpy as np
+
+import hpcps
+from hpcps import optim
+from hpcps.comm import mpi, ring
+from hpcps.comm.meeting import Meeting
+from hpcps.comm.topology import chunk_bounds
+from hpcps.config import Optimizer
+from hpcps.errors import CommTimeout, DataError
+from hpcps.server.client import RemoteClient
+from hpcps.server.serve import Server
+from hpcps.server.sharding import roles, shard_slices
+from hpcps.server.store import Shard
+from hpcps.sums import Decoder
+from hpcps.together import agree
+
+KERNELS = hpcps_kernels.load("cpu")
+SIZES = [0, 1, 2, 3, 4, 5, 64, 65, 1001, 70001]
+
+
+def collectives(t):
+    """Every size and dtype: closed-form totals, each chunk in its place, the same bits on all ranks."""
+    for dtype in ("float32", "float64", "int64"):
+        for count in SIZES:
+            x = (np.arange(count) % 1000 * t.size + t.rank).astype(dtype)
+            expected = np.arange(count) % 1000 * t.size**2 + t.size * (t.size - 1) // 2
+            own = x.copy()
+            assert np.array_equal(hpcps.allreduce(x, t), expected.astype(dtype)), (dtype, count)
+            part = ring.reduce_scatter(t, own, KERNELS.add_into)
+            assert np.array_equal(own[part], expected[part].astype(dtype)), (dtype, count)
+            bounds = chunk_bounds(count, t.size)
+            gathered = np.full(count, -1, dtype)
+            gathered[bounds[t.rank] : bounds[t.rank + 1]] = t.rank
+            ring.all_gather(t, gathered)
+            assert np.array_equal(gathered, np.repeat(np.arange(t.size), np.diff(bounds)).astype(dtype))
+    noise = np.random.default_rng(t.rank).normal(size=1001)
+    hpcps.allreduce(noise, t)
+    bits = Meeting(t).gather(noise.view(np.int64)).reshape(t.size, -1)
+    assert (bits == bits[0]).all()
+
+
+def facts(t):
+    """Gather, once, agree."""
+    together = Meeting(t)
+    assert together.gather(np.full(t.rank, t.rank)).tolist() == [r for r in range(t.size) for _ in range(r)]
+    assert together.once(lambda: np.arange(3.0)).tolist() == [0, 1, 2]
+
+    def work():
+        if t.rank == t.size - 1:
+            raise DataError("x.csv: line 3: no")
+
+    try:
+        agree(together, work)
+    except DataError as error:
+        assert str(error) == "x.csv: line 3: no"
+        assert error.known_to_all
+    else:
+        raise AssertionError("no error")
+
+
+def waits(t):
+    """A wait for what does not come ends and names the peer; what comes late is received after all."""
+    if t.size == 1:
+        return
+    if t.rank == 0:
+        x = np.zeros(2)
+        late = t.irecv(x, 1, 50)
+        before, t.timeout_s = t.timeout_s, 0.05
+        for wait in (lambda: t.wait(late), lambda: t.wait_any([late])):
+            try:
+                wait()
+            except CommTimeout as error:
+                assert "rank 0 waited 0.05 s to receive from rank 1" in str(error), error
+            else:
+                raise AssertionError("no timeout")
+        t.timeout_s = before
+    t.barrier()
+    if t.rank == 1:
+        t.wait(t.isend(np.array([4.0, 5.0]), 0, 50))
+    if t.rank == 0:
+        t.wait(late)
+        assert x.tolist() == [4, 5]
+
+
+def groups(t):
+    """A group of some ranks, in another order, does not hear the others."""
+    members = list(range(t.size))[::-1][: max(1, t.size - 1)]
+    if t.rank in members:
+        group = t.group(members)
+        assert members[group.rank] == t.rank
+        x = np.array([float(t.rank)])
+        assert hpcps.allreduce(x, group) == sum(members)
+
+
+def server(t):
+    """Workers and shards on ranks of their own end with what one place computes."""
+    if t.size == 1:
+        return
+    shards = 2 if t.size > 3 else 1
+    workers = roles(t.size, shards).workers
+    count = 101
+    slices = shard_slices(count, shards)
+    optimizer = optim.make(Optimizer(kind="adagrad"), KERNELS)
+    decoder = Decoder(False, np.float32, KERNELS)
+
+    def gradient(step, worker):
+        return np.random.default_rng(10 * step + worker).normal(size=count).astype(np.float32)
+
+    params = np.arange(count, dtype=np.float32)
+    if t.rank >= workers:
+        number = t.rank - workers
+        shard = Shard(params[slices[number]].copy(), optimizer, decoder, workers, 0.5)
+        Server(t, shard, number, list(range(workers)), decoder).run()
+        return
+    client = RemoteClient(t, params, slices, list(range(workers, t.size)), t.rank, decoder)
+    for step in range(1, 6):
+        client.push_pull(step, gradient(step, t.rank), 1.0).wait()
+    client.finish()
+    expected = np.arange(count, dtype=np.float32)
+    state = optimizer.init(expected)
+    for step in range(1, 6):
+        total = gradient(step, 0)
+        for worker in range(1, workers):
+            total += gradient(step, worker)
+        optimizer.update(expected, state, total, 0.5, step)
+    assert np.array_equal(params, expected)
+
+
+def main():
+    transport = mpi.world(timeout_s=60)
+    transport.crowded(transport.size > 2)
+    checks = (collectives, facts, waits, groups, server)
+    try:
+        for check in checks:
+            check(transport)
+            transport.barrier()
+    except BaseException as error:
+        traceback.print_exc()
+        transport.abort(error)
+    if transport.rank == 0:
+        print("checked:", *(check.__name__ for check in checks), "on", transport.size, transport.description)
+        sys.stdout.flush()
+
+
+main()

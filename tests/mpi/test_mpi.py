@@ -1,0 +1,156 @@
+"""hpcps over MPI: few launches, each with much in it, for a launch costs over a second."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import hpcps
+from hpcps import starter
+from hpcps.config import read
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CONTRACT = Path(__file__).with_name("contract.py")
+TIMEOUT_S = 120
+QUICK = ["--set", "train.epochs=2"]
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture(scope="session")
+def launcher():
+    found = starter.find()
+    if found is None:
+        pytest.skip("mpi4py finds no MPI library")
+    return found
+
+
+def mpirun(launcher, ranks, *command):
+    line = [*starter.command_line(launcher, ranks), sys.executable, *map(str, command)]
+    environment = starter.environment(os.environ, ranks)
+    del environment["HPCPS_LAUNCHED_RANKS"]  # as a user's own mpirun would
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+def program(*arguments):
+    command = [sys.executable, "-m", "hpcps", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_the_transport_keeps_its_promises(launcher, ranks):
+    done = mpirun(launcher, ranks, CONTRACT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"on {ranks} MPI" in done.stdout
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    """What one process gets."""
+    settings = ["train.epochs=2", "train.reproducible=true"]
+    run = hpcps.train(read(EXAMPLES / "digits.toml", {}, settings), out=tmp_path_factory.mktemp("alone") / "run")
+    return run.summary["params_sha256"]
+
+
+@pytest.mark.parametrize("strategy", ["ring", "server"])
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_ranks_that_hpcps_starts_get_the_same_bits(launcher, tmp_path, alone, ranks, strategy):
+    settings = [f"train.strategy={strategy}", "train.reproducible=true"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    config = EXAMPLES / "digits.toml"
+    done = program("train", config, "--ranks", ranks, "--out", tmp_path / "run", *QUICK, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = summary(tmp_path / "run")
+    assert found["params_sha256"] == alone
+    assert (found["ranks"], found["transport"][:3]) == (ranks, "MPI")
+    assert done.stdout.count(f"params_sha256 {alone}") == 1
+
+
+def test_a_launcher_starts_the_ranks(launcher, tmp_path, alone):
+    settings = ["--set", "train.reproducible=true", "--set", "train.strategy=server"]
+    command = ["-m", "hpcps", "train", EXAMPLES / "digits.toml", "--out", tmp_path / "run", *QUICK, *settings]
+    done = mpirun(launcher, 3, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary(tmp_path / "run")["params_sha256"] == alone
+    assert done.stdout.count("params_sha256") == 1
+
+
+def test_an_error_on_all_ranks_is_said_once(launcher, tmp_path):
+    command = ["-m", "hpcps", "train", EXAMPLES / "digits.toml", "--out", tmp_path / "run"]
+    done = mpirun(launcher, 3, *command, "--set", "data.path=/no/such.csv")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.count("hpcps: error: ") == 1
+    assert "/no/such.csv" in done.stderr
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+FAILS = """
+import os
+import numpy as np
+
+RANK = int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")))
+calls = 0
+
+def f(params, samples, labels):
+    global calls
+    calls += 1
+    if RANK == 1 and calls == 3:
+        raise ValueError("no luck today")
+    return 0.0, {"weight": np.zeros((10, 64)), "bias": np.zeros(10)}
+"""
+
+
+@pytest.mark.parametrize("strategy", ["ring", "server"])
+def test_an_error_on_one_rank_ends_all_with_its_message(launcher, tmp_path, strategy):
+    (tmp_path / "own.py").write_text(FAILS)
+    settings = [f"model.kind={tmp_path}/own.py:f", "model.scores=", "run.threads=1", f"train.strategy={strategy}"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    started = time.monotonic()
+    done = program(
+        "train", EXAMPLES / "digits_by_hand.toml", "--ranks", 3, "--out", tmp_path / "run", *QUICK, *words
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    own = f"{tmp_path}/own.py:12: ValueError: no luck today"
+    assert done.stderr == f"hpcps: error: rank 1, step 3: {own}\n"
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert time.monotonic() - started < TIMEOUT_S / 2
+
+
+def test_a_killed_rank_ends_the_job(launcher, tmp_path):
+    """The least that is promised of a lost rank: a prompt end, a status that is not 0, no run that looks finished."""
+    (tmp_path / "own.py").write_text(FAILS.replace('raise ValueError("no luck today")', f"os.kill(os.getpid(), {9})"))
+    settings = [f"model.kind={tmp_path}/own.py:f", "model.scores=", "run.threads=1"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = program(
+        "train", EXAMPLES / "digits_by_hand.toml", "--ranks", 3, "--out", tmp_path / "run", *QUICK, *words
+    )
+    assert done.returncode not in (0, None), done.stdout + done.stderr
+    assert str(int(signal.SIGKILL)) in done.stderr
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_ranks_that_do_not_find_each_other_are_refused(launcher, tmp_path, monkeypatch):
+    monkeypatch.setenv("HPCPS_LAUNCHED_RANKS", "4")
+    done = program("train", EXAMPLES / "digits.toml", "--out", tmp_path / "run", *QUICK)
+    assert done.returncode == 2
+    assert "started 4 ranks but" in done.stderr
+    assert "sees 1: launcher and library do not match" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_doctor_sees_the_ranks(launcher):
+    done = mpirun(launcher, 3, "-m", "hpcps", "doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 on 1 node(s)" in done.stdout
+    assert "thread level" in done.stdout
+    if len(os.sched_getaffinity(0)) < 3:
+        assert "warning: 3 ranks share" in done.stdout
