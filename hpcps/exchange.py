@@ -1,4 +1,4 @@
-"""Where workers agree: part gradients in, fresh parameters out, along the ring or through the server."""
+"""Where workers agree: part gradients in, fresh parameters out, by all-reduce or through the server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hpcps.comm import ring
-from hpcps.comm.transport import Array, Transport
+from hpcps.comm.transport import Array
 from hpcps.optim import Optimizer
 from hpcps.server.client import Client
 from hpcps.sums import Decoder, Sum
@@ -34,19 +33,28 @@ class Exchange(Protocol):
         """After the last step."""
 
 
-class RingExchange:
+class Allreduce(Protocol):
+    """A way to sum one array over the workers, in two halves."""
+
+    name: str
+
+    def start(self, x: Array) -> Waiting:
+        """Begin; ``x`` holds the sum once the returned ticket has been waited for."""
+
+
+class AllreduceExchange:
     """Gradients are all-reduced; every worker applies the same update to its own copy of the parameters."""
 
     def __init__(
         self,
-        workers: Transport,
+        allreduce: Allreduce,
         params: Array,
         optimizer: Optimizer,
         gradients: Sum,
         decoder: Decoder,
         gradient_scale: float,
     ) -> None:
-        self._workers = workers
+        self._allreduce = allreduce
         self._params = params
         self._optimizer = optimizer
         self._state = optimizer.init(params)
@@ -56,8 +64,7 @@ class RingExchange:
 
     def start(self, step: int) -> Waiting:
         wire, scale = self._gradients.finish()
-        steps = ring.allreduce_steps(self._workers, wire, self._decoder.add_into)
-        return _RingWaiting(self, step, wire, scale, ring.Pending(self._workers, steps))
+        return _Reducing(self, self._allreduce.start(wire), step, wire, scale)
 
     def update(self, step: int, wire: Array, scale: float) -> None:
         """Apply the summed gradient."""
@@ -68,13 +75,13 @@ class RingExchange:
         """Nothing is left to do."""
 
 
-class _RingWaiting:
-    def __init__(self, exchange: RingExchange, step: int, wire: Array, scale: float, pending: ring.Pending) -> None:
+class _Reducing:
+    def __init__(self, exchange: AllreduceExchange, pending: Waiting, step: int, wire: Array, scale: float) -> None:
         self._exchange = exchange
+        self._pending = pending
         self._step = step
         self._wire = wire
         self._scale = scale
-        self._pending = pending
 
     def wait(self) -> None:
         self._pending.wait()
@@ -96,13 +103,14 @@ class ServerExchange:
         self._client.finish()
 
 
-def largest_of(workers: Transport) -> Callable[[float], float]:
-    """The agreement on the largest of one number a worker: an all-gather of 8 bytes a worker."""
-    numbers = np.zeros(workers.size, np.float64)
+def largest_of(ranks: int, rank: int, allreduce: Allreduce) -> Callable[[float], float]:
+    """The agreement on the largest of one number a worker; ``allreduce`` sums arrays of (ranks,) float64."""
+    numbers = np.zeros(ranks, np.float64)
 
     def agree(mine: float) -> float:
-        numbers[workers.rank] = mine
-        ring.all_gather(workers, numbers)
+        numbers.fill(0.0)
+        numbers[rank] = mine
+        allreduce.start(numbers).wait()
         return float(numbers.max())
 
     return agree

@@ -11,14 +11,16 @@ from typing import Any
 
 import hpcps_kernels
 import numpy as np
+from numpy.typing import DTypeLike
 
 from hpcps import data, machine, models, optim, parts, report
+from hpcps.comm import ring, shared
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Array, Transport
 from hpcps.config import Config, to_toml
 from hpcps.data import Dataset
-from hpcps.exchange import Exchange, RingExchange, ServerExchange, largest_of
+from hpcps.exchange import Allreduce, AllreduceExchange, Exchange, ServerExchange, largest_of
 from hpcps.models import Model
 from hpcps.params import Params
 from hpcps.parts import Parts
@@ -35,6 +37,9 @@ from hpcps.worker import Loader, Threads, Worker, evaluate
 
 TEST_BLOCKS = 64
 """Into how many blocks the held-out samples are cut, whatever the rank count."""
+
+SHARED_BYTES_MAX = 64 << 20
+"""Node memory that an all-reduce may take; larger arrays go along the ring."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,10 @@ class Job:
     """The workers among themselves; None on a server rank."""
     parts: Parts
     threads: int
+    crowded: bool
+    """Whether this node has more ranks than cores."""
+    shares_memory: bool
+    """Whether the workers are processes of one node."""
 
     @property
     def gradient_scale(self) -> float:
@@ -98,7 +107,8 @@ def prepare(transport: Transport, config: Config) -> Job:
     """Roles, threads and parts. A collective."""
     together = Meeting(transport)
     seats = machine.seats(together, transport.node)
-    transport.crowded(machine.crowded(seats, transport.rank))
+    crowded = machine.crowded(seats, transport.rank)
+    transport.crowded(crowded)
     strategy, why = choose_strategy(config)
     servers = config.server.count if strategy == "server" else 0
 
@@ -125,6 +135,8 @@ def prepare(transport: Transport, config: Config) -> Job:
         workers=workers,
         parts=mine,
         threads=threads(transport.rank),
+        crowded=crowded,
+        shares_memory=machine.share_memory(seats[: planned.workers]),
     )
 
 
@@ -227,15 +239,27 @@ def make_sum(job: Job, workers: Transport, parameters: int) -> Sum:
     """Memory for this worker's part gradients, and how they are added."""
     buffers = [workers.empty(parameters, job.config.train.dtype) for _ in job.parts.owned]
     if job.config.train.reproducible:
-        return ExactSum(buffers, job.kernels, job.parts.total, largest_of(workers))
+        agree_on_largest = largest_of(workers.size, workers.rank, make_allreduce(job, workers, workers.size, "float64"))
+        return ExactSum(buffers, job.kernels, job.parts.total, agree_on_largest)
     return FloatSum(buffers, job.kernels)
+
+
+def make_allreduce(job: Job, workers: Transport, count: int, dtype: DTypeLike) -> Allreduce:
+    """How arrays of ``count`` numbers are summed: through the node's memory where the workers share one, else along
+    the ring. A collective of the workers."""
+    if job.shares_memory and shared.memory_bytes(workers.size, count, dtype) <= SHARED_BYTES_MAX:
+        kernels = job.kernels
+        return shared.SharedAllreduce(workers, count, dtype, kernels.deposit, kernels.collect, job.crowded)
+    return ring.RingAllreduce(workers, job.kernels.add_into)
 
 
 def make_exchange(job: Job, workers: Transport, params: Array, gradients: Sum) -> Exchange:
     """How this worker's gradients become fresh parameters."""
     if job.strategy == "ring":
         optimizer = optim.make(job.config.optimizer, job.kernels)
-        return RingExchange(workers, params, optimizer, gradients, decoder(job), job.gradient_scale)
+        way = decoder(job)
+        allreduce = make_allreduce(job, workers, len(params), way.wire_dtype)
+        return AllreduceExchange(allreduce, params, optimizer, gradients, way, job.gradient_scale)
     return ServerExchange(make_client(job, params), gradients)
 
 

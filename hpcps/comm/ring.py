@@ -57,6 +57,20 @@ def run(transport: Transport, steps: Steps) -> None:
         transport.wait(*tickets)
 
 
+class RingAllreduce:
+    """All-reduces one after another, each in two halves: start it, work, wait for it."""
+
+    name = "ring"
+
+    def __init__(self, transport: Transport, add_into: AddInto) -> None:
+        self._transport = transport
+        self._add_into = add_into
+
+    def start(self, x: Array) -> Pending:
+        """Begin :func:`allreduce` of ``x``, which may not be touched before the wait."""
+        return Pending(self._transport, allreduce_steps(self._transport, x, self._add_into))
+
+
 class Pending:
     """A collective whose first messages have been sent; :meth:`wait` takes it to its end."""
 

@@ -136,6 +136,14 @@ class GatherCsr(Protocol):
     ) -> None: ...
 
 
+class Deposit(Protocol):
+    def __call__(self, slot: Array, flags: Array, x: Array, rank: int, round: int) -> None: ...
+
+
+class Collect(Protocol):
+    def __call__(self, out: Array, slots: Array, flags: Array, round: int, spins: int) -> bool: ...
+
+
 class ParseLibsvm(Protocol):
     def __call__(self, data: Array, zero_based: bool = False, dtype: DTypeLike = np.float32) -> SparseRows: ...
 
@@ -167,5 +175,8 @@ class Kernels:
 
     gather: Gather
     gather_csr: GatherCsr
+
+    deposit: Deposit
+    collect: Collect
 
     parse_libsvm: ParseLibsvm

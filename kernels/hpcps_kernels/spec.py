@@ -2,7 +2,7 @@
 
 A dtype is a letter of `DTYPES` (the same letter means the same dtype throughout one call) or a dtype's own
 name. A shape is a tuple of letters (the same letter means the same length throughout one call), where "N+1"
-is one more than N and "1" is exactly one.
+is one more than N and a number is exactly that.
 
 Destinations come first. An "out" argument is overwritten, an "inout" one is updated in place, an "in" one is
 only read. A destination must not share memory with another argument.
@@ -164,6 +164,29 @@ SPECS: dict[str, Spec] = {
                 _in("shift", "F", "D"),
                 _in("scale", "F", "D"),
             ),
+        ),
+        Spec(
+            "deposit",
+            "meet",
+            (
+                _out("slot", "A", "n"),
+                _inout("flags", "int64", "P", "8"),
+                _in("x", "A", "n"),
+                _int("rank"),
+                _int("round"),
+            ),
+        ),
+        Spec(
+            "collect",
+            "meet",
+            (
+                _out("out", "A", "n"),
+                _in("slots", "A", "P", "n"),
+                _in("flags", "int64", "P", "8"),
+                _int("round"),
+                _int("spins"),
+            ),
+            accumulates="A",
         ),
         Spec(
             "parse_libsvm",

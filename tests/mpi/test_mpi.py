@@ -115,9 +115,7 @@ def test_an_error_on_one_rank_ends_all_with_its_message(launcher, tmp_path, stra
     settings = [f"model.kind={tmp_path}/own.py:f", "model.scores=", "run.threads=1", f"train.strategy={strategy}"]
     words = [word for setting in settings for word in ("--set", setting)]
     started = time.monotonic()
-    done = program(
-        "train", EXAMPLES / "digits_by_hand.toml", "--ranks", 3, "--out", tmp_path / "run", *QUICK, *words
-    )
+    done = program("train", EXAMPLES / "digits_by_hand.toml", "--ranks", 3, "--out", tmp_path / "run", *QUICK, *words)
     assert done.returncode == 2, done.stdout + done.stderr
     own = f"{tmp_path}/own.py:12: ValueError: no luck today"
     assert done.stderr == f"hpcps: error: rank 1, step 3: {own}\n"
@@ -130,9 +128,7 @@ def test_a_killed_rank_ends_the_job(launcher, tmp_path):
     (tmp_path / "own.py").write_text(FAILS.replace('raise ValueError("no luck today")', f"os.kill(os.getpid(), {9})"))
     settings = [f"model.kind={tmp_path}/own.py:f", "model.scores=", "run.threads=1"]
     words = [word for setting in settings for word in ("--set", setting)]
-    done = program(
-        "train", EXAMPLES / "digits_by_hand.toml", "--ranks", 3, "--out", tmp_path / "run", *QUICK, *words
-    )
+    done = program("train", EXAMPLES / "digits_by_hand.toml", "--ranks", 3, "--out", tmp_path / "run", *QUICK, *words)
     assert done.returncode not in (0, None), done.stdout + done.stderr
     assert str(int(signal.SIGKILL)) in done.stderr
     assert not (tmp_path / "run" / "summary.json").exists()
