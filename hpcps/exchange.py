@@ -42,6 +42,18 @@ class Allreduce(Protocol):
         """Begin; ``x`` holds the sum once the returned ticket has been waited for."""
 
 
+class Alone:
+    """The all-reduce of one worker: its array is the sum."""
+
+    name = "none"
+
+    def start(self, x: Array) -> Waiting:
+        return self
+
+    def wait(self) -> None:
+        """There is nobody to wait for."""
+
+
 class AllreduceExchange:
     """Gradients are all-reduced; every worker applies the same update to its own copy of the parameters."""
 

@@ -20,7 +20,7 @@ from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Array, Transport
 from hpcps.config import Config, to_toml
 from hpcps.data import Dataset
-from hpcps.exchange import Allreduce, AllreduceExchange, Exchange, ServerExchange, largest_of
+from hpcps.exchange import Allreduce, AllreduceExchange, Alone, Exchange, ServerExchange, largest_of
 from hpcps.models import Model
 from hpcps.params import Params
 from hpcps.parts import Parts
@@ -245,8 +245,10 @@ def make_sum(job: Job, workers: Transport, parameters: int) -> Sum:
 
 
 def make_allreduce(job: Job, workers: Transport, count: int, dtype: DTypeLike) -> Allreduce:
-    """How arrays of ``count`` numbers are summed: through the node's memory where the workers share one, else along
-    the ring. A collective of the workers."""
+    """How arrays of ``count`` numbers are summed: through the node's memory where the workers share one and the array
+    is small, else along the ring. A collective of the workers."""
+    if workers.size == 1:
+        return Alone()
     if job.shares_memory and shared.memory_bytes(workers.size, count, dtype) <= SHARED_BYTES_MAX:
         kernels = job.kernels
         return shared.SharedAllreduce(workers, count, dtype, kernels.deposit, kernels.collect, job.crowded)

@@ -67,7 +67,7 @@ class Loader:
             self._kernels.gather_csr(out.samples, *columns, index, self._shift, self._scale)
         else:
             self._kernels.gather(out.samples, samples, index, self._shift, self._scale)
-        np.take(self._labels, index, out=out.labels, mode="clip")
+        out.labels[:] = self._labels[index]
 
 
 @dataclass
