@@ -23,8 +23,11 @@ class Waiting(Protocol):
 class Exchange(Protocol):
     """``start`` sends off a step's gradient; waiting for what it returns makes the parameters fresh.
 
-    Between the two the worker may do anything but change parameters and gradients. One step at a time.
+    Between the two the worker may do anything but change parameters and gradients. One step at a time. ``way`` says
+    in a few words how it is done.
     """
+
+    way: str
 
     def start(self, step: int) -> Waiting:
         """Send off the sum of the part gradients of ``step`` (from 1)."""
@@ -73,6 +76,7 @@ class AllreduceExchange:
         self._gradients = gradients
         self._decoder = decoder
         self._gradient_scale = gradient_scale
+        self.way = f"all-reduce: {allreduce.name}"
 
     def start(self, step: int) -> Waiting:
         wire, scale = self._gradients.finish()
@@ -102,6 +106,8 @@ class _Reducing:
 
 class ServerExchange:
     """Gradients are pushed to the shards, which apply the update; fresh parameters are pulled."""
+
+    way = "push to shards, pull from them"
 
     def __init__(self, client: Client, gradients: Sum) -> None:
         self._client = client

@@ -45,12 +45,18 @@ def measures(model: Model, score: Score, samples: int) -> Measures:
     return Measures(test_loss=loss, accuracy=score.quality / samples)
 
 
-def opening(config: Config, dataset: Dataset, parameters: int, strategy: str, why: str) -> None:
+def opening(config: Config, dataset: Dataset, parameters: int, strategy: str) -> None:
     """Say what is about to be trained, in two lines."""
     classes = "" if dataset.classes is None else f", {len(dataset.classes)} classes"
     held_out = f", {dataset.test_count:,} held out" if dataset.test_count else ""
     print(f"{dataset.name}: {dataset.train_count:,} samples{held_out}, {dataset.features:,} features{classes}")
-    print(f"{config.model.kind}: {parameters:,} parameters; strategy {strategy} ({why})", flush=True)
+    print(f"{config.model.kind}: {parameters:,} parameters; strategy {strategy}", flush=True)
+
+
+def note(text: str, is_first: bool) -> None:
+    """Say something that may explain what people see, on the first rank."""
+    if is_first:
+        print(f"note: {text}", flush=True)
 
 
 class Reporter(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Array, Transport
 from hpcps.config import Config, to_toml
+from hpcps.errors import CommError
 from hpcps.data import Dataset
 from hpcps.exchange import Allreduce, AllreduceExchange, Alone, Exchange, ServerExchange, largest_of
 from hpcps.models import Model
@@ -31,9 +33,10 @@ from hpcps.server.serve import Server
 from hpcps.server.sharding import Roles, roles, shard_slices
 from hpcps.server.store import Shard
 from hpcps.sums import Decoder, ExactSum, FloatSum, Sum
+from hpcps.threads import Threads
 from hpcps.together import Together, agree
 from hpcps.trainer import Plan, Trainer, join_scores
-from hpcps.worker import Loader, Threads, Worker, evaluate
+from hpcps.worker import Loader, Worker, evaluate
 
 TEST_BLOCKS = 64
 """Into how many blocks the held-out samples are cut, whatever the rank count."""
@@ -206,14 +209,13 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
     )
     reporter: report.Reporter = report.Silent()
     if job.workers.rank == 0:
-        steps = plan.epochs * plan.steps_an_epoch
-        reporter = report.Lines(folder, plan.epochs, steps)
-        report.opening(config, dataset, len(params.flat), job.strategy, job.why)
+        report.opening(config, dataset, len(params.flat), f"{job.strategy} ({job.why}; {exchange.way})")
+        reporter = report.Lines(folder, plan.epochs, plan.epochs * plan.steps_an_epoch)
     test = tester(job, dataset, model, params)
     trainer = Trainer(job.workers, worker, gradients, exchange, job.parts, plan, reporter, test)
-    measures = trainer.run()
-    pool.close()
-    return summary(job, dataset, params, trainer, measures)
+    with closing(pool):
+        measures = trainer.run()
+    return summary(job, dataset, params, trainer, measures, exchange.way)
 
 
 def serve(job: Job, params: Params) -> dict[str, Any]:
@@ -250,8 +252,13 @@ def make_allreduce(job: Job, workers: Transport, count: int, dtype: DTypeLike) -
     if workers.size == 1:
         return Alone()
     if job.shares_memory and shared.memory_bytes(workers.size, count, dtype) <= SHARED_BYTES_MAX:
-        kernels = job.kernels
-        return shared.SharedAllreduce(workers, count, dtype, kernels.deposit, kernels.collect, job.crowded)
+        try:
+            deposit, collect = job.kernels.deposit, job.kernels.collect
+            return shared.SharedAllreduce(workers, count, dtype, deposit, collect, job.crowded)
+        except CommError as error:  # the same on all workers; the ring needs no memory of the node
+            if not error.known_to_all:
+                raise
+            report.note(f"all-reduce along the ring: {error}", workers.rank == 0)
     return ring.RingAllreduce(workers, job.kernels.add_into)
 
 
@@ -296,7 +303,9 @@ def tester(job: Job, dataset: Dataset, model: Model, params: Params) -> Callable
     return test
 
 
-def summary(job: Job, dataset: Dataset, params: Params, trainer: Trainer, measures: Measures) -> dict[str, Any]:
+def summary(
+    job: Job, dataset: Dataset, params: Params, trainer: Trainer, measures: Measures, way: str
+) -> dict[str, Any]:
     """What ``summary.json`` holds, the wall time excepted."""
     pace = trainer.pace
     return {
@@ -312,6 +321,7 @@ def summary(job: Job, dataset: Dataset, params: Params, trainer: Trainer, measur
         "threads": job.threads,
         "transport": job.transport.description,
         "strategy": job.strategy,
+        "exchange": way,
         "staleness": job.config.server.staleness,
         "reproducible": job.config.train.reproducible,
         "train_samples": dataset.train_count,

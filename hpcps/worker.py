@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -15,30 +14,11 @@ from hpcps.data import Block, Csr, find_bad
 from hpcps.errors import DataError, HpcpsError, ModelError
 from hpcps.models import Batch, Model
 from hpcps.params import Params
+from hpcps.threads import Threads
 
 Array = np.ndarray[Any, Any]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 EVALUATION_SAMPLES = 1024
 """Samples of one call of a model's scores."""
-
-
-class Threads:
-    """Does pieces of work side by side on ``count`` threads, the calling one among them if there is but one."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="hpcps") if count > 1 else None
-
-    def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        """``work(item)`` of all items, each given out as soon as it and those before it are finished."""
-        return map(work, items) if self._pool is None else self._pool.map(work, items)
-
-    def close(self) -> None:
-        """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
 
 
 class Loader:

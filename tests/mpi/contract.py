@@ -12,7 +12,7 @@ import pytest
 
 import hpcps
 from hpcps import optim
-from hpcps.comm import mpi, ring
+from hpcps.comm import mpi, ring, shared
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds
 from hpcps.config import Optimizer
@@ -94,6 +94,18 @@ def groups(t):
         assert hpcps.allreduce(x, group) == sum(members)
 
 
+def memory(t):
+    """The all-reduce through shared memory, twice in turn, and nothing left behind."""
+    counts = (0, 1, 1001)
+    ways = [shared.SharedAllreduce(t, n, "float32", KERNELS.deposit, KERNELS.collect, t.size > 2) for n in counts]
+    for number in range(50):
+        for count, way in zip(counts, ways, strict=True):
+            x = np.full(count, t.rank + number, np.float32)
+            way.start(x).wait()
+            assert (x == t.size * number + t.size * (t.size - 1) // 2).all(), (number, count, x)
+    assert not list(shared.FOLDER.glob("hpcps-*"))
+
+
 def server(t):
     """Workers and shards on ranks of their own end with what one place computes."""
     if t.size == 1:
@@ -131,7 +143,7 @@ def server(t):
 def main():
     transport = mpi.world(timeout_s=60)
     transport.crowded(transport.size > 2)
-    checks = (collectives, facts, waits, groups, server)
+    checks = (collectives, facts, waits, groups, memory, server)
     try:
         for check in checks:
             check(transport)

@@ -1,0 +1,212 @@
+"""Training throughput on Fashion-MNIST, beside PyTorch DDP on gloo.
+
+Softmax regression 784 x 10, global batch 256, SGD with momentum 0.9, the same epochs for all::
+
+    python bench/training.py --torch-python VENV/bin/python --json training.json
+
+Data: Debian's package ``dataset-fashion-mnist`` (or any folder with its four IDX files). PyTorch lives in an
+environment of its own, because it brings its own libraries: ``pip install torch==2.13.0 numpy`` there; without it the
+peer's rows say so. All cases run in turn, ``--rounds`` times, so that a machine whose speed drifts is fair to all;
+the table gives medians. A case counts only if its accuracy is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "fashion-mnist.toml"
+PEER = Path(__file__).with_name("peers") / "torch_ddp.py"
+DATA = "/usr/share/datasets/fashion-mnist"
+LEARNING_RATE = 0.05
+ACCURACY_MIN = 0.83
+ACCURACY_DIFFERENCE_MAX = 0.005
+TIMEOUT_S = 600
+
+
+@dataclass
+class Case:
+    """One way to train; ``run`` gives (samples/s, accuracy)."""
+
+    name: str
+    run: Callable[[], tuple[float, float]]
+    speeds: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+    missing: str = ""
+
+    def once(self) -> None:
+        """Run it one more time, unless it has turned out not to run here."""
+        if self.missing:
+            return
+        try:
+            speed, accuracy = self.run()
+        except (subprocess.SubprocessError, OSError) as error:
+            self.missing = " ".join(str(error).split())[:200]
+            return
+        self.speeds.append(speed)
+        self.accuracies.append(accuracy)
+
+    @property
+    def speed(self) -> float:
+        return statistics.median(self.speeds)
+
+    @property
+    def accuracy(self) -> float:
+        return statistics.median(self.accuracies)
+
+
+def hpcps(options: argparse.Namespace, ranks: int, threads: int, *settings: str) -> tuple[float, float]:
+    """One run of the program, as a user starts it."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [f"data.path={options.data}", f"train.epochs={options.epochs}", f"run.threads={threads}"]
+        words += [f"optimizer.learning_rate={LEARNING_RATE}", *settings]
+        command = [
+            sys.executable,
+            "-m",
+            "hpcps",
+            "train",
+            str(EXAMPLE),
+            "--ranks",
+            str(ranks),
+            "--out",
+            f"{folder}/run",
+        ]
+        command += [word for setting in words for word in ("--set", setting)]
+        subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
+        summary = json.loads(Path(folder, "run", "summary.json").read_text())
+    return summary["samples_per_s"], summary["accuracy"]
+
+
+def torch(options: argparse.Namespace, ranks: int, threads: int) -> tuple[float, float]:
+    """One run of the peer."""
+    if not options.torch_python:
+        raise FileNotFoundError("not run: give --torch-python, an interpreter with torch==2.13.0")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [options.torch_python, str(PEER), "--data", options.data, "--ranks", str(ranks)]
+        command += ["--threads", str(threads), "--epochs", str(options.epochs), "--json", f"{folder}/peer.json"]
+        command += ["--learning-rate", str(LEARNING_RATE)]
+        subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
+        found = json.loads(Path(folder, "peer.json").read_text())
+    return found["samples_per_s"], found["accuracy"]
+
+
+def cases(options: argparse.Namespace) -> list[Case]:
+    """All that is compared."""
+    return [
+        Case("hpcps, 1 rank", lambda: hpcps(options, 1, 1)),
+        Case("hpcps, 2 ranks", lambda: hpcps(options, 2, 1)),
+        Case("hpcps, 2 ranks, reproducible", lambda: hpcps(options, 2, 1, "train.reproducible=true")),
+        Case("hpcps, 1 worker + 1 server", lambda: hpcps(options, 2, 1, "train.strategy=server")),
+        Case("hpcps, 1 rank, 2 threads", lambda: hpcps(options, 1, 2)),
+        Case("PyTorch, 1 process", lambda: torch(options, 1, 1)),
+        Case("PyTorch, 1 process, 2 threads", lambda: torch(options, 1, 2)),
+        Case("PyTorch DDP gloo, 2 processes", lambda: torch(options, 2, 1)),
+    ]
+
+
+def verify(found: list[Case]) -> list[str]:
+    """What is wrong with the results: all must have learned, and equally well."""
+    ran = [case for case in found if case.speeds]
+    reference = max(case.accuracy for case in ran)
+    wrong = [f"{case.name}: accuracy {case.accuracy:.4f}" for case in ran if case.accuracy < ACCURACY_MIN]
+    return wrong + [
+        f"{case.name}: accuracy {case.accuracy:.4f}, {reference - case.accuracy:.4f} below the best"
+        for case in ran
+        if reference - case.accuracy > ACCURACY_DIFFERENCE_MAX
+    ]
+
+
+def rows(found: list[Case], options: argparse.Namespace) -> list[dict[str, object]]:
+    """One row a case; the peer of each is DDP with two processes."""
+    samples = 60000 // 256 * 256 * options.epochs
+    peer = next(case for case in found if "DDP" in case.name)
+    table: list[dict[str, object]] = []
+    for case in found:
+        row: dict[str, object] = {"case": case.name, "size": samples, "missing": case.missing or None}
+        if case.speeds:
+            row |= {
+                "samples_per_s": case.speed,
+                "samples_per_s_min": min(case.speeds),
+                "samples_per_s_max": max(case.speeds),
+                "median_s": samples / case.speed,
+                "accuracy": case.accuracy,
+                "wrong": int(case.accuracy < ACCURACY_MIN),
+            }
+            if peer.speeds:
+                row |= {"peer": peer.name, "peer_s": samples / peer.speed, "ratio": case.speed / peer.speed}
+        table.append(row)
+    return table
+
+
+def show(found: list[Case]) -> None:
+    """The table as Markdown, and the two ratios that are goals."""
+    by_name = {case.name: case for case in found}
+    one, two = by_name["hpcps, 1 rank"], by_name["hpcps, 2 ranks"]
+    ddp = by_name["PyTorch DDP gloo, 2 processes"]
+    print("| case | samples/s, median | min - max | x DDP with 2 | accuracy |\n|---|---:|---:|---:|---:|")
+    for case in found:
+        if not case.speeds:
+            print(f"| {case.name} | {case.missing} | | | |")
+            continue
+        ratio = f"{case.speed / ddp.speed:.1f}" if ddp.speeds else ""
+        spread = f"{min(case.speeds):,.0f} - {max(case.speeds):,.0f}"
+        print(f"| {case.name} | {case.speed:,.0f} | {spread} | {ratio} | {case.accuracy:.4f} |")
+    if one.speeds and two.speeds:
+        paired = statistics.median(b / a for a, b in zip(one.speeds, two.speeds, strict=True))
+        print(
+            f"\nhpcps, 2 ranks / 1 rank: {two.speed / one.speed:.2f} (median of the rounds' own ratios: {paired:.2f})"
+        )
+
+
+def machine() -> dict[str, object]:
+    """Where this ran."""
+    cpu = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {"cpu": cpu[0] if cpu else platform.processor(), "cores": len(os.sched_getaffinity(0))}
+
+
+def commit() -> str:
+    """The commit that was measured, if this is a checkout."""
+    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=EXAMPLE.parent, capture_output=True, text=True, check=False)
+    return told.stdout.strip()
+
+
+def main() -> int:
+    """Run all rounds; exit status 1 if a result is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=DATA, help="folder of Fashion-MNIST's IDX files")
+    parser.add_argument("--torch-python", help="interpreter of an environment with torch==2.13.0")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if not Path(options.data).is_dir():
+        parser.error(f"{options.data}: no such folder; apt-get install dataset-fashion-mnist, or give --data")
+    found = cases(options)
+    for number in range(options.rounds):
+        for case in found:
+            print(f"round {number + 1}/{options.rounds}: {case.name}", file=sys.stderr, flush=True)
+            case.once()
+    show(found)
+    if options.json:
+        packages = {name: version(name) for name in ("hpcps", "numpy", "numba", "mpi4py")}
+        told = {"machine": machine(), "versions": packages, "commit": commit(), "rows": rows(found, options)}
+        options.json.write_text(json.dumps(told, indent=2) + "\n")
+    wrong = verify(found)
+    print(*wrong, sep="\n", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
