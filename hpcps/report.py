@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, TextIO
 
+from hpcps.comm import launcher
+from hpcps.comm.launcher import TERMINAL_VARIABLE
 from hpcps.config import Config
 from hpcps.data import Dataset
 from hpcps.models import Model
@@ -87,7 +90,7 @@ class Lines:
         self._epochs = epochs
         self._steps = steps
         self._stream = stream or sys.stdout
-        self._bar = _Bar(steps) if self._stream.isatty() else None
+        self._bar = _Bar(steps) if on_terminal(self._stream) else None
 
     def tick(self, step: int) -> None:
         if self._bar is not None:
@@ -103,16 +106,24 @@ class Lines:
             print(line, file=self._stream, flush=True)
 
 
+def on_terminal(stream: TextIO) -> bool:
+    """Whether people look on as ``stream`` is written. Under a launcher only who started it knows: some give every
+    rank a terminal of its own, wherever the output goes in the end."""
+    told = os.environ.get(TERMINAL_VARIABLE)
+    return told == "1" if told else stream.isatty() and launcher.launched(os.environ) is None
+
+
 class _Bar:
     """A progress bar (rich) under the lines of the reports. It draws when told to: a thread would disturb training."""
 
     EVERY_S = 0.2
 
     def __init__(self, steps: int) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, transient=True, auto_refresh=False)
+        self._progress = Progress(*columns, console=Console(force_terminal=True), transient=True, auto_refresh=False)
         self._task = self._progress.add_task("train", total=steps)
         self._steps = steps
         self._next_s = 0.0

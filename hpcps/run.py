@@ -20,8 +20,8 @@ from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Array, Transport
 from hpcps.config import Config, to_toml
-from hpcps.errors import CommError
 from hpcps.data import Dataset
+from hpcps.errors import CommError
 from hpcps.exchange import Allreduce, AllreduceExchange, Alone, Exchange, ServerExchange, largest_of
 from hpcps.models import Model
 from hpcps.params import Params

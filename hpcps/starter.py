@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcps.comm.launcher import RANKS_VARIABLE
+from hpcps.comm.launcher import RANKS_VARIABLE, TERMINAL_VARIABLE
 from hpcps.errors import ERROR, CommError, ConfigError
 from hpcps.run_folder import SUMMARY
 
@@ -90,7 +90,7 @@ def command_line(found: Launcher, ranks: int) -> list[str]:
 
 def environment(outer: Mapping[str, str], ranks: int) -> dict[str, str]:
     """The ranks' environment. Open MPI asks root to say twice that it means it: whoever starts hpcps as root does."""
-    inner = {**outer, RANKS_VARIABLE: str(ranks)}
+    inner = {**outer, RANKS_VARIABLE: str(ranks), TERMINAL_VARIABLE: str(int(sys.stdout.isatty()))}
     if os.geteuid() == 0:
         inner |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return inner

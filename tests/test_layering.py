@@ -28,7 +28,7 @@ ARROWS = {
     "worker": {"data", "errors", "models", "params", "parts", "threads"},
     "pace": set(),
     "run_folder": {"errors", "params"},
-    "report": {"config", "data", "models", "run_folder", "worker"},
+    "report": {"comm", "config", "data", "models", "run_folder", "worker"},
     "trainer": {"comm", "errors", "exchange", "pace", "parts", "report", "sums", "worker"},
     "machine": {"together"},
     "run": {

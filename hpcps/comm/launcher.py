@@ -8,6 +8,9 @@ from dataclasses import dataclass
 RANKS_VARIABLE = "HPCPS_LAUNCHED_RANKS"
 """Set by hpcps for the ranks that it starts itself."""
 
+TERMINAL_VARIABLE = "HPCPS_TERMINAL"
+"""Set by hpcps for the ranks that it starts itself: 1 if their output goes to a terminal, else 0."""
+
 _VARIABLES = (  # name for people, rank, size
     ("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE"),

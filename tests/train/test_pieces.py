@@ -1,6 +1,7 @@
 """The small pieces: parameters, parts, sums, seats, the run's folder, the launcher's banners."""
 
 import hashlib
+import io
 import json
 import os
 
@@ -8,7 +9,7 @@ import hpcps_kernels
 import numpy as np
 import pytest
 
-from hpcps import machine, parts, starter
+from hpcps import machine, parts, report, starter
 from hpcps.comm.topology import chunk
 from hpcps.errors import ConfigError, DataError, ModelError
 from hpcps.machine import Seat
@@ -218,6 +219,23 @@ def test_pace_leaves_the_first_step_and_pauses_out(monkeypatch):
     pace.stop()
     assert pace.lap() == 2.0
     assert pace.samples_per_s == pytest.approx(30 / 7)
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_terminal", "expected"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, True, False),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "HPCPS_TERMINAL": "1"}, False, True),
+        ({"HPCPS_TERMINAL": "0"}, True, False),
+    ],
+)
+def test_a_bar_is_for_people_only(monkeypatch, environment, is_terminal, expected):
+    monkeypatch.setattr("hpcps.report.os.environ", environment)
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal
+    assert report.on_terminal(stream) is expected
 
 
 BANNER = ["-" * 76 + "\n", "prterun has exited\n", "\n", "-" * 76 + "\n"]
