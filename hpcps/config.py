@@ -104,7 +104,7 @@ HELP = {
     "data.labels": "the labels' own file, for npy and IDX where the name does not tell it",
     "data.test": "held-out samples: a file, a folder or a glob",
     "data.test_fraction": "the part of the samples to hold out, 0 <= f < 1, chosen by train.seed",
-    "data.scale": "none | bytes (x / 255) | maxabs (x / largest |x|) | standard (mean 0, deviation 1)",
+    "data.scale": "none | bytes (x / 255) | maxabs (x / the largest magnitude) | standard (mean 0, deviation 1)",
     "data.label_column": "CSV: the label's column, by name or by number from 0 (negative: from the end)",
     "data.features": "libsvm: the number of features (0: the largest index seen)",
     "data.zero_based": "libsvm: whether indices begin at 0",
