@@ -103,7 +103,8 @@ def replace_path(told: Config, source: str) -> config.Data:
 def _held_out(run: Finished) -> list[Block]:
     """The run's own held-out samples, found as the run found them."""
     from hpcps.comm.topology import chunk_bounds
-    from hpcps.run import TEST_BLOCKS, task
+    from hpcps.job import TEST_BLOCKS
+    from hpcps.run import task
 
     told = run.config
     dataset = data.load_data(

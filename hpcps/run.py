@@ -1,4 +1,4 @@
-"""One rank's part in a training run: role, data, model, then work or serve, and the run's files."""
+"""One rank's part in a training run: data, model, then work or serve, and the run's files."""
 
 from __future__ import annotations
 
@@ -10,36 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hpcps_kernels
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpcps import data, machine, models, optim, parts, report
+from hpcps import data, models, optim, report
 from hpcps.comm import ring, shared
-from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Array, Transport
 from hpcps.config import Config, to_toml
 from hpcps.data import Dataset
 from hpcps.errors import CommError
 from hpcps.exchange import Allreduce, AllreduceExchange, Alone, Exchange, ServerExchange, largest_of
+from hpcps.job import TEST_BLOCKS, Job, prepare
 from hpcps.models import Model
 from hpcps.params import Params
-from hpcps.parts import Parts
 from hpcps.report import Measures
 from hpcps.run_folder import RunFolder, Trained
 from hpcps.server.client import Client, DirectClient, RemoteClient
 from hpcps.server.serve import Server
-from hpcps.server.sharding import Roles, roles, shard_slices
+from hpcps.server.sharding import shard_slices
 from hpcps.server.store import Shard
 from hpcps.sums import Decoder, ExactSum, FloatSum, Sum
 from hpcps.threads import Threads
-from hpcps.together import Together, agree
+from hpcps.together import agree
 from hpcps.trainer import Plan, Trainer, join_scores
 from hpcps.worker import Loader, Worker, evaluate
-
-TEST_BLOCKS = 64
-"""Into how many blocks the held-out samples are cut, whatever the rank count."""
 
 SHARED_BYTES_MAX = 64 << 20
 """Node memory that an all-reduce may take; larger arrays go along the ring."""
@@ -51,36 +46,6 @@ class Run:
 
     folder: Path
     summary: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a rank knows of the job before any data is read."""
-
-    config: Config
-    transport: Transport
-    together: Together
-    kernels: Any
-    strategy: str
-    why: str
-    roles: Roles
-    workers: Transport | None
-    """The workers among themselves; None on a server rank."""
-    parts: Parts
-    threads: int
-    crowded: bool
-    """Whether this node has more ranks than cores."""
-    shares_memory: bool
-    """Whether the workers are processes of one node."""
-
-    @property
-    def gradient_scale(self) -> float:
-        """What makes a mean of a batch's sum."""
-        return 1.0 / self.config.train.batch
-
-    def test_ranges(self) -> list[int]:
-        """The held-out blocks of each worker."""
-        return chunk_bounds(TEST_BLOCKS, self.roles.workers)
 
 
 def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool) -> Run:
@@ -104,58 +69,6 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
     trained = Trained(params, dataset.features, dataset.classes, dataset.shift, dataset.scale)
     agree(job.together, lambda: folder.end(trained, summary) if is_first else None)
     return Run(path, summary)
-
-
-def prepare(transport: Transport, config: Config) -> Job:
-    """Roles, threads and parts. A collective."""
-    together = Meeting(transport)
-    seats = machine.seats(together, transport.node)
-    crowded = machine.crowded(seats, transport.rank)
-    transport.crowded(crowded)
-    strategy, why = choose_strategy(config)
-    servers = config.server.count if strategy == "server" else 0
-
-    def plan() -> tuple[Roles, Parts]:
-        models.check_kind(config.model.kind)
-        planned = roles(transport.size, servers)
-        worker = min(transport.rank, planned.workers - 1)  # a server looks at the last worker's plan
-        return planned, cut(config, [threads(rank) for rank in range(planned.workers)], worker)
-
-    def threads(rank: int) -> int:
-        return config.run.threads or machine.threads(seats, rank)
-
-    planned, mine = agree(together, plan)
-    is_worker = transport.rank < planned.workers
-    workers = transport.group(range(planned.workers)) if is_worker else None
-    return Job(
-        config=config,
-        transport=transport,
-        together=together,
-        kernels=hpcps_kernels.load("cpu"),
-        strategy=strategy,
-        why=why,
-        roles=planned,
-        workers=workers,
-        parts=mine,
-        threads=threads(transport.rank),
-        crowded=crowded,
-        shares_memory=machine.share_memory(seats[: planned.workers]),
-    )
-
-
-def choose_strategy(config: Config) -> tuple[str, str]:
-    """The strategy, and why."""
-    if config.train.strategy == "auto":
-        return "ring", "every gradient is dense"
-    return config.train.strategy, "as configured"
-
-
-def cut(config: Config, threads: list[int], worker: int) -> Parts:
-    """The parts of a batch: grains if the run is reproducible, else one a thread. Raises ConfigError."""
-    batch = config.train.batch
-    if config.train.reproducible:
-        return parts.grains(batch, config.train.grains, worker, len(threads))
-    return parts.by_threads(batch, threads, worker)
 
 
 def load(job: Job) -> Dataset:

@@ -1,0 +1,102 @@
+"""What a rank knows of its job before any data is read: its role, its threads, its parts of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import hpcps_kernels
+
+from hpcps import machine, models, parts
+from hpcps.comm.meeting import Meeting
+from hpcps.comm.topology import chunk_bounds
+from hpcps.comm.transport import Transport
+from hpcps.config import Config
+from hpcps.parts import Parts
+from hpcps.server.sharding import Roles, roles
+from hpcps.together import Together, agree
+
+TEST_BLOCKS = 64
+"""Into how many blocks the held-out samples are cut, whatever the rank count."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a rank knows of the job before any data is read."""
+
+    config: Config
+    transport: Transport
+    together: Together
+    kernels: Any
+    strategy: str
+    why: str
+    roles: Roles
+    workers: Transport | None
+    """The workers among themselves; None on a server rank."""
+    parts: Parts
+    threads: int
+    crowded: bool
+    """Whether this node has more ranks than cores."""
+    shares_memory: bool
+    """Whether the workers are processes of one node."""
+
+    @property
+    def gradient_scale(self) -> float:
+        """What makes a mean of a batch's sum."""
+        return 1.0 / self.config.train.batch
+
+    def test_ranges(self) -> list[int]:
+        """The held-out blocks of each worker."""
+        return chunk_bounds(TEST_BLOCKS, self.roles.workers)
+
+
+def prepare(transport: Transport, config: Config) -> Job:
+    """Roles, threads and parts. A collective."""
+    together = Meeting(transport)
+    seats = machine.seats(together, transport.node)
+    crowded = machine.crowded(seats, transport.rank)
+    transport.crowded(crowded)
+    strategy, why = choose_strategy(config)
+    servers = config.server.count if strategy == "server" else 0
+
+    def plan() -> tuple[Roles, Parts]:
+        models.check_kind(config.model.kind)
+        planned = roles(transport.size, servers)
+        worker = min(transport.rank, planned.workers - 1)  # a server looks at the last worker's plan
+        return planned, cut(config, [threads(rank) for rank in range(planned.workers)], worker)
+
+    def threads(rank: int) -> int:
+        return config.run.threads or machine.threads(seats, rank)
+
+    planned, mine = agree(together, plan)
+    is_worker = transport.rank < planned.workers
+    workers = transport.group(range(planned.workers)) if is_worker else None
+    return Job(
+        config=config,
+        transport=transport,
+        together=together,
+        kernels=hpcps_kernels.load("cpu"),
+        strategy=strategy,
+        why=why,
+        roles=planned,
+        workers=workers,
+        parts=mine,
+        threads=threads(transport.rank),
+        crowded=crowded,
+        shares_memory=machine.share_memory(seats[: planned.workers]),
+    )
+
+
+def choose_strategy(config: Config) -> tuple[str, str]:
+    """The strategy, and why."""
+    if config.train.strategy == "auto":
+        return "ring", "every gradient is dense"
+    return config.train.strategy, "as configured"
+
+
+def cut(config: Config, threads: list[int], worker: int) -> Parts:
+    """The parts of a batch: grains if the run is reproducible, else one a thread. Raises ConfigError."""
+    batch = config.train.batch
+    if config.train.reproducible:
+        return parts.grains(batch, config.train.grains, worker, len(threads))
+    return parts.by_threads(batch, threads, worker)
