@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -56,11 +57,12 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
     """
     started = time.perf_counter()
     job = prepare(transport, config)
-    folder = RunFolder(path)
+    folder = RunFolder(Path(job.together.once(lambda: np.frombuffer(os.fsencode(path), np.uint8)).tobytes().decode()))
     is_first = transport.rank == 0
-    agree(job.together, lambda: folder.begin(to_toml(config), overwrite) if is_first else None)
+    agree(job.together, lambda: folder.check(overwrite) if is_first else None)
     dataset = load(job)
     model, params = agree(job.together, lambda: build(job, dataset))
+    agree(job.together, lambda: folder.begin(to_toml(config)) if is_first else None)
 
     found = work(job, dataset, model, params, folder) if job.workers is not None else serve(job, params)
     told = job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8))
@@ -68,7 +70,7 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
 
     trained = Trained(params, dataset.features, dataset.classes, dataset.shift, dataset.scale)
     agree(job.together, lambda: folder.end(trained, summary) if is_first else None)
-    return Run(path, summary)
+    return Run(folder.path, summary)
 
 
 def load(job: Job) -> Dataset:
@@ -76,9 +78,10 @@ def load(job: Job) -> Dataset:
     is_worker = job.workers is not None
     ranges = job.test_ranges()
     rank = job.transport.rank
+    labels = agree(job.together, lambda: task(job.config))
     return data.load_data(
         job.config.data,
-        task=task(job.config),
+        task=labels,
         cut=lambda count: proportional_bounds(count, job.parts.bounds),
         owned=job.parts.owned if is_worker else range(0),
         cut_test=lambda count: chunk_bounds(count, TEST_BLOCKS),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from hpcps.params import Params
 Array = np.ndarray[Any, Any]
 
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
+_KNOWN = {CONFIG, METRICS, MODEL, SUMMARY}
 _EXTRA = "hpcps."  # prefix of the tensors that are not parameters
 
 
@@ -50,19 +52,21 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def begin(self, config_toml: str, overwrite: bool) -> None:
-        """Create the folder. An unfinished run in it is replaced; a finished one only with ``overwrite``.
-
-        Raises ConfigError if that cannot be done.
-        """
+    def check(self, overwrite: bool) -> None:
+        """Raise ConfigError if the folder cannot be used: it holds a finished run (and not ``overwrite``), or things
+        that are no run's, or cannot be written. Nothing in it is changed."""
         if (self.path / SUMMARY).exists() and not overwrite:
             raise ConfigError(f"{self.path}: holds a finished run; choose another --out, or give --overwrite")
-        known = {CONFIG, METRICS, MODEL, SUMMARY}
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            strangers = [entry.name for entry in self.path.iterdir() if entry.name not in known]
+            strangers = [entry.name for entry in self.path.iterdir() if entry.name not in _KNOWN]
             if strangers and not (self.path / CONFIG).exists():
                 raise ConfigError(f"{self.path}: is a folder with other things in it ({strangers[0]}); choose another")
+            tempfile.TemporaryFile(dir=self.path).close()
+
+    def begin(self, config_toml: str) -> None:
+        """Take out what an earlier run left, and write the configuration. Raises ConfigError."""
+        with writing(self.path):
             for name in (SUMMARY, MODEL, METRICS):
                 (self.path / name).unlink(missing_ok=True)
             write_whole(self.path / CONFIG, lambda file: file.write_text(config_toml, encoding="utf-8"))

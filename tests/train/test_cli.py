@@ -61,7 +61,11 @@ def test_a_finished_run_is_kept(capsys, tmp_path):
     before = (tmp_path / "run" / "summary.json").read_bytes()
     assert_one_line(train(capsys, tmp_path, ranks=2), ["holds a finished run", "--overwrite"])
     assert (tmp_path / "run" / "summary.json").read_bytes() == before
+    bad = train(capsys, tmp_path, "train.batch=5000", quick=[*QUICK, "--overwrite"])
+    assert_one_line(bad, "train.batch = 5000")  # and nothing is lost by the attempt
+    assert (tmp_path / "run" / "summary.json").read_bytes() == before
     assert train(capsys, tmp_path, quick=[*QUICK, "--overwrite"])[0] == 0
+    assert (tmp_path / "run" / "summary.json").read_bytes() != before
 
 
 def test_doctor_names_the_parts(capsys):

@@ -144,10 +144,12 @@ def trained():
 
 def test_a_run_folder_is_finished_only_at_the_end(tmp_path):
     folder = RunFolder(tmp_path / "a" / "run")
-    folder.begin("x = 1\n", overwrite=False)
+    folder.check(overwrite=False)
+    folder.begin("x = 1\n")
     with pytest.raises(DataError, match=r"is not a finished run"):
         read_summary(folder.path)
-    folder.begin("x = 2\n", overwrite=False)
+    folder.check(overwrite=False)
+    folder.begin("x = 2\n")
     folder.add_metrics({"step": 1})
     folder.end(trained(), {"loss": 1.5})
     assert read_summary(folder.path) == {"loss": 1.5}
@@ -161,26 +163,28 @@ def test_a_run_folder_is_finished_only_at_the_end(tmp_path):
 
 def test_a_finished_run_is_not_overwritten_unless_told_to(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.begin("", overwrite=False)
+    folder.begin("")
     folder.end(trained(), {})
     with pytest.raises(ConfigError, match="holds a finished run"):
-        folder.begin("", overwrite=False)
-    folder.begin("", overwrite=True)
+        folder.check(overwrite=False)
+    folder.check(overwrite=True)
+    assert (tmp_path / "summary.json").exists()
+    folder.begin("")
     assert not (tmp_path / "summary.json").exists()
 
 
 def test_a_folder_of_other_things_and_a_file_are_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ConfigError, match=r"thesis\.tex"):
-        RunFolder(tmp_path).begin("", overwrite=True)
+        RunFolder(tmp_path).check(overwrite=True)
     with pytest.raises(ConfigError, match="cannot write there"):
-        RunFolder(tmp_path / "thesis.tex").begin("", overwrite=True)
+        RunFolder(tmp_path / "thesis.tex").check(overwrite=True)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 50, 200])
 def test_a_damaged_model_is_named(tmp_path, keep):
     folder = RunFolder(tmp_path)
-    folder.begin("", overwrite=False)
+    folder.begin("")
     folder.end(trained(), {})
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
