@@ -7,6 +7,7 @@ environment and the command line are relative to the working directory.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -143,8 +144,11 @@ def read(path: Path | None, environment: Mapping[str, str] | None = None, settin
     settings. Raises ConfigError naming the file or the key."""
     tree = _read_toml(path) if path is not None else {}
     source = str(path) if path is not None else "configuration"
+    overrides: dict[str, Any] = {}
     for key, text in [*_environment(environment or {}), *map(_split_setting, settings)]:
-        _put(tree, key, text)
+        _put(overrides, key, text)
+    _make_absolute(overrides, Path.cwd())
+    _merge(tree, overrides)
     return from_tree(tree, source)
 
 
@@ -187,20 +191,21 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}") from error
-    for key in _PATHS:
-        section, name = key.split(".")
-        values = tree.get(section)
-        if isinstance(values, dict) and isinstance(values.get(name), str):
-            values[name] = _beside(path, key, values[name])
+    _make_absolute(tree, path.absolute().parent)
     return tree
 
 
-def _beside(config_file: Path, key: str, value: str) -> str:
-    """A path relative to the configuration file; built-in names stay as they are."""
-    is_path = "/" in value or "." in value or "*" in value or (config_file.parent / value).exists()
-    if key.startswith("model.") and ":" not in value:
-        is_path = False
-    return str(config_file.parent / value) if value and is_path else value
+def _make_absolute(tree: Mapping[str, Any], folder: Path) -> None:
+    """Paths relative to ``folder`` as absolute ones, so that the run's copy holds anywhere; names stay names."""
+    for key in _PATHS:
+        section, name = key.split(".")
+        values = tree.get(section)
+        if not isinstance(values, dict) or not isinstance(values.get(name), str):
+            continue
+        value = values[name]
+        is_path = ":" in value if section == "model" else any(mark in value for mark in "/.*?[")
+        if value and (is_path or (section == "data" and (folder / value).exists())):
+            values[name] = os.path.normpath(folder / value)
 
 
 def _environment(environment: Mapping[str, str]) -> Iterable[tuple[str, str]]:
@@ -232,6 +237,16 @@ def _put(tree: dict[str, Any], key: str, text: str) -> None:
         values.setdefault(name, {})[inner] = value
     else:
         values[name] = value
+
+
+def _merge(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Put the overrides over the tree, table by table. What is no table where one should be is refused later."""
+    for name, value in overrides.items():
+        below = tree.get(name)
+        if isinstance(value, dict) and isinstance(below, dict):
+            _merge(below, value)
+        elif below is None or not isinstance(value, dict):
+            tree[name] = value
 
 
 def _parse(text: str) -> Any:

@@ -57,7 +57,8 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
     """
     started = time.perf_counter()
     job = prepare(transport, config)
-    folder = RunFolder(Path(job.together.once(lambda: np.frombuffer(os.fsencode(path), np.uint8)).tobytes().decode()))
+    told = job.together.once(lambda: np.frombuffer(os.fsencode(path), np.uint8))  # the first rank's, if by the clock
+    folder = RunFolder(Path(os.fsdecode(told.tobytes())))
     is_first = transport.rank == 0
     agree(job.together, lambda: folder.check(overwrite) if is_first else None)
     dataset = load(job)

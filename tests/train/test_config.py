@@ -42,7 +42,18 @@ def test_paths_in_a_file_are_relative_to_it_and_built_in_names_are_not(tmp_path)
     assert found.data.test == str(tmp_path / "t.csv")
     assert found.model.kind == f"{tmp_path}/m.py:f"
     assert config.read(write(tmp_path, MINIMAL)).data.path == "digits"
-    assert config.read(write(tmp_path, MINIMAL), {}, ["data.path=a/b.csv"]).data.path == "a/b.csv"
+    given = config.read(write(tmp_path, MINIMAL), {"HPCPS_DATA_TEST": "t.csv"}, ["data.path=a/../b.csv"])
+    assert (given.data.path, given.data.test) == (str(Path.cwd() / "b.csv"), str(Path.cwd() / "t.csv"))
+
+
+def test_the_runs_copy_means_the_same_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    first = config.read(write(tmp_path, 'data.path = "folder"\nmodel.kind = "m.py:f"\nmodel.parameters.w = [2]\n'))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text(config.to_toml(first))
+    assert config.read(Path("run/config.toml")) == first
+    assert first.data.path == str(tmp_path / "folder")
 
 
 def test_written_out_in_full_and_read_back_the_same(tmp_path):
