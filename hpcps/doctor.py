@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -90,10 +91,13 @@ def warnings(seats: Sequence[Seat]) -> list[str]:
     """What will hurt."""
     found = []
     for node in sorted({seat.node for seat in seats}):
-        near = [seat for seat in seats if seat.node == node]
-        if machine.crowded(seats, near[0].rank):
-            cores = len({core for seat in near for core in seat.cores})
-            found.append(f"{len(near)} ranks share {cores} core(s) of {node}: start fewer, or bind them apart")
+        sharing = [seat for seat in seats if seat.node == node and machine.crowded(seats, seat.rank)]
+        if sharing:
+            cores = len({core for seat in sharing for core in seat.cores})
+            text = (
+                f"{len(sharing)} ranks share {cores} core(s) of {node}: start fewer, or bind each to cores of its own"
+            )
+            found.append(text)
     if hpcps_kernels.cache_folder().folder is None:
         found.append("kernels are compiled anew in every process; set HPCPS_CACHE_DIR to a folder that can be written")
     return found
@@ -106,8 +110,19 @@ def _mpi_at_rest() -> str:
         found = starter.find()
     except ConfigError as error:
         return str(error)
-    library = starter.probe_library()
-    return f"{library}, started by {found.program}" if found else "none: ranks run as threads of one process"
+    if found is None:
+        return "none: ranks run as threads of one process"
+    return f"{starter.probe_library()}, thread level {_thread_level()}, started by {found.program}"
+
+
+def _thread_level() -> str:
+    """What MPI grants, asked of another process: to start MPI here would make this one a rank."""
+    code = "from hpcps.comm import mpi; mpi.world(); print(mpi.thread_level())"
+    try:
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return "unknown (MPI did not start within 60 s)"
+    return told.stdout.strip() or "unknown (MPI does not start in a single process)"
 
 
 def _version(name: str) -> str:

@@ -42,9 +42,15 @@ def threads(seats: Sequence[Seat], rank: int) -> int:
 
 
 def crowded(seats: Sequence[Seat], rank: int) -> bool:
-    """Whether the ranks of this rank's node outnumber the cores that they may use."""
-    near = [seat for seat in seats if seat.node == seats[rank].node]
-    return len(near) > len({core for seat in near for core in seat.cores})
+    """Whether this rank must share a core: the ranks of its node, or those bound to its very cores, outnumber them.
+
+    >>> crowded([Seat(0, "a", (0,), 10), Seat(1, "a", (0,), 11), Seat(2, "a", (1, 2), 12)], 1)
+    True
+    """
+    mine = seats[rank]
+    near = [seat for seat in seats if seat.node == mine.node]
+    together = [seat for seat in near if seat.cores == mine.cores]
+    return len(near) > len({core for seat in near for core in seat.cores}) or len(together) > len(mine.cores)
 
 
 def nodes(seats: Sequence[Seat]) -> int:

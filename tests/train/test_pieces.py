@@ -134,6 +134,9 @@ def test_threads_and_crowding_follow_from_the_cores():
     bound = [Seat(0, "a", (0,), 1), Seat(1, "a", (1,), 2), Seat(2, "b", (0, 1), 3)]
     assert [machine.threads(bound, rank) for rank in range(3)] == [1, 1, 2]
     assert not machine.crowded(bound, 0)
+    assert not machine.crowded(bound, 2)
+    double = [Seat(0, "a", (0,), 1), Seat(1, "a", (0,), 2), Seat(2, "a", (1, 2), 3)]
+    assert [machine.crowded(double, rank) for rank in range(3)] == [True, True, False]
     assert machine.nodes(bound) == 2
 
 
