@@ -95,7 +95,7 @@ def warnings(seats: Sequence[Seat]) -> list[str]:
         if sharing:
             cores = len({core for seat in sharing for core in seat.cores})
             text = (
-                f"{len(sharing)} ranks share {cores} core(s) of {node}: start fewer, or bind each to cores of its own"
+                f"{len(sharing)} ranks share {cores} core(s) of {node}: start fewer, or bind them apart"
             )
             found.append(text)
     if hpcps_kernels.cache_folder().folder is None:

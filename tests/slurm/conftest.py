@@ -36,6 +36,7 @@ CredType=cred/munge
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
+TmpFS={folder}/tmp.%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -49,11 +50,12 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_min_interval=100000,sched_interval=2,bf_interval=2,batch_sched_delay=0
 SlurmdParameters=config_overrides
 MpiDefault=none
+EnforcePartLimits=ALL
 MailProg=/bin/true
 ReturnToService=2
 KillWait=1
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cpus} State=UNKNOWN
-PartitionName=main Nodes=n[1-{nodes}] Default=YES MaxTime=5 State=UP
+PartitionName=main Nodes=n[1-{nodes}] Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -119,7 +121,7 @@ def slurm() -> Iterator[Slurm]:
 
 def _configure(folder: Path) -> None:
     folder.chmod(0o755)  # munged wants nobody else to be able to write there
-    for name in ("state", *(f"spool.n{node}" for node in range(1, NODES + 1))):
+    for name in ("state", *(f"{kind}.n{node}" for kind in ("spool", "tmp") for node in range(1, NODES + 1))):
         (folder / name).mkdir()
     key = folder / "munge.key"
     key.touch(0o600)
@@ -163,7 +165,12 @@ def _start(folder: Path, running: Slurm, daemons: list[subprocess.Popen[bytes]])
         log = folder / f"{command[0]}.out"
         with log.open("ab") as out:
             daemon = subprocess.Popen(
-                command, env=running.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                command,
+                env=running.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
         daemons.append(daemon)
 
