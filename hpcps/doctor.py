@@ -94,9 +94,7 @@ def warnings(seats: Sequence[Seat]) -> list[str]:
         sharing = [seat for seat in seats if seat.node == node and machine.crowded(seats, seat.rank)]
         if sharing:
             cores = len({core for seat in sharing for core in seat.cores})
-            text = (
-                f"{len(sharing)} ranks share {cores} core(s) of {node}: start fewer, or bind them apart"
-            )
+            text = f"{len(sharing)} ranks share {cores} core(s) of {node}: start fewer, or bind them apart"
             found.append(text)
     if hpcps_kernels.cache_folder().folder is None:
         found.append("kernels are compiled anew in every process; set HPCPS_CACHE_DIR to a folder that can be written")
@@ -112,7 +110,7 @@ def _mpi_at_rest() -> str:
         return str(error)
     if found is None:
         return "none: ranks run as threads of one process"
-    return f"{starter.probe_library()}, thread level {_thread_level()}, started by {found.program}"
+    return f"{found.library}, thread level {_thread_level()}, started by {found.program}"
 
 
 def _thread_level() -> str:

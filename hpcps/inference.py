@@ -12,7 +12,7 @@ import numpy as np
 from hpcps import config, data, models, report
 from hpcps.config import Config
 from hpcps.data import Block
-from hpcps.errors import ConfigError, ModelError
+from hpcps.errors import ConfigError, DataError, ModelError
 from hpcps.models import Model
 from hpcps.run_folder import CONFIG, Trained, read_model, read_summary
 from hpcps.together import Alone
@@ -75,6 +75,8 @@ def predict(folder: Path, source: str) -> Array:
     for start in range(0, len(block), EVALUATION_SAMPLES):
         batch = load.buffers(min(EVALUATION_SAMPLES, len(block) - start))
         load.load(batch, np.arange(start, start + len(batch.labels)))
+        if not np.isfinite(batch.samples).all():
+            raise DataError(data.find_bad(block) or f"{source}: a sample is not finite once scaled")
         found.append(models.predict(run.model.task, run.model.scores(run.trained.params, batch.samples)))
     predicted = np.concatenate(found)
     return predicted if run.trained.classes is None else run.trained.classes[predicted]

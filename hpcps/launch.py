@@ -6,24 +6,26 @@ import os
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hpcps.comm import launcher
 from hpcps.comm.local import LocalWorld
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.transport import TIMEOUT_S, Transport
-from hpcps.config import Config
+from hpcps.config import Config, from_tree, to_toml
 from hpcps.errors import ConfigError, HpcpsError
 from hpcps.run import Run, train_rank
-from hpcps.together import agree
 
 Result = TypeVar("Result")
 
-LEAVING_S = 10.0
+LEAVING_S = 2.0
+"""How long a rank that ends after an error waits for the others."""
 
 
 def train(config: Config, *, ranks: int | None = None, out: Path | None = None, overwrite: bool = False) -> Run:
@@ -48,12 +50,14 @@ def default_folder(config: Config) -> Path:
 
 
 def train_launched(read: Callable[[], Config], ranks: int | None, out: Path | None, overwrite: bool) -> Run:
-    """Train on the launcher's ranks; ``read`` gives the configuration, or raises for all what it raises on one."""
+    """Train on the launcher's ranks; ``read`` gives the configuration on rank 0, or raises for all what it raises."""
     transport = world()
     if ranks is not None and ranks != transport.size:
         message = f"--ranks {ranks}: the launcher started {transport.size} ranks; leave --ranks out"
         raise _on_every_rank(ConfigError(message))
-    config = agree(Meeting(transport), read)
+    # Rank 0's configuration is everybody's: not every launcher hands the environment on to all nodes.
+    told = Meeting(transport).once(lambda: np.frombuffer(to_toml(read()).encode(), np.uint8))
+    config = from_tree(tomllib.loads(told.tobytes().decode()))
     if config.run.transport == "threads" and transport.size > 1:
         message = "run.transport = 'threads', but a launcher started MPI ranks; use --ranks N without one"
         raise _on_every_rank(ConfigError(message))
@@ -74,30 +78,38 @@ def world(kind: str = "auto", timeout_s: float = TIMEOUT_S) -> Transport:
 
 
 def _on_threads(body: Callable[[Transport], Result], ranks: int, timeout_s: float) -> Result:
-    """Rank 0 is the calling thread. The first failure of any rank ends all and is raised here."""
+    """Call ``body`` on one thread a rank; returns rank 0's result. The first failure of any rank is raised at once:
+    a rank that does not hear of it (it is in the user's code) is left behind, on a daemon thread."""
     local = LocalWorld(ranks, timeout_s)
+    if ranks == 1:
+        return body(local.transports()[0])
+    results: dict[int, Result] = {}
+    ended = threading.Event()
 
-    def guarded(transport: Transport) -> Result | None:
+    def guarded(transport: Transport) -> None:
         try:
-            return body(transport)
+            results[transport.rank] = body(transport)
         except BaseException as error:
             transport.abort(error)
-            return None
+        if local.failure is not None or len(results) == ranks:
+            ended.set()
 
-    first, *others = local.transports()
-    workers = [
-        threading.Thread(target=guarded, args=(transport,), name=f"hpcps rank {transport.rank}", daemon=True)
-        for transport in others
+    threads = [
+        threading.Thread(target=guarded, args=(one,), name=f"hpcps rank {one.rank}", daemon=True)
+        for one in local.transports()
     ]
-    for worker in workers:
-        worker.start()
-    result = guarded(first)
-    for worker in workers:
-        worker.join(timeout_s)
+    for thread in threads:
+        thread.start()
+    try:
+        ended.wait()
+    except KeyboardInterrupt as error:
+        local.fail(0, error)
+    deadline = time.monotonic() + LEAVING_S
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
     if local.failure is not None:
         raise local.failure[1]
-    assert result is not None
-    return result
+    return results[0]
 
 
 def _load_mpi(load: Callable[[], Transport]) -> Transport:

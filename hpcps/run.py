@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from numpy.typing import DTypeLike
 
 from hpcps import data, models, optim, report
 from hpcps.comm import ring, shared
+from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Array, Transport
 from hpcps.config import Config, to_toml
 from hpcps.data import Dataset
-from hpcps.errors import CommError
+from hpcps.errors import CommError, ModelError
 from hpcps.exchange import Allreduce, AllreduceExchange, Alone, Exchange, ServerExchange, largest_of
 from hpcps.job import TEST_BLOCKS, Job, prepare
 from hpcps.models import Model
@@ -33,7 +34,7 @@ from hpcps.server.sharding import shard_slices
 from hpcps.server.store import Shard
 from hpcps.sums import Decoder, ExactSum, FloatSum, Sum
 from hpcps.threads import Threads
-from hpcps.together import agree
+from hpcps.together import Together, agree
 from hpcps.trainer import Plan, Trainer, join_scores
 from hpcps.worker import Loader, Worker, evaluate
 
@@ -63,12 +64,14 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
     agree(job.together, lambda: folder.check(overwrite) if is_first else None)
     dataset = load(job)
     model, params = agree(job.together, lambda: build(job, dataset))
+    check_alike(job.together, params, "begin")
     agree(job.together, lambda: folder.begin(to_toml(config)) if is_first else None)
 
     found = work(job, dataset, model, params, folder) if job.workers is not None else serve(job, params)
     told = job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8))
     summary = {**json.loads(told.tobytes()), "wall_s": round(time.perf_counter() - started, 3)}
 
+    agree(job.together, lambda: check_alike(Meeting(job.workers), params, "end") if job.workers else None)
     trained = Trained(params, dataset.features, dataset.classes, dataset.shift, dataset.scale)
     agree(job.together, lambda: folder.end(trained, summary) if is_first else None)
     return Run(folder.path, summary)
@@ -112,6 +115,19 @@ def build(job: Job, dataset: Dataset) -> tuple[Model, Params]:
     return model, model.init(rng)
 
 
+def check_alike(together: Together, params: Params, when: str) -> None:
+    """Raise ModelError on all ranks unless all have the same parameters. A collective."""
+    mine = hashlib.sha256(repr([(name, params.shapes[name]) for name in params]).encode() + params.sha256().encode())
+    digests = together.gather(np.frombuffer(mine.digest(), np.uint8)).reshape(together.size, -1)
+    different = np.flatnonzero((digests != digests[0]).any(axis=1))
+    if different.size:
+        ranks = ", ".join(map(str, different))
+        remedy = "init must draw from its rng alone, and nothing may depend on the rank"
+        error = ModelError(f"rank(s) {ranks} {when} with other parameters than rank 0: {remedy}")
+        error.known_to_all = True
+        raise error
+
+
 def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFolder) -> dict[str, Any]:
     """A worker's run, from the first step to the last. Returns what there is to say of it."""
     assert job.workers is not None
@@ -130,8 +146,12 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
         reporter = report.Lines(folder, plan.epochs, plan.epochs * plan.steps_an_epoch)
     test = tester(job, dataset, model, params)
     trainer = Trainer(job.workers, worker, gradients, exchange, job.parts, plan, reporter, test)
-    with closing(pool):
+    try:
         measures = trainer.run()
+    except BaseException:
+        pool.close(wait=False)
+        raise
+    pool.close()
     return summary(job, dataset, params, trainer, measures, exchange.way)
 
 

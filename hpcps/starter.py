@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,18 +13,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcps.comm.launcher import RANKS_VARIABLE, TERMINAL_VARIABLE
+from hpcps.comm.launcher import RANKS_VARIABLE, TERMINAL_VARIABLE, library_name
 from hpcps.errors import ERROR, CommError, ConfigError
 from hpcps.run_folder import SUMMARY
 
 PROBE_TIMEOUT_S = 60
+ENDING_S = 10
+KNOWN_STATUSES = (0, 1, 2, 3, 130)
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """An ``mpiexec`` and whether it is Open MPI's (else it is of the MPICH family)."""
+    """An ``mpiexec``, the library it belongs to, and whether that is Open MPI (else it is of the MPICH family)."""
 
     program: str
+    library: str
     is_open_mpi: bool
 
 
@@ -40,7 +46,7 @@ def find() -> Launcher | None:
     candidates += [path for name in ("mpiexec", "mpirun") if (path := shutil.which(name))]
     for program in candidates:
         if Path(program).exists() and _is_open_mpi(program) == wanted:
-            return Launcher(program, wanted)
+            return Launcher(program, library, wanted)
     raise ConfigError(
         f"mpi4py loads {library}, but no mpiexec of it is in {beside} or on PATH; "
         "add it to PATH, or use --set run.transport=threads"
@@ -56,27 +62,62 @@ def probe_library() -> str | None:
         )
     except subprocess.TimeoutExpired:
         return None
-    return " ".join(probe.stdout.split(",")[0].split()) if probe.returncode == 0 else None
+    return library_name(probe.stdout) if probe.returncode == 0 else None
 
 
 def start(found: Launcher, ranks: int, arguments: Sequence[str], folder: Path) -> int:
     """Run ``python -m hpcps ARGUMENTS`` on ``ranks`` ranks and wait for its end. Returns its exit status.
 
-    Raises CommError if the launcher says that all is well but the run's folder is not finished.
+    The job ends with this process: it is told to when this one is interrupted, terminated or killed. Raises CommError
+    if ranks were lost, or if the launcher says that all is well but the run's folder is not finished.
     """
     command = [*command_line(found, ranks), sys.executable, "-m", "hpcps", *arguments]
-    with subprocess.Popen(command, env=environment(os.environ, ranks), stderr=subprocess.PIPE, text=True) as job:
-        assert job.stderr is not None
-        try:
-            for line in without_banners(job.stderr):
-                print(line, end="", file=sys.stderr, flush=True)
-        except KeyboardInterrupt:
-            job.send_signal(signal.SIGINT)
-            raise
-    status = job.returncode
-    if status == 0 and not (folder / SUMMARY).exists():
+    outer = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        with subprocess.Popen(
+            command,
+            env=environment(os.environ, ranks),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # so that a terminal's Ctrl-C comes here alone, and once
+            preexec_fn=_end_with_parent,
+        ) as job:
+            told = _pass_on(job)
+    finally:
+        signal.signal(signal.SIGTERM, outer)
+    if job.returncode not in KNOWN_STATUSES and not told.explained:
+        raise CommError(told.lost(job.returncode))
+    if job.returncode == 0 and not (folder / SUMMARY).exists():
         raise CommError(f"{found.program} ended without an error, but {folder} is not finished: ranks were lost")
-    return status if status >= 0 else 128 - status
+    return job.returncode if job.returncode in KNOWN_STATUSES else CommError.exit_status
+
+
+def _pass_on(job: subprocess.Popen[str]) -> Banners:
+    """Print the ranks' error lines as they come; an interrupt ends the job in bounded time."""
+    assert job.stderr is not None
+    told = Banners()
+    try:
+        for line in told.without(job.stderr):
+            print(line, end="", file=sys.stderr, flush=True)
+        job.wait()
+    except BaseException:
+        job.terminate()
+        try:
+            job.wait(ENDING_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)
+        raise
+    return told
+
+
+def _raise_terminated(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _end_with_parent() -> None:
+    """In the child: ask the kernel for a SIGTERM when the parent dies, however it dies (Linux)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def command_line(found: Launcher, ranks: int) -> list[str]:
@@ -96,22 +137,35 @@ def environment(outer: Mapping[str, str], ranks: int) -> dict[str, str]:
     return inner
 
 
-def without_banners(lines: Iterable[str]) -> Iterator[str]:
-    """The ranks' lines. What the launcher adds about ranks that ended is given only if no rank said why."""
-    held: list[str] = []
-    explained = inside = False
-    for raw in lines:
-        line = raw.replace("\0", "")  # Open MPI's launcher ends what it says with one
-        is_rule = len(line) > 40 and set(line.strip()) <= {"-", "="} and bool(line.strip())
-        if is_rule or inside or line.startswith(("Abort(", "application called MPI_Abort")):
-            held.append(line)
-            inside = inside != is_rule
-        else:
-            explained = explained or line.startswith(ERROR)
-            if line:
-                yield line
-    if not explained:
-        yield from held
+class Banners:
+    """Tells the ranks' lines from what the launcher adds about ranks that ended."""
+
+    def __init__(self) -> None:
+        self.explained = False
+        self._held: list[str] = []
+
+    def without(self, lines: Iterable[str]) -> Iterator[str]:
+        """The ranks' lines. The launcher's are held back; ``explained`` tells whether a rank said what was wrong."""
+        inside = False
+        for raw in lines:
+            line = raw.replace("\0", "")  # Open MPI's launcher ends what it says with one
+            is_rule = len(line) > 40 and bool(line.strip()) and set(line.strip()) <= {"-", "="}
+            if is_rule or inside or line.startswith(("Abort(", "application called MPI_Abort", "YOUR APPLICATION")):
+                self._held.append(line)
+                inside = inside != is_rule
+            else:
+                self.explained = self.explained or line.startswith(ERROR)
+                if line:
+                    yield line
+
+    def lost(self, status: int) -> str:
+        """One line for a job that ended with ``status`` though no rank said why."""
+        text = " ".join(" ".join(self._held).replace("=", " ").split())
+        rank = re.search(r"rank (\d+)", text, re.IGNORECASE)
+        number = re.search(r"signal:? (\d+)|EXIT CODE: (\d+)", text, re.IGNORECASE)
+        who = f"rank {rank.group(1)}" if rank else "a rank"
+        how = f"signal {number.group(1) or number.group(2)}" if number else f"the launcher's status is {status}"
+        return f"{who} was lost ({how}); the run is not finished"
 
 
 def _is_open_mpi(program: str) -> bool | None:

@@ -29,17 +29,17 @@ class Threads:
     def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """``work(item)`` of all items, in their order, each given out as soon as it and those before it are finished.
 
-        Raises the first item's exception; by then nobody works any more.
+        Raises the first item's exception; then no further piece is begun, and those begun are not waited for.
         """
         if self.count == 1 or len(items) <= 1:
             return map(work, items)
         return self._share(_Job(work, items))
 
-    def close(self) -> None:
-        """End the threads."""
+    def close(self, wait: bool = True) -> None:
+        """End the threads. ``wait=False`` after an error: one of them may be in code that does not return."""
         for _ in self._threads:
             self._jobs.put(None)
-        for thread in self._threads:
+        for thread in self._threads if wait else []:
             thread.join()
 
     def _share(self, job: _Job) -> Iterator[Any]:
@@ -57,7 +57,7 @@ class Threads:
             while given in finished:
                 _, result, error = finished.pop(given)
                 if error is not None:
-                    job.abandon(len(finished) + given + 1)
+                    job.abandon()
                     raise error
                 given += 1
                 yield result
@@ -89,8 +89,7 @@ class _Job:
             self.done.put((number, None, error))
         return True
 
-    def abandon(self, seen: int) -> None:
-        """Begin no more pieces, and wait for those that have been begun; ``seen`` of them are known to be finished."""
-        left = sum(1 for _ in self._numbers)
-        for _ in range(self.size - left - seen):
-            self.done.get()
+    def abandon(self) -> None:
+        """Begin no more pieces."""
+        for _ in self._numbers:
+            continue

@@ -51,7 +51,7 @@ ARROWS = {
         "trainer",
         "worker",
     },
-    "launch": {"comm", "config", "errors", "run", "together"},
+    "launch": {"comm", "config", "errors", "run"},
     "inference": {
         "comm",
         "config",

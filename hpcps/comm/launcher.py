@@ -39,3 +39,15 @@ def launched(environment: Mapping[str, str]) -> Launched | None:
         if environment.get(rank, "").isdigit() and environment.get(size, "").isdigit():
             return Launched(name, int(environment[rank]), int(asked or environment[size]))
     return Launched("hpcps --ranks", 0, int(asked)) if asked.isdigit() else None
+
+
+def library_name(version: str) -> str:
+    """The MPI library and its version in a few words, from its own long text.
+
+    >>> library_name("Open MPI v5.0.8, package: Open MPI root@x")
+    'Open MPI v5.0.8'
+    >>> library_name("MPICH Version:      5.0.2\\nMPICH Release date: ...")
+    'MPICH 5.0.2'
+    """
+    first = version.replace("\x00", "").split("\n")[0].split(",")[0]
+    return " ".join(first.replace("Version:", "").split())

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from hpcps.comm import launcher
 from hpcps.comm.transport import TIMEOUT_S, Array, Ticket, Transport, timeout_message
 from hpcps.errors import CommTimeout, HpcpsError, PeerLost
 
@@ -110,9 +111,7 @@ def abort(status: int) -> None:
 
 def library_name() -> str:
     """The MPI library and its version, in a few words."""
-    text = str(_mpi().Get_library_version()).replace("\x00", "")
-    first = " ".join(text.split("\n")[0].split())
-    return first.split(",")[0].replace("MPICH Version:", "MPICH")
+    return launcher.library_name(str(_mpi().Get_library_version()))
 
 
 def thread_level() -> str:

@@ -137,12 +137,12 @@ def _create(size_bytes: int) -> bytes:
 def _open(path: Path, size_bytes: int) -> Array:
     try:
         file = os.open(path, os.O_RDWR)
-    except OSError as error:
-        raise CommError(f"{path}: shared memory of another rank is not seen here: {error.strerror}") from error
-    try:
-        return np.frombuffer(mmap.mmap(file, size_bytes), np.uint8)
-    finally:
-        os.close(file)
+        try:
+            return np.frombuffer(mmap.mmap(file, size_bytes), np.uint8)
+        finally:
+            os.close(file)
+    except (OSError, ValueError) as error:
+        raise CommError(f"{path}: shared memory of another rank cannot be used here: {error}") from error
 
 
 def _check_is_shared(meeting: Meeting, memory: Array) -> None:

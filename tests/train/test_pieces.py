@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 
 import hpcps_kernels
 import numpy as np
@@ -248,7 +249,31 @@ def test_a_bar_is_for_people_only(monkeypatch, environment, is_terminal, expecte
 BANNER = ["-" * 76 + "\n", "prterun has exited\n", "\n", "-" * 76 + "\n"]
 
 
-def test_the_launchers_banner_is_dropped_only_if_a_rank_said_why():
+def test_the_launchers_banner_is_held_back_and_known_whether_a_rank_said_why():
     said = "hpcps: error: rank 1, step 3: no\n"
-    assert list(starter.without_banners(["a\n", said, *BANNER, "b\n"])) == ["a\n", said, "b\n"]
-    assert list(starter.without_banners(["a\n", *BANNER, "b\n"])) == ["a\n", "b\n", *BANNER]
+    told = starter.Banners()
+    assert list(told.without(["a\n", said, *BANNER, "b\n", "\0"])) == ["a\n", said, "b\n"]
+    assert told.explained
+    told = starter.Banners()
+    assert list(told.without(["a\n", *BANNER, "b\n"])) == ["a\n", "b\n"]
+    assert not told.explained
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "expected"),
+    [
+        (
+            "prterun noticed that process rank 2 on node a exited on signal 9 (Killed).",
+            137,
+            "rank 2 .*signal 9",
+        ),
+        ("=   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES\n=   EXIT CODE: 9\n", 9, "a rank .*signal 9"),
+        ("nothing known", 7, "a rank was lost .*status is 7"),
+    ],
+)
+def test_a_lost_rank_is_one_line(text, status, expected):
+    told = starter.Banners()
+    rule = "-" * 76 + "\n"
+    assert list(told.without([rule, *text.splitlines(keepends=True), rule])) == []
+    assert re.search(expected, told.lost(status))
+    assert "\n" not in told.lost(status)

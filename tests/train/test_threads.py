@@ -60,9 +60,24 @@ def test_the_first_error_is_raised_and_nobody_works_on(threads, bad):
             raise ValueError(f"piece {item}")
         return item
 
-    given = []
     with pytest.raises(ValueError, match=f"^piece {bad}$"):
-        given.extend(threads.each(work, range(10)))
-    before = len(running)
+        list(threads.each(work, range(10)))
     assert list(threads.each(lambda item: item, range(5))) == list(range(5))
-    assert len(running) == before
+    assert len(running) <= bad + 1 + 2 * threads.count  # what had been begun
+
+
+def test_a_piece_that_does_not_return_holds_up_no_error():
+    pool = Threads(2)
+    ends = threading.Event()
+
+    def work(item):
+        if threading.current_thread().name == "hpcps help":
+            ends.wait(20)
+            return item
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        list(pool.each(work, range(3)))
+    pool.close(wait=False)
+    ends.set()
+    pool.close()
