@@ -136,12 +136,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _end(HpcpsError("interrupted"), 130)
     except HpcpsError as error:
         return _end(error, error.exit_status)
-    except Exception as error:  # a bug: say all that is known of it
+    except MemoryError as error:
+        return _end(HpcpsError(f"out of memory: {error}"), 1)
+    except SystemExit:
+        raise
+    except BaseException as error:  # a bug: say all that is known of it
         traceback.print_exc()
         return _end(error, 1)
 
 
-def _end(error: Exception, status: int) -> int:
+def _end(error: BaseException, status: int) -> int:
     """Say what is wrong, once; where other ranks do not know of it, end them too."""
     from hpcps import launch
 
@@ -161,7 +165,8 @@ def _is_first() -> bool:
 
 def _say(message: str) -> None:
     sys.stdout.flush()
-    print(f"{ERROR}{message}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"{ERROR}{message}\n")  # in one piece: other ranks may speak at the same time
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ from msgspec import Meta, Struct
 
 from hpcps.errors import ConfigError
 
-Positive = Annotated[int, Meta(ge=1)]
-Count = Annotated[int, Meta(ge=0)]
+LARGEST = 2**62
+Positive = Annotated[int, Meta(ge=1, le=LARGEST)]
+Count = Annotated[int, Meta(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
-Rate = Annotated[float, Meta(gt=0)]
+Rate = Annotated[float, Meta(gt=0, le=1e300)]
+Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 
 
 class Data(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -85,7 +87,7 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Count = 0
     transport: Literal["auto", "mpi", "threads"] = "auto"
-    timeout_s: Rate = 300.0
+    timeout_s: Seconds = 300.0
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -270,7 +272,8 @@ def _refuse_unknown(tree: Mapping[str, Any], source: str) -> None:
 
 def _did_you_mean(key: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(key, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
+    sections = ", ".join(sorted({name.split(".")[0] for name in known}))
+    return f"; did you mean {close[0]}?" if close else f"; the sections are {sections}"
 
 
 def _explain(message: str) -> str:
@@ -301,6 +304,8 @@ def _check(config: Config, source: str) -> None:
         )
     if config.run.device == "cuda":
         raise ConfigError(f"{source}: run.device = 'cuda': this version has no GPU kernels; use 'cpu'")
+    if train.strategy == "ring" and server.count != 1:
+        raise ConfigError(f"{source}: server.count is the server strategy's; train.strategy = 'ring' does not use it")
     if config.optimizer.kind != "sgd" and config.optimizer.momentum:
         raise ConfigError(f"{source}: optimizer.momentum is sgd's; {config.optimizer.kind} does not use it")
     if ":" not in config.model.kind and (config.model.parameters or config.model.scores):

@@ -6,6 +6,7 @@
     ├── ConfigError           the configuration or the command line            exit status 2
     ├── DataError             a data file, a sample, a label                   exit status 2
     ├── ModelError            a model, or the user's own training function     exit status 2
+    │   └── NotFiniteError    its loss or gradient is NaN or infinite
     └── CommError             ranks talking to ranks                           exit status 3
         ├── CommTimeout       nothing came within the timeout
         └── PeerLost          another rank ended or failed
@@ -46,6 +47,10 @@ class ModelError(HpcpsError):
     """A model, or a user's training function, that raised or returned something unusable."""
 
     exit_status = 2
+
+
+class NotFiniteError(ModelError):
+    """A loss, a gradient or a score that is NaN or infinite: the samples, or the training, may be the cause."""
 
 
 class CommError(HpcpsError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hpcps.errors import ConfigError, DataError, ModelError
 from hpcps.models import Model
 from hpcps.run_folder import CONFIG, Trained, read_model, read_summary
 from hpcps.together import Alone
-from hpcps.worker import EVALUATION_SAMPLES, Loader
+from hpcps.worker import EVALUATION_SAMPLES, Loader, Score
 from hpcps.worker import evaluate as score_of
 
 Array = np.ndarray[Any, Any]
@@ -59,7 +60,7 @@ def evaluate(folder: Path, source: str | None = None) -> dict[str, float]:
     if not count:
         raise ConfigError(f"{folder}: the run held no samples out; give --input FILE")
     scores = [score_of(run.model, run.trained.params, block, run.loader(block)) for block in blocks]
-    total = replace(scores[0], loss=sum(score.loss for score in scores), quality=sum(score.quality for score in scores))
+    total = Score(math.fsum(score.loss for score in scores), math.fsum(score.quality for score in scores))
     return report.measures(run.model, total, count).said()
 
 

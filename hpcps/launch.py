@@ -19,7 +19,7 @@ from hpcps.comm.local import LocalWorld
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.transport import TIMEOUT_S, Transport
 from hpcps.config import Config, from_tree, to_toml
-from hpcps.errors import ConfigError, HpcpsError
+from hpcps.errors import ERROR, CommError, ConfigError, HpcpsError
 from hpcps.run import Run, train_rank
 
 Result = TypeVar("Result")
@@ -150,9 +150,12 @@ def leave(status: int, known_to_all: bool) -> None:
     """End this MPI rank after an error. An error that only this rank knows of ends all ranks with ``status``; else
     wait until every rank is about to leave, so that its launcher ends none before it has spoken."""
     if known_to_all:
-        _mpi().world(LEAVING_S).barrier()
-    else:
-        _mpi().abort(status)
+        try:
+            _mpi().world(LEAVING_S).barrier()
+            return
+        except CommError:
+            print(f"{ERROR}the other ranks did not come to an end; ending them", file=sys.stderr, flush=True)
+    _mpi().abort(status)
 
 
 def _mpi() -> Any:

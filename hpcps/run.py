@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
+from threadpoolctl import threadpool_limits
 
 from hpcps import data, models, optim, report
 from hpcps.comm import ring, shared
@@ -147,7 +148,9 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
     test = tester(job, dataset, model, params)
     trainer = Trainer(job.workers, worker, gradients, exchange, job.parts, plan, reporter, test)
     try:
-        measures = trainer.run()
+        # Again: the user's file may have brought a library with threads of its own.
+        with threadpool_limits(1):
+            measures = trainer.run()
     except BaseException:
         pool.close(wait=False)
         raise

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpcps.errors import ModelError
+from hpcps.errors import NotFiniteError
 
 Array = np.ndarray[Any, Any]
 FIXED_POINT_BITS = 62
@@ -81,7 +81,7 @@ class ExactSum:
     def take(self, part: int) -> None:
         largest = self._kernels.max_abs(self.parts[part])
         if not math.isfinite(largest):
-            raise ModelError("the gradient is not finite; a smaller optimizer.learning_rate or data.scale may help")
+            raise NotFiniteError("the gradient is not finite; a smaller optimizer.learning_rate or data.scale may help")
         self._largest = max(self._largest, largest)
 
     def finish(self) -> tuple[Array, float]:

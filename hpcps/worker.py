@@ -11,7 +11,7 @@ import numpy as np
 
 from hpcps import models, parts
 from hpcps.data import Block, Csr, find_bad
-from hpcps.errors import DataError, HpcpsError, ModelError
+from hpcps.errors import DataError, HpcpsError, ModelError, NotFiniteError
 from hpcps.models import Batch, Model
 from hpcps.params import Params
 from hpcps.threads import Threads
@@ -114,9 +114,11 @@ class Worker:
 
     def _gradient(self, position: int) -> int:
         part = self._parts[position]
-        loss = self._model.loss_gradient(self._params, part.batch, part.gradient)
-        if not math.isfinite(loss):
-            raise not_finite(loss, part.block)
+        try:
+            loss = self._model.loss_gradient(self._params, part.batch, part.gradient)
+            check_finite(loss)
+        except NotFiniteError as error:
+            raise cause(error, part.block) from error
         part.loss += loss
         return position
 
@@ -136,11 +138,13 @@ def evaluate(model: Model, params: Params, block: Block, loader: Loader) -> Scor
         index = np.arange(start, min(start + EVALUATION_SAMPLES, len(block)))
         batch = loader.buffers(len(index))
         loader.load(batch, index)
-        loss += model.loss(params, batch)
+        try:
+            loss += model.loss(params, batch)
+            check_finite(loss)
+        except NotFiniteError as error:
+            raise cause(error, block) from error
         if model.can_predict:
             quality += _quality(model, params, batch)
-    if not math.isfinite(loss):
-        raise not_finite(loss, block)
     return Score(loss, quality)
 
 
@@ -153,11 +157,13 @@ def _quality(model: Model, params: Params, batch: Batch) -> float:
     return float((predicted == batch.labels).sum())
 
 
-def not_finite(loss: float, block: Block) -> HpcpsError:
-    """Why a loss is NaN or infinite: a bad sample if there is one, else the training itself."""
+def check_finite(loss: float) -> None:
+    """Raise NotFiniteError unless the loss is a number."""
+    if not math.isfinite(loss):
+        raise NotFiniteError(f"the loss is {loss}; a smaller optimizer.learning_rate or data.scale may help")
+
+
+def cause(error: NotFiniteError, block: Block) -> HpcpsError:
+    """Why a loss or gradient is not finite: a sample of the block that is not, if there is one, else ``error``."""
     bad = find_bad(block)
-    if bad is not None:
-        return DataError(bad)
-    return ModelError(
-        f"the loss is {loss} though the samples are finite; a smaller optimizer.learning_rate or data.scale may help"
-    )
+    return DataError(bad) if bad is not None else error

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from hpcps.config import Model as Options
-from hpcps.errors import ConfigError
+from hpcps.errors import ConfigError, ModelError
 from hpcps.params import Params
 
 Array = np.ndarray[Any, Any]
@@ -79,6 +79,8 @@ def check_kind(kind: str) -> str:
 
 def predict(task: Task, scores: Array) -> Array:
     """Class numbers (n,) int64 of a classifier's scores; a regression's scores as they are."""
+    if scores.ndim not in (1, 2) or (task == "regression" and scores.size != len(scores)):
+        raise ModelError(f"scores have shape {scores.shape}, expected (n,), or (n, K) of a multiclass model")
     if task == "regression":
         return scores.reshape(len(scores))
     if scores.ndim == 1 or scores.shape[1] == 1:

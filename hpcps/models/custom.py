@@ -15,18 +15,21 @@ Loss and gradients are sums over the samples given. What the function raises or 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast, get_args
 
 import numpy as np
 
 from hpcps.config import Model as Options
-from hpcps.errors import HpcpsError, ModelError
+from hpcps.errors import HpcpsError, ModelError, NotFiniteError
 from hpcps.models import Array, Batch, Model, Task
 from hpcps.params import Params, Shapes
 
@@ -57,9 +60,9 @@ class _Guard:
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except HpcpsError:
+        except (HpcpsError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise ModelError(f"{self._place(error)}: {type(error).__name__}: {_one_line(error)}") from error
 
     def _place(self, error: BaseException) -> str:
@@ -74,7 +77,7 @@ class _Guard:
         except (TypeError, ValueError) as error:
             raise ModelError(f"{self.kind}: the loss is {type(value).__name__}, expected one number") from error
         if not math.isfinite(loss):
-            raise ModelError(f"{self.kind}: the loss is {loss}")
+            raise NotFiniteError(f"{self.kind}: the loss is {loss}")
         return loss
 
     def array(self, what: str, value: Any, shape: tuple[int, ...]) -> Array:
@@ -85,7 +88,7 @@ class _Guard:
         if array.shape != shape:
             raise ModelError(f"{self.kind}: {what} has shape {array.shape}, expected {shape}")
         if not np.isfinite(array).all():
-            raise ModelError(f"{self.kind}: {what} is not finite")
+            raise NotFiniteError(f"{self.kind}: {what} is not finite")
         return array
 
 
@@ -167,6 +170,7 @@ class _ObjectModel:
         return params
 
     def loss_gradient(self, params: Params, batch: Batch, gradient_out: Params) -> float:
+        gradient_out.flat.fill(np.nan)  # so that what is forgotten is found
         loss = self._guard.call(self._instance.loss_gradient, params.read_only(), batch, gradient_out)
         for name, out in gradient_out.items():
             self._guard.array(f"gradient {name!r}", out, out.shape)
@@ -190,26 +194,44 @@ def _own_task(kind: str, instance: Any) -> Task:
 
 
 def _load_name(kind: str) -> Any:
-    """``file.py:name`` as the object of that name. The file is run once a call, under a name of its own."""
+    """``file.py:name`` as the object of that name."""
     file, _, name = kind.rpartition(":")
     path = Path(file).resolve()
     if not path.is_file():
         raise ModelError(f"{file}: no such file (model.kind = file.py:name)")
-    spec = importlib.util.spec_from_file_location(f"hpcps_user_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"{file}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ModelError(f"{file}:{error.lineno}: {error.msg}") from error
-    except (Exception, SystemExit) as error:
-        raise ModelError(f"{file}: {type(error).__name__}: {_one_line(error)}") from error
+    with _LOADING:
+        module = _load_module(path, path.stat().st_mtime_ns)
     if not hasattr(module, name):
         raise ModelError(f"{file}: has no {name!r}")
     return getattr(module, name)
 
 
+_LOADING = threading.Lock()
+
+
+@functools.cache
+def _load_module(path: Path, changed_ns: int) -> ModuleType:
+    """Run the file, once a process as long as it does not change. It may import what lies beside it."""
+    spec = importlib.util.spec_from_file_location(f"hpcps_user_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{path}: not a Python file")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ModelError(f"{path}:{error.lineno}: {error.msg}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ModelError(f"{path}: {type(error).__name__}: {_one_line(error)}") from error
+    return module
+
+
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # an exception of the user's that cannot even say what it is
+        return "(its message cannot be made)"
