@@ -1,6 +1,7 @@
 """The program as a user meets it: what it prints, its exit status, and one line for each mistake."""
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,104 @@ def test_a_users_function_that_fails_on_one_rank_ends_all(capsys, tmp_path, stra
     assert_one_line(said, culprit)
     assert not (tmp_path / "run" / "summary.json").exists()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("hpcps rank")]
+
+
+HARD = """
+import sys
+import threading
+import time
+import numpy as np
+import neighbour
+
+def fine(params, samples, labels):
+    return 0.0, {"weight": np.zeros((10, 64)), "bias": np.zeros(10)}
+
+def on(rank, params, samples, labels):
+    if f"rank {rank}" in threading.current_thread().name:
+        time.sleep(20)
+    return fine(params, samples, labels)
+
+def never_on_0(*batch): return on(0, *batch)
+def never_on_1(*batch): return on(1, *batch)
+def leaves(*batch): sys.exit(0)
+def wild(*batch): raise GeneratorExit
+def scalar_scores(params, samples): return np.float64(1)
+
+class Mute(Exception):
+    def __str__(self): raise ValueError
+def mute(*batch): raise Mute
+
+class Forgets:
+    def init(self, rng): return {"w": np.zeros(3), "v": np.zeros(3)}
+    def loss_gradient(self, params, batch, gradient_out):
+        gradient_out["w"][:] = 0
+        return 0.0
+"""
+
+
+def train_hard(capsys, tmp_path, name, *settings, ranks=2, scores=""):
+    (tmp_path / "hard.py").write_text(HARD)
+    (tmp_path / "neighbour.py").write_text("")
+    shapes = [] if name == "Forgets" else ["model.parameters={weight=[10, 64], bias=[10]}"]
+    config = tmp_path / "own.toml"
+    config.write_text(f'data.path = "digits"\nmodel.kind = "hard.py:{name}"\nmodel.scores = "{scores}"\n')
+    return train(capsys, tmp_path, *shapes, "run.threads=1", *settings, example=config, ranks=ranks)
+
+
+@pytest.mark.parametrize("name", ["never_on_0", "never_on_1"])
+def test_a_users_function_that_does_not_return_ends_with_the_timeout(capsys, tmp_path, name):
+    started = time.monotonic()
+    status, _, err = train_hard(capsys, tmp_path, name, "run.timeout_s=0.5")
+    assert status == 3
+    assert "waited 0.5 s to receive from rank" in err
+    assert err.count("\n") == 1
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize(
+    ("name", "culprit"),
+    [
+        ("leaves", "hard.py:18: SystemExit: 0"),
+        ("wild", "hard.py:19: GeneratorExit"),
+        ("mute", "hard.py:24: Mute: (its message cannot be made)"),
+        ("Forgets", "gradient 'v' is not finite"),
+    ],
+)
+def test_a_users_function_that_behaves_badly_is_named(capsys, tmp_path, name, culprit):
+    assert_one_line(train_hard(capsys, tmp_path, name), culprit)
+
+
+def test_scores_of_a_strange_shape(capsys, tmp_path):
+    said = train_hard(capsys, tmp_path, "fine", scores="hard.py:scalar_scores")
+    assert_one_line(said, "scores have shape ()")
+
+
+@pytest.mark.parametrize(
+    ("setting", "culprit"),
+    [
+        ("train.seed=99999999999999999999", "train.seed"),
+        ("run.timeout_s=inf", "run.timeout_s"),
+        ("optimizer.learning_rate=inf", "optimizer.learning_rate"),
+    ],
+)
+def test_numbers_out_of_bounds(capsys, tmp_path, setting, culprit):
+    assert_one_line(train(capsys, tmp_path, setting), culprit)
+
+
+def test_a_key_of_another_strategy(capsys, tmp_path):
+    assert_one_line(train(capsys, tmp_path, "train.strategy=ring", "server.count=2"), "server.count")
+
+
+def test_nan_is_named_also_with_a_function_of_ones_own_and_at_prediction(capsys, tmp_path):
+    samples = np.random.default_rng(1).integers(0, 16, (200, 64)).astype(float)
+    samples[150, 7] = np.nan
+    np.save(tmp_path / "x.npy", samples)
+    np.save(tmp_path / "y.npy", np.arange(200) % 10)
+    settings = [f"data.path={tmp_path}/x.npy", f"data.labels={tmp_path}/y.npy", "data.scale=none", "train.batch=50"]
+    culprit = ["x.npy: sample 150", "feature 7"]
+    assert_one_line(train(capsys, tmp_path, *settings, example="digits_by_hand.toml", ranks=2), culprit)
+    assert train(capsys, tmp_path)[0] == 0
+    assert_one_line(run(capsys, "predict", tmp_path / "run", "--input", tmp_path / "x.npy"), culprit)
 
 
 def test_what_cannot_predict_says_what_is_missing(capsys, tmp_path):
