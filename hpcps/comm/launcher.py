@@ -11,11 +11,13 @@ RANKS_VARIABLE = "HPCPS_LAUNCHED_RANKS"
 TERMINAL_VARIABLE = "HPCPS_TERMINAL"
 """Set by hpcps for the ranks that it starts itself: 1 if their output goes to a terminal, else 0."""
 
+_PMI = ("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE")  # MPICH's mpiexec, and srun --mpi=pmi2
+_SRUN = ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 _VARIABLES = (  # name for people, rank, size
     ("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE"),
+    _PMI,
     ("MVAPICH", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
-    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    _SRUN,
 )
 
 
@@ -35,7 +37,8 @@ def launched(environment: Mapping[str, str]) -> Launched | None:
     Launched(name='mpirun (Open MPI)', rank=1, size=4)
     """
     asked = environment.get(RANKS_VARIABLE, "")
-    for name, rank, size in _VARIABLES:
+    is_srun = all(environment.get(_SRUN[i]) == environment.get(_PMI[i]) for i in (1, 2))
+    for name, rank, size in (_SRUN, *_VARIABLES) if is_srun else _VARIABLES:
         if environment.get(rank, "").isdigit() and environment.get(size, "").isdigit():
             return Launched(name, int(environment[rank]), int(asked or environment[size]))
     return Launched("hpcps --ranks", 0, int(asked)) if asked.isdigit() else None

@@ -43,8 +43,14 @@ def test_the_ring_closes():
         ({"HPCPS_LAUNCHED_RANKS": "4"}, (0, 4)),
         ({"HPCPS_LAUNCHED_RANKS": "4", "PMI_RANK": "0", "PMI_SIZE": "1"}, (0, 4)),
         ({"PMI_RANK": "x", "PMI_SIZE": "3"}, None),
+        ({"PMI_RANK": "5", "PMI_SIZE": "8", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, (5, 8)),
     ],
 )
 def test_the_launcher_is_known_by_its_variables(environment, expected):
     told = launcher.launched(environment)
     assert (told and (told.rank, told.size)) == expected
+
+
+def test_sruns_own_pmi_is_sruns():
+    environment = {"PMI_RANK": "1", "PMI_SIZE": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
+    assert launcher.launched(environment) == launcher.Launched("srun", 1, 2)
