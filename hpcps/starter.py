@@ -131,7 +131,8 @@ def command_line(found: Launcher, ranks: int) -> list[str]:
 
 def environment(outer: Mapping[str, str], ranks: int) -> dict[str, str]:
     """The ranks' environment. Open MPI asks root to say twice that it means it: whoever starts hpcps as root does."""
-    inner = {**outer, RANKS_VARIABLE: str(ranks), TERMINAL_VARIABLE: str(int(sys.stdout.isatty()))}
+    own = {name: value for name, value in outer.items() if not name.startswith("PMI")}  # an srun's, around us
+    inner = {**own, RANKS_VARIABLE: str(ranks), TERMINAL_VARIABLE: str(int(sys.stdout.isatty()))}
     if os.geteuid() == 0:
         inner |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return inner
@@ -164,7 +165,10 @@ class Banners:
         rank = re.search(r"rank (\d+)", text, re.IGNORECASE)
         number = re.search(r"signal:? (\d+)|EXIT CODE: (\d+)", text, re.IGNORECASE)
         who = f"rank {rank.group(1)}" if rank else "a rank"
-        how = f"signal {number.group(1) or number.group(2)}" if number else f"the launcher's status is {status}"
+        signalled = status - 128 if status > 128 else status  # MPICH's launcher ends with the signal's own number
+        is_signal = signalled in {int(known) for known in signal.Signals}
+        how = f"signal {signalled}" if is_signal else f"the launcher's status is {status}"
+        how = f"signal {number.group(1) or number.group(2)}" if number else how
         return f"{who} was lost ({how}); the run is not finished"
 
 

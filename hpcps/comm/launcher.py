@@ -40,6 +40,8 @@ def launched(environment: Mapping[str, str]) -> Launched | None:
     is_srun = all(environment.get(_SRUN[i]) == environment.get(_PMI[i]) for i in (1, 2))
     for name, rank, size in (_SRUN, *_VARIABLES) if is_srun else _VARIABLES:
         if environment.get(rank, "").isdigit() and environment.get(size, "").isdigit():
+            if name == "srun" and environment[size] == "1" and not asked:
+                return None  # the shell of srun --pty or salloc, or one task: nobody to meet
             return Launched(name, int(environment[rank]), int(asked or environment[size]))
     return Launched("hpcps --ranks", 0, int(asked)) if asked.isdigit() else None
 

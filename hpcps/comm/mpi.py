@@ -102,6 +102,11 @@ def world(timeout_s: float = TIMEOUT_S) -> MpiTransport:
     return MpiTransport(_mpi().COMM_WORLD.Dup(), timeout_s)
 
 
+def size() -> int:
+    """How many ranks the library sees. No collective: a rank that fails alone may ask."""
+    return int(_mpi().COMM_WORLD.Get_size())
+
+
 def abort(status: int) -> None:
     """End every rank of the job with this exit status. Does not return."""
     sys.stdout.flush()
@@ -137,11 +142,23 @@ def _mpi() -> Any:
     if module is None:
         import mpi4py
 
-        mpi4py.rc.thread_level = "serialized"  # one thread of a rank talks at a time; locks inside MPI cost time
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
         from mpi4py import MPI
 
         module = MPI
+        _start(module)
     return module
+
+
+def _start(mpi: Any) -> None:
+    """Initialise MPI. Where srun offers PMIx to an MPICH that does not speak it, MPICH would end the process before
+    hpcps can say a word; without the offer each rank is alone, and is seen to disagree with its launcher."""
+    about = str(mpi.Get_library_version())
+    if "MPICH" in about and "pmix" not in about.lower():
+        for name in [name for name in os.environ if name.startswith("PMIX_")]:
+            del os.environ[name]
+    if not mpi.Is_initialized():
+        mpi.Init_thread(mpi.THREAD_SERIALIZED)  # one thread of a rank talks at a time; locks inside MPI cost time
 
 
 def _lost(rank: int, tickets: Sequence[Ticket], error: Exception) -> PeerLost:

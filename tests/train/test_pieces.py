@@ -268,7 +268,8 @@ def test_the_launchers_banner_is_held_back_and_known_whether_a_rank_said_why():
             "rank 2 .*signal 9",
         ),
         ("=   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES\n=   EXIT CODE: 9\n", 9, "a rank .*signal 9"),
-        ("nothing known", 7, "a rank was lost .*status is 7"),
+        ("nothing known", 9, "a rank was lost .*signal 9"),
+        ("nothing known", 213, "a rank was lost .*status is 213"),
     ],
 )
 def test_a_lost_rank_is_one_line(text, status, expected):

@@ -1,0 +1,216 @@
+"""hpcps in a Slurm: the batch files as they are shipped, srun, mpirun, and what goes wrong there."""
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import hpcps
+from hpcps import starter
+from hpcps.config import read
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "examples" / "digits.toml"
+BY_HAND = ROOT / "examples" / "digits_by_hand.toml"
+QUICK = ("--set", "train.epochs=2", "--set", "train.reproducible=true")
+ERROR = "hpcps: error: "
+PROMPT_S = 30
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+
+
+@pytest.fixture(scope="session")
+def mpi():
+    """The launcher of the MPI library under test."""
+    found = starter.find()
+    if found is None:
+        pytest.skip("mpi4py finds no MPI library")
+    return found
+
+
+@pytest.fixture(scope="session")
+def plugin(mpi):
+    """What srun's --mpi must be."""
+    return "pmix" if mpi.is_open_mpi else "pmi2"
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    """The parameters that one process gets."""
+    settings = [word for word in QUICK if word != "--set"]
+    run = hpcps.train(read(DIGITS, {}, settings), out=tmp_path_factory.mktemp("alone") / "run")
+    return run.summary["params_sha256"]
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def errors(text):
+    return [line for line in text.splitlines() if ERROR in line]
+
+
+# --- the batch files
+
+
+@pytest.mark.parametrize(("strategy", "ranks", "servers"), [("ring", 4, 0), ("server", 4, 2)])
+def test_a_batch_file_trains_as_it_is_shipped(slurm, plugin, alone, tmp_path, strategy, ranks, servers):
+    file = ROOT / "slurm" / f"{strategy}.sbatch"
+    state, log = slurm.batch(tmp_path, file, DIGITS, "run", *QUICK, HPCPS_MPI=plugin)
+    assert state == "COMPLETED", log
+    found = summary(tmp_path / "run")
+    assert found["params_sha256"] == alone
+    assert (found["strategy"], found["ranks"], found["servers"]) == (strategy, ranks, servers)
+    assert found["transport"].startswith("MPI"), found
+    assert found["threads"] == 8  # --cpus-per-task
+    assert log.count(f"params_sha256 {alone}") == 1
+    assert len(list(tmp_path.glob(f"hpcps-{strategy}-*.out"))) == 1
+
+
+@pytest.mark.parametrize("strategy", ["ring", "server"])
+def test_a_batch_file_says_what_it_is_to_be_given(slurm, tmp_path, strategy):
+    state, log = slurm.batch(tmp_path, ROOT / "slurm" / f"{strategy}.sbatch", DIGITS)
+    assert state == "FAILED"
+    assert f"usage: sbatch {strategy}.sbatch CONFIG.toml OUT" in log
+
+
+FAILS = """
+import os
+import numpy as np
+
+calls = 0
+
+def f(params, samples, labels):
+    global calls
+    calls += 1
+    if os.environ["SLURM_PROCID"] == "1" and calls == 3:
+        raise ValueError("no luck today")
+    return 0.0, {"weight": np.zeros((10, 64)), "bias": np.zeros(10)}
+"""
+
+
+def fail(slurm, plugin, folder, source):
+    """Train with a function that fails on rank 1 by the shipped batch file: the job's state, log and seconds."""
+    (folder / "own.py").write_text(source)
+    settings = (f"model.kind={folder}/own.py:f", "model.scores=", "run.threads=1", "train.epochs=1")
+    words = [word for setting in settings for word in ("--set", setting)]
+    # What a killed rank leaves behind in shared memory is to lie in the test's own folder.
+    variables = {"HPCPS_MPI": plugin, "OMPI_MCA_btl_sm_backing_directory": str(folder)}
+    started = time.monotonic()
+    state, log = slurm.batch(folder, ROOT / "slurm" / "ring.sbatch", BY_HAND, "run", *words, **variables)
+    assert not (folder / "run" / "summary.json").exists(), log
+    return state, log, time.monotonic() - started
+
+
+def test_a_task_that_fails_ends_the_job_with_its_message(slurm, plugin, tmp_path):
+    state, log, seconds = fail(slurm, plugin, tmp_path, FAILS)
+    assert state == "FAILED", log
+    assert errors(log) == [f"{ERROR}rank 1, step 3: {tmp_path}/own.py:11: ValueError: no luck today"], log
+    assert seconds < PROMPT_S
+
+
+def test_a_task_that_is_killed_ends_the_job(slurm, plugin, tmp_path):
+    """By the batch file's --kill-on-bad-exit: with MPICH the other ranks would wait for run.timeout_s."""
+    kill = FAILS.replace('raise ValueError("no luck today")', "os.kill(os.getpid(), 9)")
+    assert "os.kill" in kill
+    state, log, seconds = fail(slurm, plugin, tmp_path, kill)
+    assert state == "FAILED", log
+    assert re.search(r"task.* 1: Killed", log), log
+    assert seconds < PROMPT_S
+
+
+# --- srun and the MPI library do not understand each other
+
+
+def refused(done, folder):
+    """The one line that says why a job of two ranks does not begin."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert not (folder / "run").exists()
+    (line,) = errors(done.stdout + done.stderr)
+    return line
+
+
+def train_by_srun(slurm, folder, plugin, *before):
+    command = ("hpcps", "train", DIGITS, "--out", folder / "run", *QUICK)
+    return slurm.run("srun", "--nodes=2", "--ntasks=2", f"--mpi={plugin}", *before, *command)
+
+
+def library(mpi):
+    return "Open MPI" if mpi.is_open_mpi else "MPICH"
+
+
+def test_srun_without_a_plugin_is_refused_once(slurm, mpi, tmp_path):
+    line = refused(train_by_srun(slurm, tmp_path, "none"), tmp_path)
+    assert line.startswith(f"{ERROR}srun started 2 ranks but {library(mpi)} "), line
+    assert " sees 1: " in line
+    assert "--mpi=pmix for Open MPI" in line
+    assert "--mpi=pmi2 for MPICH" in line
+
+
+def test_srun_with_the_plugin_of_the_other_library_is_refused_once(slurm, mpi, tmp_path):
+    other = "pmi2" if mpi.is_open_mpi else "pmix"
+    line = refused(train_by_srun(slurm, tmp_path, other), tmp_path)
+    assert line.startswith(f"{ERROR}srun started 2 ranks but {library(mpi)} "), line
+    assert "--mpi=pmix for Open MPI" in line
+    assert "--mpi=pmi2 for MPICH" in line
+
+
+def test_the_refusal_is_heard_though_srun_ends_all_with_the_first(slurm, mpi, tmp_path):
+    """As under the batch files' --kill-on-bad-exit. The first rank, which speaks, comes last."""
+    late = ("bash", "-c", 'if [ "$SLURM_PROCID" = 0 ]; then sleep 1; fi; exec "$@"', "late")
+    done = train_by_srun(slurm, tmp_path, "none", "--kill-on-bad-exit=1", *late)
+    assert done.returncode != 0
+    (line,) = errors(done.stdout + done.stderr)
+    assert line.startswith(f"{ERROR}srun started 2 ranks but {library(mpi)} "), line
+
+
+# --- other ways to start inside of an allocation
+
+
+def write_job(folder, *lines):
+    file = folder / "job.sbatch"
+    file.write_text("\n".join(["#!/usr/bin/env bash", "#SBATCH --nodes=2 --ntasks=2", "set -euo pipefail", *lines]))
+    return file
+
+
+def test_a_batch_script_without_srun_is_one_process(slurm, alone, tmp_path):
+    """SLURM_NTASKS and SLURM_PROCID are set there, but nobody has started ranks."""
+    job = write_job(tmp_path, 'echo "tasks $SLURM_NTASKS, rank $SLURM_PROCID"', 'hpcps train "$@" --out run')
+    state, log = slurm.batch(tmp_path, job, DIGITS, *QUICK)
+    assert state == "COMPLETED", log
+    assert "tasks 2, rank 0" in log
+    found = summary(tmp_path / "run")
+    assert (found["ranks"], found["transport"], found["params_sha256"]) == (1, "one process", alone)
+
+
+def test_one_task_of_srun_needs_no_mpi(slurm, mpi, tmp_path):
+    """Such as the shell of srun --pty, whatever plugin it was started with."""
+    other = "pmi2" if mpi.is_open_mpi else "pmix"
+    done = slurm.run(
+        "srun", "--ntasks=1", f"--mpi={other}", "hpcps", "train", DIGITS, "--out", tmp_path / "run", *QUICK
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary(tmp_path / "run")["transport"] == "one process"
+
+
+def test_mpirun_and_ranks_take_the_allocation(slurm, mpi, alone, tmp_path):
+    """mpirun as a user writes it, and the one that --ranks finds; both start one rank a virtual node."""
+    # The nodes share the cores of this machine, and each has its rank 0: let none be bound, and waiting ranks yield.
+    shared = "--bind-to none --mca mpi_yield_when_idle 1" if mpi.is_open_mpi else ""
+    job = write_job(
+        tmp_path,
+        "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+        f"{mpi.program} {shared} bash -c 'echo \"node $SLURMD_NODENAME\"'",
+        f'{mpi.program} {shared} {sys.executable} -m hpcps train "$@" --out mpirun',
+        'hpcps train "$@" --ranks 2 --out ranks',
+    )
+    state, log = slurm.batch(tmp_path, job, DIGITS, *QUICK)
+    assert state == "COMPLETED", log
+    assert {"node n1", "node n2"} <= set(re.findall(r"node n\d", log))
+    for run in ("mpirun", "ranks"):
+        found = summary(tmp_path / run)
+        assert (found["ranks"], found["params_sha256"]) == (2, alone), run
+        assert found["transport"].startswith("MPI"), run
