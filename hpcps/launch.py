@@ -66,10 +66,10 @@ def train_launched(read: Callable[[], Config], ranks: int | None, out: Path | No
         return train_rank(transport, config, out or default_folder(config), overwrite)
 
 
-def world(kind: str = "auto", timeout_s: float = TIMEOUT_S) -> Transport:
+def world(timeout_s: float = TIMEOUT_S) -> Transport:
     """The launcher's ranks over MPI, or one rank where there is no launcher. Raises ConfigError if they disagree."""
     told = launcher.launched(os.environ)
-    if kind == "threads" or (told is None and not mpi_is_running()):
+    if told is None and not mpi_is_running():
         return LocalWorld(1, timeout_s).transports()[0]
     transport = _load_mpi(lambda: _mpi().world(timeout_s))
     if told is not None and told.size != transport.size:

@@ -37,9 +37,6 @@ class ParseError(ValueError):
         self.reason = self.KINDS[kind]
         super().__init__(f"line {line}, column {column}: {self.reason}")
 
-    def __reduce__(self) -> tuple[type[ParseError], tuple[int, int, int]]:
-        return ParseError, (self.line, self.column, self.kind)
-
 
 class LossGradient(Protocol):
     def __call__(
