@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpcps_kernels.spec import FLOATS, SPECS, Argument, Spec
+from hpcps_kernels.spec import FLOATS, Argument, Spec
+from hpcps_kernels.split import split
 
 LAYOUTS_KEPT = 4096  # then the set starts again, so that ever new shapes do not fill memory
 
@@ -25,19 +26,21 @@ def {name}({parameters}):
         known = False
     if not known:
         check({arrays})
-        accept(({layouts}))
+        accept(({layouts})){split}
     return kernel({arguments})
 """
+_SPLIT = """
+    if threads > 1:
+        return split(threads, ({arguments},))"""
 
 
-def checked(name: str, kernel: Callable[..., Any], doc: str | None) -> Callable[..., Any]:
-    """`kernel` with its arguments checked against `SPECS[name]`.
+def checked(spec: Spec, kernel: Callable[..., Any], doc: str | None) -> Callable[..., Any]:
+    """`kernel` with its arguments checked against its spec.
 
     The wrapper raises TypeError for what is not an array of the right dtype, ValueError for a wrong shape or
     layout, each in one line that names kernel, argument, what was expected and what came. Safe to call from
     many threads.
     """
-    spec = SPECS[name]
     accepted: set[tuple[object, ...]] = set()
 
     def check(*arrays: object) -> None:
@@ -50,23 +53,31 @@ def checked(name: str, kernel: Callable[..., Any], doc: str | None) -> Callable[
 
     # Written out argument by argument: a loop over *args would cost more than the rest of the wrapper.
     namespace: dict[str, Any] = {"accepted": accepted, "check": check, "accept": accept, "kernel": kernel}
-    namespace["float_dtype"] = partial(_float_dtype, name)
-    exec(_source(spec), namespace)  # the text comes from spec.py alone
-    wrapper: Callable[..., Any] = namespace[name]
+    namespace["float_dtype"] = partial(_float_dtype, spec.name)
+    for argument in spec.scalars:
+        if argument.role == "choice":
+            namespace[f"code_of_{argument.name}"] = partial(_code, spec.name, argument)
+    if spec.splits:
+        namespace["split"] = partial(split, spec, kernel)
+    exec(_source(spec), namespace)  # the text comes from specs/ alone
+    wrapper: Callable[..., Any] = namespace[spec.name]
     wrapper.__doc__, wrapper.__module__ = doc, kernel.__module__
     return wrapper
 
 
 def _source(spec: Spec) -> str:
     convert = {"float": "float({0})", "int": "int({0})", "flag": "bool({0})"}
-    convert["float dtype"] = "float_dtype({0})"
+    convert |= {"float dtype": "float_dtype({0})", "choice": "code_of_{0}({0})"}
     default = {"flag": "=False", "float dtype": "='float32'"}
+    parameters = [a.name + default.get(a.role, "") for a in spec.arguments]
+    arguments = ", ".join(convert.get(a.role, "{0}").format(a.name) for a in spec.arguments)
     return _CHECKED.format(
         name=spec.name,
-        parameters=", ".join(a.name + default.get(a.role, "") for a in spec.arguments),
+        parameters=", ".join([*parameters, "threads=1"] if spec.splits else parameters),
         arrays=", ".join(a.name for a in spec.arrays),
         layouts=" ".join(f"{a.name}.shape, {a.name}.dtype, {a.name}.flags.num," for a in spec.arrays),
-        arguments=", ".join(convert.get(a.role, "{0}").format(a.name) for a in spec.arguments),
+        split=_SPLIT.format(arguments=arguments) if spec.splits else "",
+        arguments=arguments,
     )
 
 
@@ -75,6 +86,15 @@ def _float_dtype(kernel: str, dtype: DTypeLike) -> np.dtype[Any]:
     if wanted not in map(np.dtype, FLOATS):
         raise TypeError(f"{kernel}: dtype must be {' or '.join(FLOATS)}, not {wanted.name}")
     return wanted
+
+
+def _code(kernel: str, argument: Argument, name: str) -> int:
+    try:
+        return argument.choices.index(name)
+    except ValueError:
+        raise ValueError(
+            f"{kernel}: {argument.name} must be one of {', '.join(argument.choices)}, not {name!r}"
+        ) from None
 
 
 def check_arrays(spec: Spec, arrays: tuple[object, ...]) -> None:
@@ -108,7 +128,9 @@ def _check_shape(
     if array.ndim != len(argument.shape):
         raise ValueError(f"{where} must have shape {wanted}, not {array.shape}")
     for letter, length in zip(argument.shape, array.shape, strict=True):
-        letter, _, extra = letter.partition("+")
+        if letter.endswith("?") and length == 0:
+            continue
+        letter, _, extra = letter.rstrip("?").partition("+")
         length -= int(extra or 0)
         first, named = lengths.setdefault(letter, (length, argument.name))
         if length < 0 or length != first:

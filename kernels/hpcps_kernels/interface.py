@@ -1,12 +1,16 @@
-"""What every back end offers: the types of the kernels, the table that holds them, and what text becomes."""
+"""What every back end offers: the table that holds its kernels, and what text becomes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
+
+from hpcps_kernels.check import checked
+from hpcps_kernels.specs import SPECS
 
 Array: TypeAlias = NDArray[Any]
 
@@ -38,142 +42,24 @@ class ParseError(ValueError):
         super().__init__(f"line {line}, column {column}: {self.reason}")
 
 
-class LossGradient(Protocol):
-    def __call__(
-        self,
-        weight_gradient: Array,
-        bias_gradient: Array,
-        samples: Array,
-        labels: Array,
-        weight: Array,
-        bias: Array,
-        /,
-    ) -> float: ...
-
-
-class Scores(Protocol):
-    def __call__(self, scores: Array, samples: Array, weight: Array, bias: Array, /) -> None: ...
-
-
-class Loss(Protocol):
-    def __call__(self, scores: Array, labels: Array, /) -> float: ...
-
-
-class AddInto(Protocol):
-    def __call__(self, out: Array, x: Array, /) -> None: ...
-
-
-class MaxAbs(Protocol):
-    def __call__(self, x: Array, /) -> float: ...
-
-
-class FixedPoint(Protocol):
-    def __call__(self, out: Array, x: Array, scale: float) -> None: ...
-
-
-class Sgd(Protocol):
-    def __call__(self, params: Array, gradient: Array, learning_rate: float, gradient_scale: float) -> None: ...
-
-
-class Momentum(Protocol):
-    def __call__(
-        self,
-        params: Array,
-        velocity: Array,
-        gradient: Array,
-        learning_rate: float,
-        momentum: float,
-        gradient_scale: float,
-    ) -> None: ...
-
-
-class Adagrad(Protocol):
-    def __call__(
-        self,
-        params: Array,
-        accumulator: Array,
-        gradient: Array,
-        learning_rate: float,
-        epsilon: float,
-        gradient_scale: float,
-    ) -> None: ...
-
-
-class Adam(Protocol):
-    def __call__(
-        self,
-        params: Array,
-        first: Array,
-        second: Array,
-        gradient: Array,
-        learning_rate: float,
-        beta1: float,
-        beta2: float,
-        epsilon: float,
-        step: int,
-        gradient_scale: float,
-    ) -> None: ...
-
-
-class Gather(Protocol):
-    def __call__(self, out: Array, source: Array, index: Array, shift: Array, scale: Array, /) -> None: ...
-
-
-class GatherCsr(Protocol):
-    def __call__(
-        self,
-        out: Array,
-        indptr: Array,
-        indices: Array,
-        values: Array,
-        index: Array,
-        shift: Array,
-        scale: Array,
-        /,
-    ) -> None: ...
-
-
-class Deposit(Protocol):
-    def __call__(self, slot: Array, flags: Array, x: Array, rank: int, round: int) -> None: ...
-
-
-class Collect(Protocol):
-    def __call__(self, out: Array, slots: Array, flags: Array, round: int, spins: int) -> bool: ...
-
-
-class ParseLibsvm(Protocol):
-    def __call__(self, data: Array, zero_based: bool = False, dtype: DTypeLike = np.float32) -> SparseRows: ...
-
-
-@dataclass(frozen=True)
 class Kernels:
-    """The kernels of one back end; what each does stands in `reference`, what it takes in `spec.py`."""
+    """The kernels of one back end, by name, with checked arguments. A family is imported by the first use of one.
 
-    name: str
+    What each does stands in `reference`, what it takes in `specs/`.
+    """
 
-    linear_loss_gradient: LossGradient
-    logistic_loss_gradient: LossGradient
-    softmax_loss_gradient: LossGradient
-    linear_scores: Scores
-    softmax_scores: Scores
-    linear_loss: Loss
-    logistic_loss: Loss
-    softmax_loss: Loss
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-    add_into: AddInto
-    max_abs: MaxAbs
-    add_fixed: FixedPoint
-    from_fixed: FixedPoint
+    def __getattr__(self, kernel: str) -> Callable[..., Any]:
+        if kernel not in SPECS:
+            raise AttributeError(f"kernels: there is none called {kernel!r}")
+        found = checked(SPECS[kernel], self._find(self.name, kernel), self._find("reference", kernel).__doc__)
+        setattr(self, kernel, found)
+        return found
 
-    sgd: Sgd
-    momentum: Momentum
-    adagrad: Adagrad
-    adam: Adam
-
-    gather: Gather
-    gather_csr: GatherCsr
-
-    deposit: Deposit
-    collect: Collect
-
-    parse_libsvm: ParseLibsvm
+    @staticmethod
+    def _find(back_end: str, kernel: str) -> Callable[..., Any]:
+        module = importlib.import_module(f"hpcps_kernels.{back_end}.{SPECS[kernel].module}")
+        found: Callable[..., Any] = getattr(module, kernel)
+        return found

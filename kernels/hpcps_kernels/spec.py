@@ -2,10 +2,13 @@
 
 A dtype is a letter of `DTYPES` (the same letter means the same dtype throughout one call) or a dtype's own
 name. A shape is a tuple of letters (the same letter means the same length throughout one call), where "N+1"
-is one more than N and a number is exactly that.
+is one more than N, "n?" is N or nothing (an array of length 0 stands for one that is left out) and a number
+is exactly that.
 
 Destinations come first. An "out" argument is overwritten, an "inout" one is updated in place, an "in" one is
 only read. A destination must not share memory with another argument.
+
+`specs/` holds the kernels themselves, a file a family, named as the files of the back ends are.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ DTYPES = {
     "V": FLOATS,  # values stored in a dtype of their own
     "A": (*FLOATS, "int64"),  # what can be added
     "S": (*FLOATS, "uint8", "int8", "int16", "int32", "int64"),  # what data sets are stored as
+    "X": (*FLOATS, "float16", "uint8", "int8"),  # samples that a gradient converts as it reads them
 }
 
 
@@ -27,9 +31,10 @@ class Argument:
     """One argument of a kernel. A flag is false, a float dtype float32 if left out; both need no shape."""
 
     name: str
-    role: Literal["out", "inout", "in", "float", "int", "flag", "float dtype"]
+    role: Literal["out", "inout", "in", "float", "int", "flag", "choice", "float dtype"]
     dtype: str = ""
     shape: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()  # of a "choice": callers give a name, kernels get its position
 
     @property
     def is_array(self) -> bool:
@@ -46,13 +51,19 @@ class Argument:
 
 @dataclass(frozen=True)
 class Spec:
-    """One kernel. `tolerance` is relative to an output's largest magnitude, in its dtype's epsilons."""
+    """One kernel. `tolerance` is relative to an output's largest magnitude, in its dtype's epsilons.
+
+    `module` is the file of each back end that holds it. A kernel that `splits` along a letter may be
+    called for slices of the arrays whose first axis has it, one by one or side by side, and gives the same bits:
+    it returns nothing and takes a thread count.
+    """
 
     name: str
-    module: str  # the file of each back end that holds it
+    module: str
     arguments: tuple[Argument, ...]
     accumulates: str = ""  # the dtype of running sums; "" where nothing is summed
     tolerance: float = 0.0  # 0: twins agree to the last bit
+    splits: str = ""
 
     @property
     def arrays(self) -> tuple[Argument, ...]:
@@ -63,136 +74,25 @@ class Spec:
         return tuple(a for a in self.arguments if not a.is_array)
 
 
-def _out(name: str, dtype: str, *shape: str) -> Argument:
+def out(name: str, dtype: str, *shape: str) -> Argument:
     return Argument(name, "out", dtype, shape)
 
 
-def _inout(name: str, dtype: str, *shape: str) -> Argument:
+def inout(name: str, dtype: str, *shape: str) -> Argument:
     return Argument(name, "inout", dtype, shape)
 
 
-def _in(name: str, dtype: str, *shape: str) -> Argument:
+def read(name: str, dtype: str, *shape: str) -> Argument:
     return Argument(name, "in", dtype, shape)
 
 
-def _float(name: str) -> Argument:
+def real(name: str) -> Argument:
     return Argument(name, "float")
 
 
-def _int(name: str) -> Argument:
+def whole(name: str) -> Argument:
     return Argument(name, "int")
 
 
-def _loss_gradient(name: str, labels: str, *classes: str) -> Spec:
-    """`classes` is ("K",) for a model with a row of weights for each class, empty for a single output."""
-    outputs = classes or ("1",)
-    arguments = (
-        _out("weight_gradient", "F", *classes, "D"),
-        _out("bias_gradient", "F", *outputs),
-        _in("samples", "F", "n", "D"),
-        _in("labels", labels, "n"),
-        _in("weight", "F", *classes, "D"),
-        _in("bias", "F", *outputs),
-    )
-    return Spec(name, "gradient", arguments, accumulates="F; the loss float64", tolerance=200)
-
-
-def _scores(name: str, *classes: str) -> Spec:
-    arguments = (
-        _out("scores", "F", "n", *classes),
-        _in("samples", "F", "n", "D"),
-        _in("weight", "F", *classes, "D"),
-        _in("bias", "F", *(classes or ("1",))),
-    )
-    return Spec(name, "gradient", arguments, accumulates="F", tolerance=100)
-
-
-def _loss(name: str, labels: str, *classes: str) -> Spec:
-    arguments = (_in("scores", "F", "n", *classes), _in("labels", labels, "n"))
-    return Spec(name, "gradient", arguments, accumulates="float64", tolerance=8)
-
-
-def _update(name: str, states: tuple[str, ...], *scalars: Argument) -> Spec:
-    arrays = (_inout("params", "F", "n"), *(_inout(s, "F", "n") for s in states), _in("gradient", "F", "n"))
-    return Spec(name, "update", (*arrays, *scalars, _float("gradient_scale")))
-
-
-SPECS: dict[str, Spec] = {
-    spec.name: spec
-    for spec in (
-        _loss_gradient("linear_loss_gradient", "F"),
-        _loss_gradient("logistic_loss_gradient", "int64"),
-        _loss_gradient("softmax_loss_gradient", "int64", "K"),
-        _scores("linear_scores"),
-        _scores("softmax_scores", "K"),
-        _loss("linear_loss", "F"),
-        _loss("logistic_loss", "int64"),
-        _loss("softmax_loss", "int64", "K"),
-        Spec("add_into", "reduce", (_inout("out", "A", "n"), _in("x", "A", "n"))),
-        Spec("max_abs", "reduce", (_in("x", "F", "n"),)),
-        Spec("add_fixed", "reduce", (_inout("out", "int64", "n"), _in("x", "F", "n"), _float("scale")), "int64"),
-        Spec("from_fixed", "reduce", (_out("out", "F", "n"), _in("x", "int64", "n"), _float("scale"))),
-        _update("sgd", (), _float("learning_rate")),
-        _update("momentum", ("velocity",), _float("learning_rate"), _float("momentum")),
-        _update("adagrad", ("accumulator",), _float("learning_rate"), _float("epsilon")),
-        _update(
-            "adam",
-            ("first", "second"),
-            *map(_float, ("learning_rate", "beta1", "beta2", "epsilon")),
-            _int("step"),
-        ),
-        Spec(
-            "gather",
-            "rows",
-            (
-                _out("out", "F", "m", "D"),
-                _in("source", "S", "N", "D"),
-                _in("index", "int64", "m"),
-                _in("shift", "F", "D"),
-                _in("scale", "F", "D"),
-            ),
-        ),
-        Spec(
-            "gather_csr",
-            "rows",
-            (
-                _out("out", "F", "m", "D"),
-                _in("indptr", "int64", "N+1"),
-                _in("indices", "int32", "nnz"),
-                _in("values", "V", "nnz"),
-                _in("index", "int64", "m"),
-                _in("shift", "F", "D"),
-                _in("scale", "F", "D"),
-            ),
-        ),
-        Spec(
-            "deposit",
-            "meet",
-            (
-                _out("slot", "A", "n"),
-                _inout("flags", "int64", "P", "8"),
-                _in("x", "A", "n"),
-                _int("rank"),
-                _int("round"),
-            ),
-        ),
-        Spec(
-            "collect",
-            "meet",
-            (
-                _out("out", "A", "n"),
-                _in("slots", "A", "P", "n"),
-                _in("flags", "int64", "P", "8"),
-                _int("round"),
-                _int("spins"),
-            ),
-            accumulates="A",
-        ),
-        Spec(
-            "parse_libsvm",
-            "text",
-            (_in("data", "uint8", "bytes"), Argument("zero_based", "flag"), Argument("dtype", "float dtype")),
-            tolerance=2,
-        ),
-    )
-}
+def choice(name: str, *choices: str) -> Argument:
+    return Argument(name, "choice", choices=choices)

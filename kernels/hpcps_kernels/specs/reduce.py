@@ -1,0 +1,12 @@
+"""Sums and maxima of flat buffers."""
+
+from __future__ import annotations
+
+from hpcps_kernels.spec import Spec, inout, out, read, real
+
+SPECS = (
+    Spec("add_into", "reduce", (inout("out", "A", "n"), read("x", "A", "n")), splits="n"),
+    Spec("max_abs", "reduce", (read("x", "F", "n"),)),
+    Spec("add_fixed", "reduce", (inout("out", "int64", "n"), read("x", "F", "n"), real("scale")), "int64", splits="n"),
+    Spec("from_fixed", "reduce", (out("out", "F", "n"), read("x", "int64", "n"), real("scale")), splits="n"),
+)
