@@ -1,4 +1,4 @@
-"""The command line: ``hpcps train | evaluate | predict | doctor``; ``python -m hpcps`` is the same program.
+"""The command line: ``hpcps train | evaluate | predict | warmup | doctor``; ``python -m hpcps`` is the same program.
 
 Exit status: 0 done, 1 a bug in hpcps, 2 the user's mistake (one line says which), 3 ranks lost, 130 interrupted.
 """
@@ -111,6 +111,21 @@ def predict(folder: Path, source: str, output: Path | None) -> int:
         return 0
     with writing(output):
         write_whole(output, lambda file: file.write_text(text, encoding="utf-8"))
+    return 0
+
+
+@cli.command()
+@click.argument("configs", type=click.Path(path_type=Path), nargs=-1)
+def warmup(configs: tuple[Path, ...]) -> int:
+    """Compile the kernels now, and keep them, so that no rank of a job waits for the compiler.
+
+    CONFIGS tell in which dtype (float32 if there are none).
+    """
+    from hpcps import warmup
+    from hpcps.config import read
+
+    dtypes = dict.fromkeys(read(config, os.environ).train.dtype for config in configs)
+    click.echo(warmup.run(list(dtypes) or ["float32"]))
     return 0
 
 

@@ -48,6 +48,11 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     task: Literal["auto", "regression", "binary", "multiclass"] = "auto"
     parameters: dict[str, list[Positive]] = {}
     scores: str = ""
+    loss: Literal["auto", "squared", "huber", "poisson", "logistic", "hinge", "squared_hinge"] = "auto"
+    delta: Rate = 1.0
+    factors: Positive = 8
+    width: Positive = 16
+    combine: Literal["sum", "mean", "concat"] = "sum"
 
 
 class Optimizer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -115,6 +120,11 @@ HELP = {
     "model.task": "regression | binary | multiclass: what the labels are, for your own training function",
     "model.parameters": "names and shapes, for your own training function: weight = [10, 64]",
     "model.scores": "file.py:name of a function (params, samples) -> scores, so that your model can predict",
+    "model.loss": "auto | squared, huber, poisson (regression) | logistic, hinge, squared_hinge (binary)",
+    "model.delta": "huber: up to which error the loss is squared, > 0",
+    "model.factors": "fm, matrix-factorization: numbers that stand for a feature or an id",
+    "model.width": "embedding: numbers that stand for a feature",
+    "model.combine": "embedding: sum | mean of a sample's features | concat (each sample has as many)",
     "optimizer.kind": "sgd | adagrad | adam",
     "optimizer.learning_rate": "step size, > 0",
     "optimizer.momentum": "sgd: the part of the velocity that is kept, 0 <= m < 1",
@@ -136,6 +146,16 @@ HELP = {
     "run.transport": "auto | mpi | threads",
     "run.timeout_s": "seconds after which a wait for another rank is an error",
 }
+
+_POINT = ("linear", "logistic", "fm", "matrix-factorization")
+MODEL_KEYS = {
+    "loss": _POINT,
+    "delta": _POINT,
+    "factors": ("fm", "matrix-factorization"),
+    "width": ("embedding",),
+    "combine": ("embedding",),
+}
+"""The keys of ``[model]`` that only some kinds use."""
 
 _SECTIONS = get_type_hints(Config)
 _PATHS = ("data.path", "data.labels", "data.test", "model.kind", "model.scores")
@@ -308,6 +328,12 @@ def _check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: server.count is the server strategy's; train.strategy = 'ring' does not use it")
     if config.optimizer.kind != "sgd" and config.optimizer.momentum:
         raise ConfigError(f"{source}: optimizer.momentum is sgd's; {config.optimizer.kind} does not use it")
+    for key, kinds in MODEL_KEYS.items():
+        value, default = getattr(config.model, key), getattr(Model(kind=""), key)
+        if value != default and config.model.kind not in kinds:
+            raise ConfigError(f"{source}: model.{key} is for {', '.join(kinds)}; {config.model.kind} does not use it")
+    if config.model.kind == "matrix-factorization" and config.data.scale != "none":
+        raise ConfigError(f"{source}: data.scale = {config.data.scale!r}: matrix-factorization has ids, not numbers")
     if ":" not in config.model.kind and (config.model.parameters or config.model.scores):
         name = "parameters" if config.model.parameters else "scores"
         raise ConfigError(f"{source}: model.{name} is for your own training function, not for {config.model.kind}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ from hpcps import config, data, models, report
 from hpcps.config import Config
 from hpcps.data import Block
 from hpcps.errors import ConfigError, DataError, ModelError
+from hpcps.loader import Loaders
 from hpcps.models import Model
 from hpcps.run_folder import CONFIG, Trained, read_model, read_summary
+from hpcps.tables import Tables
 from hpcps.together import Alone
-from hpcps.worker import EVALUATION_SAMPLES, Loader, Score
+from hpcps.worker import EVALUATION_SAMPLES, Score
 from hpcps.worker import evaluate as score_of
 
 Array = np.ndarray[Any, Any]
@@ -31,12 +34,7 @@ class Finished:
     trained: Trained
     model: Model
 
-    def loader(self, block: Block) -> Loader:
-        """How a block's samples become the model's input."""
-        trained = self.trained
-        dtype = self.config.train.dtype
-        kernels = hpcps_kernels.load("cpu")
-        return Loader(block, trained.features, trained.shift, trained.scale, dtype, kernels)
+    loaders: Loaders
 
 
 def read(folder: Path) -> Finished:
@@ -44,9 +42,12 @@ def read(folder: Path) -> Finished:
     read_summary(folder)
     told = config.read(folder / CONFIG)
     trained = read_model(folder)
-    classes = 0 if trained.classes is None else len(trained.classes)
-    model = models.make(told.model, trained.features, classes, told.train.dtype, hpcps_kernels.load("cpu"))
-    return Finished(told, trained, model)
+    kernels = hpcps_kernels.load("cpu")
+    model = models.make(told.model, trained.facts, told.train.dtype, kernels)
+    trained = dataclasses.replace(trained, params=trained.params.ordered(model.tables))
+    tables = Tables(model, trained.params, kernels)
+    loaders = Loaders(tables, trained.shift, trained.scale, told.train.dtype, kernels)
+    return Finished(told, trained, model, loaders)
 
 
 def evaluate(folder: Path, source: str | None = None) -> dict[str, float]:
@@ -59,7 +60,8 @@ def evaluate(folder: Path, source: str | None = None) -> dict[str, float]:
     count = sum(len(block) for block in blocks)
     if not count:
         raise ConfigError(f"{folder}: the run held no samples out; give --input FILE")
-    scores = [score_of(run.model, run.trained.params, block, run.loader(block)) for block in blocks]
+    model, params, loaders = run.model, run.trained.params, run.loaders
+    scores = [score_of(model, params, loaders.tables, block, loaders.of(block)) for block in blocks]
     total = Score(math.fsum(score.loss for score in scores), math.fsum(score.quality for score in scores))
     return report.measures(run.model, total, count).said()
 
@@ -71,14 +73,15 @@ def predict(folder: Path, source: str) -> Array:
     if not run.model.can_predict:
         raise ModelError(f"{run.config.model.kind}: cannot predict; name a function of its file in model.scores")
     block = _read_samples(run, source, with_labels=False)
-    load = run.loader(block)
+    loader = run.loaders.of(block)
     found = []
     for start in range(0, len(block), EVALUATION_SAMPLES):
-        batch = load.buffers(min(EVALUATION_SAMPLES, len(block) - start))
-        load.load(batch, np.arange(start, start + len(batch.labels)))
-        if not np.isfinite(batch.samples).all():
+        batch = loader.load(np.arange(start, min(start + EVALUATION_SAMPLES, len(block))))
+        values = batch.samples.values if isinstance(batch.samples, models.Sparse) else batch.samples
+        if not np.isfinite(values).all():
             raise DataError(data.find_bad(block) or f"{source}: a sample is not finite once scaled")
-        found.append(models.predict(run.model.task, run.model.scores(run.trained.params, batch.samples)))
+        seen = run.loaders.tables.pick(run.trained.params, batch)
+        found.append(models.predict(run.model.task, run.model.scores(seen, batch.samples)))
     predicted = np.concatenate(found)
     return predicted if run.trained.classes is None else run.trained.classes[predicted]
 
@@ -92,7 +95,7 @@ def _read_samples(run: Finished, source: str, with_labels: bool) -> Block:
     options = replace_path(run.config, source)
     trained = run.trained
     return data.load_samples(
-        source, options, features=trained.features, classes=trained.classes, with_labels=with_labels
+        source, options, features=trained.facts.features, classes=trained.classes, with_labels=with_labels
     )
 
 

@@ -1,13 +1,14 @@
 """Named parameters and the one flat buffer that they share.
 
 Collectives, shards and optimisers see the flat buffer; models see names and shapes. A gradient has the same layout.
+Parameters that are *tables* (rows addressed by key) come last, so that the dense ones are one piece.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,21 +27,43 @@ class Params(Mapping[str, Array]):
     [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
     """
 
-    def __init__(self, shapes: Shapes, flat: Array) -> None:
+    def __init__(self, shapes: Shapes, flat: Array, tables: Sequence[str] = ()) -> None:
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.flat = flat
+        self.tables = tuple(tables)
+        if tuple(shapes)[len(shapes) - len(tables) :] != self.tables:
+            raise ValueError(f"the tables {', '.join(tables)} must be the last parameters")
         if flat.shape != (count(shapes),):
             raise ValueError(f"{count(shapes)} parameters do not fit a buffer of shape {flat.shape}")
         self._arrays = _views(self.shapes, flat)
 
     @classmethod
-    def zeros(cls, shapes: Shapes, dtype: DTypeLike) -> Params:
+    def zeros(cls, shapes: Shapes, dtype: DTypeLike, tables: Sequence[str] = ()) -> Params:
         """Parameters of the given shapes, all zero."""
-        return cls(shapes, np.zeros(count(shapes), dtype))
+        return cls(shapes, np.zeros(count(shapes), dtype), tables)
+
+    def ordered(self, tables: Sequence[str]) -> Params:
+        """The same parameters with these tables, which are put last; a copy unless they are there already."""
+        names = [*(name for name in self if name not in tables), *tables]
+        shapes = {name: self.shapes[name] for name in names}
+        if names == list(self):
+            return Params(shapes, self.flat, tables)
+        return Params(shapes, np.concatenate([self[name].reshape(-1) for name in names]), tables)
 
     def on(self, flat: Array) -> Params:
         """The same names and shapes over another buffer."""
-        return Params(self.shapes, flat)
+        return Params(self.shapes, flat, self.tables)
+
+    @property
+    def dense(self) -> Params:
+        """The parameters that are no tables, on the same memory."""
+        shapes = {name: shape for name, shape in self.shapes.items() if name not in self.tables}
+        return Params(shapes, self.flat[: count(shapes)])
+
+    def table(self, name: str) -> Array:
+        """A table as (rows, width), a view; a one-dimensional parameter is a table of width 1."""
+        array = self._arrays[name]
+        return array.reshape(len(array), -1) if array.size else array.reshape(len(array), 1)
 
     def read_only(self) -> Params:
         """The same memory, not writable."""

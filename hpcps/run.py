@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from hpcps import data, models, optim, report
 from hpcps.comm import ring, shared
+from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Array, Transport
@@ -25,19 +27,22 @@ from hpcps.data import Dataset
 from hpcps.errors import CommError, ModelError
 from hpcps.exchange import Allreduce, AllreduceExchange, Alone, Exchange, ServerExchange, largest_of
 from hpcps.job import TEST_BLOCKS, Job, prepare
+from hpcps.loader import Loaders
 from hpcps.models import Model
 from hpcps.params import Params
 from hpcps.report import Measures
+from hpcps.rows import Merger
 from hpcps.run_folder import RunFolder, Trained
 from hpcps.server.client import Client, DirectClient, RemoteClient
 from hpcps.server.serve import Server
-from hpcps.server.sharding import shard_slices
+from hpcps.server.sharding import rows_of_shard, shard_slices
 from hpcps.server.store import Shard
 from hpcps.sums import Decoder, ExactSum, FloatSum, Sum
+from hpcps.tables import Tables
 from hpcps.threads import Threads
 from hpcps.together import Together, agree
 from hpcps.trainer import Plan, Trainer, join_scores
-from hpcps.worker import Loader, Worker, evaluate
+from hpcps.worker import Score, Worker, evaluate
 
 SHARED_BYTES_MAX = 64 << 20
 """Node memory that an all-reduce may take; larger arrays go along the ring."""
@@ -64,7 +69,8 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
     is_first = transport.rank == 0
     agree(job.together, lambda: folder.check(overwrite) if is_first else None)
     dataset = load(job)
-    model, params = agree(job.together, lambda: build(job, dataset))
+    facts = facts_of(job, dataset)
+    model, params = agree(job.together, lambda: build(job, facts))
     check_alike(job.together, params, "begin")
     agree(job.together, lambda: folder.begin(to_toml(config)) if is_first else None)
 
@@ -73,7 +79,7 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
     summary = {**json.loads(told.tobytes()), "wall_s": round(time.perf_counter() - started, 3)}
 
     agree(job.together, lambda: check_alike(Meeting(job.workers), params, "end") if job.workers else None)
-    trained = Trained(params, dataset.features, dataset.classes, dataset.shift, dataset.scale)
+    trained = Trained(params, facts, dataset.classes, dataset.shift, dataset.scale)
     agree(job.together, lambda: folder.end(trained, summary) if is_first else None)
     return Run(folder.path, summary)
 
@@ -98,20 +104,24 @@ def load(job: Job) -> Dataset:
 
 
 def task(config: Config) -> models.Task:
-    """What the labels are: the built-in model's, or as configured, or the user's object's, or class numbers."""
-    built_in = models.built_in_task(config.model.kind)
-    if built_in is not None:
-        return built_in
-    if config.model.task != "auto":
-        return config.model.task
-    return models.make(config.model, 0, 0, config.train.dtype, None).task
+    """What the labels are: as the options say, or the user's object, or class numbers."""
+    told = models.task_of(config.model)
+    return told or models.make(config.model, models.Facts(0, 0), config.train.dtype, None).task
 
 
-def build(job: Job, dataset: Dataset) -> tuple[Model, Params]:
+def facts_of(job: Job, dataset: Dataset) -> models.Facts:
+    """What the model needs to know of the data. A collective of all ranks."""
+    classes = 0 if dataset.classes is None else len(dataset.classes)
+    ids: tuple[int, ...] = ()
+    if models.takes_ids(job.config.model) and not dataset.sparse:
+        ids = data.count_ids(dataset, job.together)
+    return models.Facts(dataset.features, classes, dataset.sparse, ids)
+
+
+def build(job: Job, facts: models.Facts) -> tuple[Model, Params]:
     """The model and its first parameters, the same on every rank."""
     train = job.config.train
-    classes = 0 if dataset.classes is None else len(dataset.classes)
-    model = models.make(job.config.model, dataset.features, classes, train.dtype, job.kernels)
+    model = models.make(job.config.model, facts, train.dtype, job.kernels)
     rng = np.random.Generator(np.random.Philox(key=train.seed))
     return model, model.init(rng)
 
@@ -134,10 +144,13 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
     assert job.workers is not None
     config = job.config
     pool = Threads(min(job.threads, len(job.parts.owned)))
-    loaders = {number: loader(job, dataset, block) for number, block in dataset.train.items()}
-    gradients = make_sum(job, job.workers, len(params.flat))
-    exchange = make_exchange(job, job.workers, params.flat, gradients)
-    worker = Worker(model, params, job.parts, loaders, dataset.train, gradients.parts, config.train.seed, pool)
+    tables = Tables(model, params, job.kernels)
+    how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
+    loaders = {number: how.of(block) for number, block in dataset.train.items()}
+    gradients = make_sum(job, job.workers, len(params.dense.flat))
+    exchange = make_exchange(job, job.workers, params, gradients)
+    seed = config.train.seed
+    worker = Worker(model, params, tables, job.parts, loaders, dataset.train, gradients.parts, seed, pool)
     plan = Plan(
         config.train.epochs, config.train.batch, dataset.train_count // config.train.batch, config.train.report_every
     )
@@ -145,7 +158,7 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
     if job.workers.rank == 0:
         report.opening(config, dataset, len(params.flat), f"{job.strategy} ({job.why}; {exchange.way})")
         reporter = report.Lines(folder, plan.epochs, plan.epochs * plan.steps_an_epoch)
-    test = tester(job, dataset, model, params)
+    test = tester(job, dataset, model, params, how)
     trainer = Trainer(job.workers, worker, gradients, exchange, job.parts, plan, reporter, test)
     try:
         # Again: the user's file may have brought a library with threads of its own.
@@ -161,15 +174,13 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
 def serve(job: Job, params: Params) -> dict[str, Any]:
     """A server's run."""
     number = job.transport.rank - job.roles.workers
-    where = shard_slices(len(params.flat), job.roles.servers)[number]
-    shard = make_shard(job, params.flat[where].copy())
+    dense = params.dense.flat
+    where = shard_slices(len(dense), job.roles.servers)[number]
+    own = rows_of_shard(number, job.roles.servers)
+    tables = {name: params.table(name)[own].copy() for name in params.tables}
+    shard = make_shard(job, dense[where].copy(), tables)
     Server(job.transport, shard, number, list(range(job.roles.workers)), decoder(job)).run()
     return {}
-
-
-def loader(job: Job, dataset: Dataset, block: data.Block) -> Loader:
-    """How a block's samples become model input."""
-    return Loader(block, dataset.features, dataset.shift, dataset.scale, job.config.train.dtype, job.kernels)
 
 
 def decoder(job: Job) -> Decoder:
@@ -202,42 +213,50 @@ def make_allreduce(job: Job, workers: Transport, count: int, dtype: DTypeLike) -
     return ring.RingAllreduce(workers, job.kernels.add_into)
 
 
-def make_exchange(job: Job, workers: Transport, params: Array, gradients: Sum) -> Exchange:
+def make_exchange(job: Job, workers: Transport, params: Params, gradients: Sum) -> Exchange:
     """How this worker's gradients become fresh parameters."""
-    if job.strategy == "ring":
-        optimizer = optim.make(job.config.optimizer, job.kernels)
-        way = decoder(job)
-        allreduce = make_allreduce(job, workers, len(params), way.wire_dtype)
-        return AllreduceExchange(allreduce, params, optimizer, gradients, way, job.gradient_scale)
-    return ServerExchange(make_client(job, params), gradients)
+    merger = Merger(job.kernels)
+    if job.strategy == "server":
+        return ServerExchange(make_client(job, params), gradients, merger)
+    optimizer = optim.make(job.config.optimizer, job.kernels)
+    way = decoder(job)
+    allreduce = make_allreduce(job, workers, len(params.dense.flat), way.wire_dtype)
+    gather = partial(all_gather_rows, workers)
+    return AllreduceExchange(allreduce, gather, params, optimizer, gradients, way, merger, job.gradient_scale)
 
 
-def make_client(job: Job, params: Array) -> Client:
+def make_client(job: Job, params: Params) -> Client:
     """The way to the shards: on their ranks, or, for a rank alone, in its own process."""
+    dense = params.dense.flat
     if job.roles.servers == 0:
-        where = shard_slices(len(params), job.config.server.count)
-        return DirectClient([make_shard(job, params[part]) for part in where], where)
+        where = shard_slices(len(dense), job.config.server.count)
+        tables = {name: params.table(name) for name in params.tables}
+        shards = [make_shard(job, dense[part], tables if number == 0 else {}) for number, part in enumerate(where)]
+        return DirectClient(shards, where)
     servers = [job.roles.server_rank(shard) for shard in range(job.roles.servers)]
-    where = shard_slices(len(params), len(servers))
+    where = shard_slices(len(dense), len(servers))
     return RemoteClient(job.transport, params, where, servers, job.transport.rank, decoder(job))
 
 
-def make_shard(job: Job, params: Array) -> Shard:
+def make_shard(job: Job, params: Array, tables: dict[str, Array]) -> Shard:
     """A shard of the given parameters."""
     optimizer = optim.make(job.config.optimizer, job.kernels)
-    return Shard(params, optimizer, decoder(job), job.roles.workers, job.gradient_scale)
+    merger = Merger(job.kernels)
+    return Shard(params, optimizer, decoder(job), merger, job.roles.workers, job.gradient_scale, tables)
 
 
-def tester(job: Job, dataset: Dataset, model: Model, params: Params) -> Callable[[], Measures]:
+def tester(job: Job, dataset: Dataset, model: Model, params: Params, how: Loaders) -> Callable[[], Measures]:
     """The evaluation of the held-out samples: a collective of the workers."""
     workers = job.workers
     assert workers is not None
-    pairs = [(block, loader(job, dataset, block)) for block in dataset.test.values()]
+
+    def score(block: data.Block) -> Score:
+        return evaluate(model, params, how.tables, block, how.of(block))
 
     def test() -> Measures:
         if not dataset.test_count:
             return Measures()
-        mine = [evaluate(model, params, block, how) for block, how in pairs]
+        mine = [score(block) for block in dataset.test.values()]
         return report.measures(model, join_scores(workers, mine, job.test_ranges()), dataset.test_count)
 
     return test

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from hpcps.errors import ConfigError, DataError
+from hpcps.models import Facts
 from hpcps.params import Params
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +41,7 @@ class Trained:
     """
 
     params: Params
-    features: int
+    facts: Facts
     classes: Array | None
     shift: Array
     scale: Array
@@ -127,10 +128,14 @@ def read_model(path: Path) -> Trained:
         tensors = load_file(file)
         extra = {name.removeprefix(_EXTRA): tensors.pop(name) for name in list(tensors) if name.startswith(_EXTRA)}
         params = _join(tensors)
-        shift, scale = extra["shift"], extra["scale"]
+        features = int(extra["features"][0])
+        shift, scale = extra.get("shift", np.zeros(features)), extra.get("scale", np.ones(features))
+        ids = tuple(map(int, extra["ids"]))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as a model: {error}") from error
-    return Trained(params, len(shift), extra.get("classes"), shift, scale)
+    classes = extra.get("classes")
+    facts = Facts(features, 0 if classes is None else len(classes), bool(extra["sparse"][0]), ids)
+    return Trained(params, facts, classes, shift, scale)
 
 
 def _join(tensors: Mapping[str, Array]) -> Params:
@@ -144,7 +149,14 @@ def _join(tensors: Mapping[str, Array]) -> Params:
 def _write_model(file: Path, trained: Trained) -> None:
     from safetensors.numpy import save_file
 
-    tensors = {**trained.params, f"{_EXTRA}shift": trained.shift, f"{_EXTRA}scale": trained.scale}
+    facts = trained.facts
+    extra = {"features": np.array([facts.features]), "sparse": np.array([facts.sparse])}
+    extra["ids"] = np.array(facts.ids, np.int64)
     if trained.classes is not None:
-        tensors[f"{_EXTRA}classes"] = trained.classes
+        extra["classes"] = trained.classes
+    if trained.shift.any():
+        extra["shift"] = trained.shift
+    if (trained.scale != 1).any():
+        extra["scale"] = trained.scale
+    tensors = {**trained.params, **{f"{_EXTRA}{name}": array for name, array in extra.items()}}
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, file)

@@ -9,28 +9,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from hpcps.errors import NotFiniteError
+from hpcps.rows import ByTable, Merger, Rows
 
 Array = np.ndarray[Any, Any]
 FIXED_POINT_BITS = 62
 
 
+NO_ROWS: ByTable = {}
+
+
+class Summed(NamedTuple):
+    """A rank's share of a step's gradient, as it goes on the wire."""
+
+    dense: Array
+    """(n,), of the dense parameters"""
+    scale: float
+    """What the numbers were multiplied by, the same on all ranks; 1 in floating point"""
+    rows: ByTable = NO_ROWS
+    """The tables' rows, their values in the same dtype as ``dense``"""
+
+
 class Sum(Protocol):
-    """A rank's own share of a step's gradient, as it goes on the wire."""
+    """Adds up the part gradients of this rank."""
 
     parts: list[Array]
     """Where part gradients are written: arrays of (n,), one a part of this rank."""
 
-    def take(self, part: int) -> None:
-        """Take up part ``part``, finished. Parts come in ascending order."""
+    def take(self, part: int, rows: ByTable = NO_ROWS) -> None:
+        """Take up part ``part``, finished, and its tables' rows. Parts come in ascending order."""
 
-    def finish(self) -> tuple[Array, float]:
-        """The sum of all parts as a wire array of (n,), and its scale (the same on all ranks)."""
+    def finish(self) -> Summed:
+        """The sum of all parts."""
 
 
 class Decoder:
@@ -44,11 +59,11 @@ class Decoder:
         self._from_fixed = kernels.from_fixed
 
     def gradient(self, wire: Array, scale: float) -> Array:
-        """The summed gradient as floats; the wire array itself where that is what it holds."""
+        """The summed gradient as floats, in the wire array's shape; the array itself where it holds floats."""
         if not self.exact:
             return wire
-        gradient = np.empty(len(wire), self._dtype)
-        self._from_fixed(gradient, wire, 1.0 / scale)
+        gradient = np.empty(wire.shape, self._dtype)
+        self._from_fixed(gradient.reshape(-1), wire.reshape(-1), 1.0 / scale)
         return gradient
 
 
@@ -58,13 +73,19 @@ class FloatSum:
     def __init__(self, parts: list[Array], kernels: Any) -> None:
         self.parts = parts
         self._add_into = kernels.add_into
+        self._merger = Merger(kernels)
+        self._rows: list[ByTable] = []
 
-    def take(self, part: int) -> None:
+    def take(self, part: int, rows: ByTable = NO_ROWS) -> None:
         if part > 0:
             self._add_into(self.parts[0], self.parts[part])
+        if rows:
+            self._rows.append(rows)
 
-    def finish(self) -> tuple[Array, float]:
-        return self.parts[0], 1.0
+    def finish(self) -> Summed:
+        rows = self._merger.merge(self._rows)
+        self._rows = []
+        return Summed(self.parts[0], 1.0, rows)
 
 
 class ExactSum:
@@ -73,24 +94,33 @@ class ExactSum:
     def __init__(self, parts: list[Array], kernels: Any, total: int, agree: Callable[[float], float]) -> None:
         self.parts = parts
         self._kernels = kernels
+        self._merger = Merger(kernels)
         self._total = total
         self._agree = agree
         self._largest = 0.0
         self._wire = np.empty(len(parts[0]), np.int64)
+        self._rows: list[ByTable] = []
 
-    def take(self, part: int) -> None:
-        largest = self._kernels.max_abs(self.parts[part])
-        if not math.isfinite(largest):
-            raise NotFiniteError("the gradient is not finite; a smaller optimizer.learning_rate or data.scale may help")
-        self._largest = max(self._largest, largest)
+    def take(self, part: int, rows: ByTable = NO_ROWS) -> None:
+        for values in (self.parts[part], *(one.values.reshape(-1) for one in rows.values())):
+            largest = self._kernels.max_abs(values)
+            if not math.isfinite(largest):
+                raise NotFiniteError(
+                    "the gradient is not finite; a smaller optimizer.learning_rate or data.scale may help"
+                )
+            self._largest = max(self._largest, largest)
+        if rows:
+            self._rows.append(rows)
 
-    def finish(self) -> tuple[Array, float]:
+    def finish(self) -> Summed:
         scale = fixed_point_scale(self._agree(self._largest), self._total)
         self._largest = 0.0
         self._wire.fill(0)
         for part in self.parts:
             self._kernels.add_fixed(self._wire, part, scale)
-        return self._wire, scale
+        rows: dict[str, Rows] = self._merger.merge_fixed(self._rows, scale) if self._rows else {}
+        self._rows = []
+        return Summed(self._wire, scale, rows)
 
 
 def fixed_point_scale(largest: float, parts: int) -> float:

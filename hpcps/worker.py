@@ -3,51 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from hpcps import models, parts
-from hpcps.data import Block, Csr, find_bad
+from hpcps.data import Block, find_bad
 from hpcps.errors import DataError, HpcpsError, ModelError, NotFiniteError
-from hpcps.models import Batch, Model
+from hpcps.loader import Loader
+from hpcps.models import Array, Arrays, Batch, Model
 from hpcps.params import Params
+from hpcps.rows import ByTable
+from hpcps.tables import Tables, as_rows, room_for_rows
 from hpcps.threads import Threads
 
-Array = np.ndarray[Any, Any]
 EVALUATION_SAMPLES = 1024
 """Samples of one call of a model's scores."""
-
-
-class Loader:
-    """Brings samples of a block into model input: converted to the training dtype, shifted and scaled."""
-
-    def __init__(self, block: Block, features: int, shift: Array, scale: Array, dtype: str, kernels: Any) -> None:
-        self._block = block
-        self._samples = block.samples
-        self._shift = shift.astype(dtype)
-        self._scale = scale.astype(dtype)
-        self._kernels = kernels
-        self._features = features
-        self._dtype = np.dtype(dtype)
-        is_float = block.labels.dtype.kind == "f"
-        self._labels = block.labels.astype(dtype) if is_float else np.ascontiguousarray(block.labels)
-
-    def buffers(self, count: int) -> Batch:
-        """Memory for a batch of ``count`` samples."""
-        return Batch(np.empty((count, self._features), self._dtype), np.empty(count, self._labels.dtype))
-
-    def load(self, out: Batch, index: Array) -> None:
-        """Fill ``out`` with the samples of the given numbers (int64) of the block."""
-        samples = self._samples
-        if isinstance(samples, Csr):
-            columns = (samples.indptr, samples.indices, samples.values)
-            self._kernels.gather_csr(out.samples, *columns, index, self._shift, self._scale)
-        else:
-            self._kernels.gather(out.samples, samples, index, self._shift, self._scale)
-        out.labels[:] = self._labels[index]
 
 
 @dataclass
@@ -55,19 +27,21 @@ class _Part:
     number: int
     block: Block
     loader: Loader
-    batch: Batch
     gradient: Params
     order: Array
+    batch: Batch
+    rows: ByTable
     loss: float = 0.0
 
 
 class Worker:
-    """The parts of this worker: ``gradients[i]`` (n,) is where owned part i's gradient is written."""
+    """The parts of this worker: ``gradients[i]`` (n,) is where owned part i's dense gradient is written."""
 
     def __init__(
         self,
         model: Model,
         params: Params,
+        tables: Tables,
         plan: parts.Parts,
         loaders: dict[int, Loader],
         blocks: dict[int, Block],
@@ -77,14 +51,15 @@ class Worker:
     ) -> None:
         self._model = model
         self._params = params
+        self._tables = tables
+        self._plan = plan
         self._seed = seed
         self._threads = threads
-        self._parts = []
-        for number, gradient in zip(plan.owned, gradients, strict=True):
-            loader = loaders[number]
-            batch = loader.buffers(plan.size(number))
-            nothing = np.empty(0, np.int64)
-            self._parts.append(_Part(number, blocks[number], loader, batch, params.on(gradient), nothing))
+        nothing = np.empty(0, np.int64)
+        self._parts = [
+            _Part(number, blocks[number], loaders[number], params.dense.on(gradient), nothing, Batch(None, nothing), {})
+            for number, gradient in zip(plan.owned, gradients, strict=True)
+        ]
 
     def shuffle(self, epoch: int) -> None:
         """Draw the order in which this epoch visits each block."""
@@ -95,14 +70,19 @@ class Worker:
         """Bring the samples of batch number ``batch`` of this epoch into memory."""
 
         def load(part: _Part) -> None:
-            size = len(part.batch.labels)
-            part.loader.load(part.batch, part.order[batch * size : (batch + 1) * size])
+            size = self._plan.size(part.number)
+            part.batch = part.loader.load(part.order[batch * size : (batch + 1) * size])
 
         for _ in self._threads.each(load, self._parts):
             pass
 
-    def gradients(self) -> Iterator[int]:
-        """Compute the loaded parts' gradients side by side; give out each part's position as it is finished."""
+    def keys(self) -> list[Mapping[str, Array]]:
+        """Which rows of each table the loaded batch touches, by part."""
+        return [part.batch.keys for part in self._parts]
+
+    def gradients(self) -> Iterator[tuple[int, ByTable]]:
+        """Compute the loaded parts' gradients side by side; give out each part's position, and the rows of its
+        gradient, as it is finished."""
         return self._threads.each(self._gradient, range(len(self._parts)))
 
     def take_losses(self) -> Array:
@@ -112,15 +92,21 @@ class Worker:
             part.loss = 0.0
         return losses
 
-    def _gradient(self, position: int) -> int:
+    def _gradient(self, position: int) -> tuple[int, ByTable]:
         part = self._parts[position]
+        params, out, batch = self._params, part.gradient, part.batch
         try:
-            loss = self._model.loss_gradient(self._params, part.batch, part.gradient)
+            if not self._tables.names:
+                loss = self._model.loss_gradient(params, batch, out)
+            else:
+                rows = room_for_rows(params, batch)
+                loss = self._model.loss_gradient(self._tables.pick(params, batch), batch, {**out, **rows})
+                part.rows = as_rows(batch, rows)
             check_finite(loss)
         except NotFiniteError as error:
             raise cause(error, part.block) from error
         part.loss += loss
-        return position
+        return position, part.rows
 
 
 @dataclass(frozen=True)
@@ -131,24 +117,23 @@ class Score:
     quality: float
 
 
-def evaluate(model: Model, params: Params, block: Block, loader: Loader) -> Score:
+def evaluate(model: Model, params: Params, tables: Tables, block: Block, loader: Loader) -> Score:
     """The score of one block, summed over its samples in order."""
     loss = quality = 0.0
     for start in range(0, len(block), EVALUATION_SAMPLES):
-        index = np.arange(start, min(start + EVALUATION_SAMPLES, len(block)))
-        batch = loader.buffers(len(index))
-        loader.load(batch, index)
+        batch = loader.load(np.arange(start, min(start + EVALUATION_SAMPLES, len(block))))
+        seen = tables.pick(params, batch)
         try:
-            loss += model.loss(params, batch)
+            loss += model.loss(seen, batch)
             check_finite(loss)
         except NotFiniteError as error:
             raise cause(error, block) from error
         if model.can_predict:
-            quality += _quality(model, params, batch)
+            quality += _quality(model, seen, batch)
     return Score(loss, quality)
 
 
-def _quality(model: Model, params: Params, batch: Batch) -> float:
+def _quality(model: Model, params: Arrays, batch: Batch) -> float:
     predicted = models.predict(model.task, model.scores(params, batch.samples))
     if predicted.shape != batch.labels.shape:
         raise ModelError(f"the scores of {len(batch.labels)} samples gave {predicted.shape} predictions")

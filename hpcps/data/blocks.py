@@ -82,6 +82,10 @@ class Block:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def near(self, index: Ints) -> tuple[Samples, Array, Ints]:
+        """Samples and labels in memory that hold the samples ``index``, and the numbers of these among them."""
+        return self.samples, self.labels, index
+
     def where(self, i: int) -> str:
         """Say where sample i comes from, as in ``digits.csv: line 17`` or ``train.npz: sample 17``.
 
@@ -107,6 +111,7 @@ class Dataset:
     test_count: int
     train: dict[int, Block]  # the owned block numbers
     test: dict[int, Block]
+    sparse: bool = False
 
 
 def find_bad(block: Block) -> str | None:

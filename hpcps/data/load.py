@@ -25,6 +25,9 @@ from hpcps.together import Together, agree
 
 Cut = Callable[[int], Sequence[int]]
 MOST_GUESSED_FEATURES = 1 << 27
+MOST_IDS = 1 << 31
+MOST_FLOAT32_IDS = 1 << 24
+"""Whole numbers above this are not all told apart by float32."""
 
 
 def load_data(
@@ -82,7 +85,30 @@ def load_data(
         test_count=len(test_rows),
         train=train_blocks,
         test=_blocks(test, test_labels, test_bounds, owned_test),
+        sparse=sparse,
     )
+
+
+def count_ids(dataset: Dataset, together: Together) -> tuple[int, ...]:
+    """For each feature of dense samples that are ids: one more than the largest of all ranks' training and held-out
+    samples. A collective. Raises DataError for what is no id, on all ranks."""
+    blocks = [*dataset.train.values(), *dataset.test.values()]
+    own = agree(together, lambda: [_largest_ids(block) for block in blocks])
+    largest = together.gather(np.array(own, np.int64).reshape(-1)).reshape(-1, dataset.features)
+    return tuple(int(count) + 1 for count in largest.max(axis=0))
+
+
+def _largest_ids(block: Block) -> Ints:
+    samples = block.samples
+    assert not isinstance(samples, Csr)
+    most = MOST_FLOAT32_IDS if samples.dtype == np.float32 else MOST_IDS
+    bad = (samples < 0) | (samples >= most) | (samples != np.trunc(samples))
+    if bad.any():
+        row, column = (int(n) for n in np.argwhere(bad)[0])
+        remedy = f"ids are whole numbers from 0 to {most - 1}"
+        raise DataError(f"{block.where(row)}, feature {column} is {samples[row, column]}; {remedy}")
+    largest: Ints = samples.max(axis=0, initial=-1).astype(np.int64)
+    return largest
 
 
 def load_samples(path: str, options: DataOptions, *, features: int, classes: Ints | None, with_labels: bool) -> Block:

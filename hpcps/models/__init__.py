@@ -1,10 +1,17 @@
 """Models: samples and labels in, loss and gradient out.
 
 Losses and gradients are *sums* over the samples of a batch, never means, so that the parts of a batch add up.
+
+A parameter may be a *table*. For a batch the model then gets only the rows whose keys occur in it, renumbered
+0 .. k - 1, and returns gradients of those rows alone: the batch's columns are numbers of these rows.
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -14,47 +21,132 @@ from hpcps.errors import ConfigError, ModelError
 from hpcps.params import Params
 
 Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Array]
 Task = Literal["regression", "binary", "multiclass"]
 
 
-class Batch(NamedTuple):
-    """Samples (n, D) in the training dtype; labels (n,), class numbers 0 .. K-1 as int64, or floats (regression)."""
+class Sparse(NamedTuple):
+    """Samples of a model with tables, as compressed sparse rows: sample i owns the entries indptr[i] .. indptr[i+1]-1.
 
-    samples: Array
+    ``columns`` has one array for each field of the model (see :class:`Model`): numbers of table rows, int32.
+    ``values`` (nnz,) in the training dtype; of length 0 where all are 1.
+    """
+
+    indptr: Array
+    columns: tuple[Array, ...]
+    values: Array
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+
+class Batch(NamedTuple):
+    """Samples and labels (n,): class numbers 0 .. K-1 as int64, or floats (regression).
+
+    Samples are (n, D) in the training dtype, or Sparse for a model with tables; ``keys`` then holds, for each table,
+    the distinct keys (k,) int64 of the batch, in the order of their numbers.
+    """
+
+    samples: Any
     labels: Array
+    keys: Mapping[str, Array] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model needs to know of the data before it is made."""
+
+    features: int
+    classes: int
+    """0 of a regression"""
+    sparse: bool = False
+    ids: tuple[int, ...] = ()
+    """For each column of dense samples that hold ids: one more than the largest"""
 
 
 class Model(Protocol):
-    """What the trainer asks of a model. ``task`` says what the labels are."""
+    """What the trainer asks of a model. ``task`` says what the labels are.
+
+    ``tables`` names the parameters that are tables, the last of its parameters; none for a model of dense samples.
+    With ``fields`` = 1 an entry of a sample is a key of all tables. With more, each sample has that many entries,
+    and entry i is a key of table i.
+    """
 
     task: Task
     can_predict: bool
+    tables: tuple[str, ...]
+    fields: int
 
     def init(self, rng: np.random.Generator) -> Params:
         """Fresh parameters, the same for the same state of ``rng``."""
 
-    def loss_gradient(self, params: Params, batch: Batch, gradient_out: Params) -> float:
+    def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
         """The loss of the batch, summed over its samples; ``gradient_out`` is overwritten with its gradient.
 
         Called from several threads at a time, each with its own ``batch`` and ``gradient_out``.
         """
 
-    def loss(self, params: Params, batch: Batch) -> float:
+    def loss(self, params: Arrays, batch: Batch) -> float:
         """The loss alone."""
 
-    def scores(self, params: Params, samples: Array) -> Array:
+    def scores(self, params: Arrays, samples: Any) -> Array:
         """Raw scores: (n,) of a regression or binary model (positive: class 1), (n, K) of a multiclass one."""
 
 
-def built_in_task(kind: str) -> Task | None:
-    """What the labels of a built-in model are; None for a user's own."""
-    from hpcps.models.linear import TASKS
+@dataclass(frozen=True)
+class Kind:
+    """A built-in model: the file that makes it, and the tasks that it can have; the first is meant by ``auto``."""
 
-    return None if ":" in kind else TASKS.get(kind)
+    module: str
+    tasks: tuple[Task, ...]
 
 
-def make(options: Options, features: int, classes: int, dtype: str, kernels: Any) -> Model:
-    """The model that the options name, for samples of ``features`` numbers and labels of ``classes`` classes.
+REGRESSION_LOSSES = ("squared", "huber", "poisson")
+BINARY_LOSSES = ("logistic", "hinge", "squared_hinge")
+
+KINDS = {
+    "linear": Kind("linear", ("regression",)),
+    "logistic": Kind("linear", ("binary",)),
+    "softmax": Kind("linear", ("multiclass",)),
+    "mlp": Kind("mlp", ("multiclass", "binary", "regression")),
+    "fm": Kind("factors", ("binary", "regression")),
+    "embedding": Kind("embedding", ("binary", "multiclass", "regression")),
+    "matrix-factorization": Kind("factors", ("regression", "binary")),
+}
+
+
+def task_of(options: Options) -> Task | None:
+    """What the labels of the model are, as far as the options alone tell: None for a user's own without a task.
+
+    Raises ConfigError for an unknown kind, or a task that it cannot have.
+    """
+    if ":" in options.kind:
+        return None if options.task == "auto" else options.task
+    kind = KINDS[check_kind(options.kind)]
+    if options.task == "auto":
+        return kind.tasks[0]
+    if options.task not in kind.tasks:
+        raise ConfigError(f"model.task = {options.task!r}: {options.kind} can be {' or '.join(kind.tasks)}")
+    return options.task
+
+
+def loss_of(options: Options, task: Task) -> str:
+    """The loss of a score: ``model.loss``, or what ``auto`` means. Raises ConfigError if it does not fit the task."""
+    fitting = {"regression": REGRESSION_LOSSES, "binary": BINARY_LOSSES, "multiclass": ("softmax",)}[task]
+    if options.loss == "auto":
+        return fitting[0]
+    if options.loss not in fitting:
+        raise ConfigError(f"model.loss = {options.loss!r} is not for {task} labels; use {' or '.join(fitting)}")
+    return options.loss
+
+
+def takes_ids(options: Options) -> bool:
+    """Whether the features of dense samples are ids, keys of tables."""
+    return options.kind == "matrix-factorization"
+
+
+def make(options: Options, facts: Facts, dtype: str, kernels: Any) -> Model:
+    """The model that the options name, for data of these facts.
 
     ``kernels`` is a back end's table. Raises ConfigError for an unknown kind, ModelError for a broken file.
     """
@@ -62,17 +154,15 @@ def make(options: Options, features: int, classes: int, dtype: str, kernels: Any
         from hpcps.models.custom import load
 
         return load(options, dtype)
-    from hpcps.models.linear import MODELS
-
-    return MODELS[check_kind(options.kind)](features, classes, dtype, kernels)
+    module = importlib.import_module(f"hpcps.models.{KINDS[options.kind].module}")
+    model: Model = module.make(options, task_of(options), facts, dtype, kernels)
+    return model
 
 
 def check_kind(kind: str) -> str:
     """Return ``kind`` if there is such a model. Raises ConfigError with the known ones."""
-    from hpcps.models.linear import MODELS
-
-    if ":" not in kind and kind not in MODELS:
-        known = ", ".join(MODELS)
+    if ":" not in kind and kind not in KINDS:
+        known = ", ".join(KINDS)
         raise ConfigError(f"model.kind = {kind!r} is not known; use one of {known}, or file.py:name for your own")
     return kind
 

@@ -93,6 +93,9 @@ class _Guard:
 
 
 class _FunctionModel:
+    tables: tuple[str, ...] = ()
+    fields = 1
+
     def __init__(
         self,
         kind: str,
@@ -120,16 +123,16 @@ class _FunctionModel:
                 params[name][...] = rng.uniform(-limit, limit, shape)
         return params
 
-    def loss_gradient(self, params: Params, batch: Batch, gradient_out: Params) -> float:
+    def loss_gradient(self, params: Any, batch: Batch, gradient_out: Any) -> float:
         loss, gradients = self._call(params, batch)
         for name, out in gradient_out.items():
             out[...] = self._guard.array(f"gradient {name!r}", gradients[name], out.shape)
         return loss
 
-    def loss(self, params: Params, batch: Batch) -> float:
+    def loss(self, params: Any, batch: Batch) -> float:
         return self._call(params, batch)[0]
 
-    def scores(self, params: Params, samples: Array) -> Array:
+    def scores(self, params: Any, samples: Array) -> Array:
         if self._scores is None:
             raise ModelError(f"{self._guard.kind}: cannot predict; name a function of its file in model.scores")
         return np.asarray(self._guard.call(self._scores, params.read_only(), samples))
@@ -149,6 +152,9 @@ class _FunctionModel:
 
 
 class _ObjectModel:
+    tables: tuple[str, ...] = ()
+    fields = 1
+
     def __init__(self, kind: str, instance: Any, task: Task | None, dtype: str) -> None:
         for name in ("init", "loss_gradient"):
             if not callable(getattr(instance, name, None)):
@@ -169,18 +175,18 @@ class _ObjectModel:
             params[name][...] = self._guard.array(f"parameter {name!r}", value, shapes[name])
         return params
 
-    def loss_gradient(self, params: Params, batch: Batch, gradient_out: Params) -> float:
+    def loss_gradient(self, params: Any, batch: Batch, gradient_out: Any) -> float:
         gradient_out.flat.fill(np.nan)  # so that what is forgotten is found
         loss = self._guard.call(self._instance.loss_gradient, params.read_only(), batch, gradient_out)
         for name, out in gradient_out.items():
             self._guard.array(f"gradient {name!r}", out, out.shape)
         return self._guard.loss(loss)
 
-    def loss(self, params: Params, batch: Batch) -> float:
+    def loss(self, params: Any, batch: Batch) -> float:
         scratch = params.on(np.empty_like(params.flat))
         return self._guard.loss(self._guard.call(self._instance.loss_gradient, params.read_only(), batch, scratch))
 
-    def scores(self, params: Params, samples: Array) -> Array:
+    def scores(self, params: Any, samples: Array) -> Array:
         if not self.can_predict:
             raise ModelError(f"{self._guard.kind}: cannot predict; it has no method scores")
         return np.asarray(self._guard.call(self._instance.scores, params.read_only(), samples))

@@ -1,92 +1,143 @@
-"""Models whose scores are linear in the samples: linear regression, logistic regression, softmax regression."""
+"""Models whose scores are linear in the samples: linear, logistic and softmax regression, dense and sparse.
+
+Sparse data of many features make the weights a table, of which a batch touches few rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from hpcps.models import Array, Batch, Model, Task
+from hpcps.config import Model as Options
+from hpcps.models import Array, Arrays, Batch, Facts, Model, Sparse, Task, loss_of
 from hpcps.params import Params, Shapes
 
+DENSE_FEATURES = 256
+"""Sparse samples of up to so many features are made dense: then weights are no table."""
 
-class _Linear:
-    """One score a sample: x . weight + bias. All parameters begin at zero: the losses are convex."""
+
+def make(options: Options, task: Task, facts: Facts, dtype: str, kernels: Any) -> Model:
+    """The model for data of these facts."""
+    is_table = facts.sparse and facts.features > DENSE_FEATURES
+    if task == "multiclass":
+        return (SparseSoftmax if is_table else Softmax)(facts.features, facts.classes, dtype, kernels)
+    kind = SparseLinear if is_table else Linear
+    return kind(task, loss_of(options, task), options.delta, facts.features, dtype, kernels)
+
+
+class _Convex:
+    """All parameters begin at zero: the losses are convex."""
 
     task: Task
     can_predict = True
+    tables: tuple[str, ...] = ()
+    fields = 1
 
-    def __init__(self, features: int, classes: int, dtype: str, kernels: Any) -> None:
-        self._kernels = kernels
+    def __init__(self, shapes: Shapes, dtype: str, kernels: Any) -> None:
+        self._shapes = shapes
         self._dtype = np.dtype(dtype)
-        self._shapes: Shapes = {"weight": (features,), "bias": (1,)}
+        self._kernels = kernels
+        self._unweighted = np.empty(0, dtype)  # no sample weights: all count the same
 
     def init(self, rng: np.random.Generator) -> Params:
-        return Params.zeros(self._shapes, self._dtype)
+        shapes = sorted(self._shapes.items(), key=lambda item: item[0] in self.tables)
+        return Params.zeros(dict(shapes), self._dtype, self.tables)
 
-    def scores(self, params: Params, samples: Array) -> Array:
+
+class Linear(_Convex):
+    """One score a sample, x . weight + bias, and a loss of score and label."""
+
+    def __init__(self, task: Task, loss: str, delta: float, features: int, dtype: str, kernels: Any) -> None:
+        super().__init__({"weight": (features,), "bias": (1,)}, dtype, kernels)
+        self.task = task
+        self._loss = loss
+        self._delta = delta
+
+    def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
+        outs = gradient_out["weight"], gradient_out["bias"]
+        labels = _floats(batch.labels, self._dtype)
+        weights = params["weight"], params["bias"]
+        kernel = self._kernels.dense_loss_gradient
+        return float(kernel(*outs, batch.samples, labels, self._unweighted, *weights, self._loss, self._delta))
+
+    def scores(self, params: Arrays, samples: Any) -> Array:
         scores = np.empty(len(samples), self._dtype)
-        self._kernels.linear_scores(scores, samples, params["weight"], params["bias"])
+        self._kernels.dense_scores(scores, samples, params["weight"], params["bias"])
+        return scores
+
+    def loss(self, params: Arrays, batch: Batch) -> float:
+        scores, labels = self.scores(params, batch.samples), _floats(batch.labels, self._dtype)
+        return float(self._kernels.point_loss(scores, labels, self._unweighted, self._loss, self._delta))
+
+
+class SparseLinear(Linear):
+    """The same for sparse samples; the weights are a table."""
+
+    tables = ("weight",)
+
+    def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
+        outs = gradient_out["weight"], gradient_out["bias"]
+        samples, labels = _rows(batch.samples), _floats(batch.labels, self._dtype)
+        weights = params["weight"], params["bias"]
+        kernel = self._kernels.csr_loss_gradient
+        return float(kernel(*outs, *samples, labels, self._unweighted, *weights, self._loss, self._delta))
+
+    def scores(self, params: Arrays, samples: Any) -> Array:
+        scores = np.empty(len(samples), self._dtype)
+        self._kernels.csr_scores(scores, *_rows(samples), params["weight"], params["bias"])
         return scores
 
 
-class Regression(_Linear):
-    """Linear regression with half the squared error, (score - label)**2 / 2."""
-
-    task: Task = "regression"
-
-    def loss_gradient(self, params: Params, batch: Batch, gradient_out: Params) -> float:
-        kernel = self._kernels.linear_loss_gradient
-        return float(kernel(gradient_out["weight"], gradient_out["bias"], *batch, params["weight"], params["bias"]))
-
-    def loss(self, params: Params, batch: Batch) -> float:
-        return float(self._kernels.linear_loss(self.scores(params, batch.samples), batch.labels))
-
-
-class Logistic(_Linear):
-    """Binary logistic regression: log(1 + exp(-score)) for class 1, log(1 + exp(score)) for class 0."""
-
-    task: Task = "binary"
-
-    def loss_gradient(self, params: Params, batch: Batch, gradient_out: Params) -> float:
-        kernel = self._kernels.logistic_loss_gradient
-        return float(kernel(gradient_out["weight"], gradient_out["bias"], *batch, params["weight"], params["bias"]))
-
-    def loss(self, params: Params, batch: Batch) -> float:
-        return float(self._kernels.logistic_loss(self.scores(params, batch.samples), batch.labels))
-
-
-class Softmax:
+class Softmax(_Convex):
     """Multinomial logistic regression: the cross-entropy of softmax(samples @ weight.T + bias)."""
 
     task: Task = "multiclass"
-    can_predict = True
 
     def __init__(self, features: int, classes: int, dtype: str, kernels: Any) -> None:
-        self._kernels = kernels
-        self._dtype = np.dtype(dtype)
-        self._shapes: Shapes = {"weight": (classes, features), "bias": (classes,)}
+        super().__init__({"weight": (classes, features), "bias": (classes,)}, dtype, kernels)
 
-    def init(self, rng: np.random.Generator) -> Params:
-        return Params.zeros(self._shapes, self._dtype)
-
-    def loss_gradient(self, params: Params, batch: Batch, gradient_out: Params) -> float:
+    def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
+        outs = gradient_out["weight"], gradient_out["bias"]
+        weights = params["weight"], params["bias"]
         kernel = self._kernels.softmax_loss_gradient
-        return float(kernel(gradient_out["weight"], gradient_out["bias"], *batch, params["weight"], params["bias"]))
+        return float(kernel(*outs, batch.samples, batch.labels, self._unweighted, *weights))
 
-    def scores(self, params: Params, samples: Array) -> Array:
+    def scores(self, params: Arrays, samples: Any) -> Array:
         scores = np.empty((len(samples), len(params["bias"])), self._dtype)
         self._kernels.softmax_scores(scores, samples, params["weight"], params["bias"])
         return scores
 
-    def loss(self, params: Params, batch: Batch) -> float:
-        return float(self._kernels.softmax_loss(self.scores(params, batch.samples), batch.labels))
+    def loss(self, params: Arrays, batch: Batch) -> float:
+        scores = self.scores(params, batch.samples)
+        return float(self._kernels.softmax_loss(scores, batch.labels, self._unweighted))
 
 
-MODELS: dict[str, Callable[[int, int, str, Any], Model]] = {
-    "linear": Regression,
-    "logistic": Logistic,
-    "softmax": Softmax,
-}
-TASKS: dict[str, Task] = {"linear": "regression", "logistic": "binary", "softmax": "multiclass"}
+class SparseSoftmax(Softmax):
+    """The same for sparse samples; the weights are a table with a row of K numbers for each feature."""
+
+    tables = ("weight",)
+
+    def __init__(self, features: int, classes: int, dtype: str, kernels: Any) -> None:
+        super().__init__(features, classes, dtype, kernels)
+        self._shapes = {"weight": (features, classes), "bias": (classes,)}
+
+    def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
+        outs = gradient_out["weight"], gradient_out["bias"]
+        weights = params["weight"], params["bias"]
+        kernel = self._kernels.csr_softmax_loss_gradient
+        return float(kernel(*outs, *_rows(batch.samples), batch.labels, self._unweighted, *weights))
+
+    def scores(self, params: Arrays, samples: Any) -> Array:
+        scores = np.empty((len(samples), len(params["bias"])), self._dtype)
+        self._kernels.csr_softmax_scores(scores, *_rows(samples), params["weight"], params["bias"])
+        return scores
+
+
+def _rows(samples: Sparse) -> tuple[Array, Array, Array]:
+    return samples.indptr, samples.columns[0], samples.values
+
+
+def _floats(labels: Array, dtype: np.dtype[Any]) -> Array:
+    """Labels as the kernels of one score take them: class numbers 0 and 1 as floats."""
+    return labels.astype(dtype, copy=False)

@@ -1,4 +1,4 @@
-"""The messages between workers and shards, version 1.
+"""The messages between workers and shards, version 2.
 
 A message is one buffer: a header of 64 bytes, then the payload. All numbers are little-endian.
 
@@ -6,22 +6,33 @@ A message is one buffer: a header of 64 bytes, then the payload. All numbers are
 offset type    name         meaning
 ====== ======= ============ =========================================================================
 0      4 bytes magic        ``HPPS``
-4      u16     version      1
-6      u16     kind         1 push and pull, 2 finish (worker to shard); 16 parameters (shard to worker)
+4      u16     version      2
+6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull; shard to worker: 16 parameters
 8      u32     worker       number of the worker among the workers
 12     u32     shard        number of the shard
-16     i64     step         push: the step of the gradient, from 1; parameters: how many steps they contain
+16     i64     step         push: the step of the gradient, from 1; pull: the step that parameters must contain;
+                            parameters: how many steps they contain
 24     i64     count        elements of the payload
 32     u16     encoding     0 float32, 1 float64, 2 int64 fixed point
 34     6 bytes             zero
 40     f64     scale        fixed point: what the numbers were multiplied by (a power of two); else 1
-48     16 bytes            zero
+48     i64     keys         elements of the message of keys that follows; 0: none follows; -1: all rows are meant
+56     8 bytes             zero
 ====== ======= ============ =========================================================================
+
+Where the model has tables, a step is a push and a pull. The header of a push is followed by the dense gradient (its
+payload), by one message of keys, and for each table that has any by one message of its rows' gradients, k times W
+numbers in the header's encoding. A pull is followed by a message of keys unless it asks for all rows. The answer's
+payload is the dense parameters; it is followed, for each table with rows asked for, by one message of these rows.
+A message of keys is i64 throughout: the number of keys of each table, in the order of the model's tables, then the
+keys, table after table. A key is the number of a row in the shard: row r of a table is on shard r modulo S, as its
+row r // S.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -33,12 +44,14 @@ from hpcps.comm.transport import Array, Transport
 from hpcps.errors import CommError
 
 MAGIC = b"HPPS"
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 64
 REQUEST_TAG = 16
 ANSWER_TAG = 17
+ROWS_TAG = 18
+ALL_ROWS = -1
 
-_HEADER = struct.Struct("<4sHHIIqqH6xd16x")
+_HEADER = struct.Struct("<4sHHIIqqH6xdq8x")
 _FLOAT32: np.dtype[Any] = np.dtype("<f4")
 _ENCODINGS = [_FLOAT32, np.dtype("<f8"), np.dtype("<i8")]
 
@@ -48,6 +61,8 @@ class Kind(IntEnum):
 
     PUSH_PULL = 1
     FINISH = 2
+    PUSH = 3
+    PULL = 4
     PARAMETERS = 16
 
 
@@ -62,6 +77,7 @@ class Header:
     count: int = 0
     dtype: np.dtype[Any] = _FLOAT32
     scale: float = 1.0
+    keys: int = 0
 
 
 class Message:
@@ -74,18 +90,32 @@ class Message:
     def write(self, header: Header) -> Array:
         """Put the header in front and return the buffer to send: the header and ``header.count`` elements."""
         encoding = _ENCODINGS.index(header.dtype)
-        fields = (header.kind, header.worker, header.shard, header.step, header.count, encoding, header.scale)
+        place = header.worker, header.shard, header.step, header.count
+        fields = (header.kind, *place, encoding, header.scale, header.keys)
         _HEADER.pack_into(self.buffer.data, 0, MAGIC, VERSION, *fields)
         return self.buffer[: HEADER_BYTES + header.count * header.dtype.itemsize]
 
     def read(self) -> Header:
         """The header of a message that has arrived. Raises CommError if it is not one of ours."""
-        magic, version, kind, worker, shard, step, count, encoding, scale = _HEADER.unpack_from(self.buffer.data)
+        magic, version, kind, worker, shard, step, count, encoding, scale, keys = _HEADER.unpack_from(self.buffer.data)
         if magic != MAGIC or version != VERSION:
             raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
         if kind not in list(Kind) or encoding >= len(_ENCODINGS):
             raise CommError(f"a message of unknown kind {kind} or encoding {encoding} came")
-        header = Header(Kind(kind), worker, shard, step, count, _ENCODINGS[encoding], scale)
+        header = Header(Kind(kind), worker, shard, step, count, _ENCODINGS[encoding], scale, keys)
         if header.count and (header.dtype != self.payload.dtype or not 0 <= header.count <= len(self.payload)):
             raise CommError(f"{header.count} {header.dtype} numbers came for {len(self.payload)} {self.payload.dtype}")
         return header
+
+
+def pack_keys(keys: Sequence[Array]) -> Array:
+    """A message of keys: one array (k,) int64 for each table."""
+    return np.concatenate([np.array([len(own) for own in keys], np.int64), *keys])
+
+
+def unpack_keys(message: Array, tables: int) -> list[Array]:
+    """The keys of each table. Raises CommError if the message's length is not what its counts make."""
+    counts = message[:tables]
+    if (counts < 0).any() or len(message) != tables + counts.sum():
+        raise CommError(f"a message of {len(message)} keys came for {tables} tables")
+    return np.split(message[tables:], np.cumsum(counts)[:-1])

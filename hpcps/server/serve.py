@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
+
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
-from hpcps.server.messages import ANSWER_TAG, REQUEST_TAG, Header, Kind, Message
+from hpcps.rows import Rows
+from hpcps.server.messages import ALL_ROWS, ANSWER_TAG, REQUEST_TAG, ROWS_TAG, Header, Kind, Message, unpack_keys
 from hpcps.server.store import Shard
-from hpcps.sums import Decoder
+from hpcps.sums import Decoder, Summed
+
+Wanted = Mapping[str, Array] | None
+"""The rows of each table that a worker asked for; None: all."""
 
 
 class Server:
@@ -18,42 +26,85 @@ class Server:
         self._shard = shard
         self._number = number
         self._workers = workers
-        self._requests = [Message(transport, count, decoder.wire_dtype) for _ in workers]
+        self._wire_dtype = decoder.wire_dtype
+        self._pushes = [Message(transport, count, decoder.wire_dtype) for _ in workers]
+        self._pulls = [Message(transport, 0, decoder.wire_dtype) for _ in workers]
         self._answers = [Message(transport, count, shard.params.dtype) for _ in workers]
-        self._tickets: dict[int, Ticket] = {}
-        self._sent: list[Ticket] = []
+        self._expected: dict[int, tuple[Message, Ticket]] = {}
+        self._waiting: dict[int, tuple[int, Wanted]] = {}
+        self._sent: dict[int, list[Ticket]] = {worker: [] for worker in range(len(workers))}
+        self._kept: dict[int, list[Array]] = {}
 
     def run(self) -> None:
         """Block until every worker has said that it is finished. Raises CommTimeout, PeerLost, CommError."""
         for worker in range(len(self._workers)):
-            self._listen(worker)
-        while self._tickets:
-            worker = list(self._tickets)[self._transport.wait_any(list(self._tickets.values()))]
-            del self._tickets[worker]
-            self._handle(worker, self._requests[worker])
-        self._transport.wait(*self._sent)
+            self._listen(worker, self._pushes[worker])
+        while self._expected:
+            workers = list(self._expected)
+            worker = workers[self._transport.wait_any([self._expected[w][1] for w in workers])]
+            message, _ = self._expected.pop(worker)
+            self._handle(worker, message)
+        for sent in self._sent.values():
+            self._transport.wait(*sent)
 
-    def _listen(self, worker: int) -> None:
-        buffer: Array = self._requests[worker].buffer
-        self._tickets[worker] = self._transport.irecv(buffer, self._workers[worker], REQUEST_TAG)
+    def _listen(self, worker: int, message: Message) -> None:
+        ticket = self._transport.irecv(message.buffer, self._workers[worker], REQUEST_TAG)
+        self._expected[worker] = message, ticket
 
-    def _handle(self, worker: int, request: Message) -> None:
-        header = request.read()
+    def _handle(self, worker: int, message: Message) -> None:
+        header = message.read()
         if header.worker != worker or header.shard != self._number:
             raise CommError(f"shard {self._number} got worker {header.worker}'s message for shard {header.shard}")
         if header.kind is Kind.FINISH:
             return
-        if self._shard.push(worker, header.step, request.payload[: header.count], header.scale):
-            self._answer_all()
+        if header.kind in (Kind.PUSH_PULL, Kind.PULL):
+            self._waiting[worker] = header.step, self._keys(worker, header)
+        if header.kind is Kind.PUSH:
+            self._listen(worker, self._pulls[worker])
+        if header.kind is not Kind.PULL:
+            gradient = Summed(message.payload[: header.count], header.scale, self._rows(worker, header))
+            self._shard.push(worker, header.step, gradient)
+        for ready in [w for w, (step, _) in self._waiting.items() if step <= self._shard.clock]:
+            self._answer(ready, self._waiting.pop(ready)[1])
 
-    def _answer_all(self) -> None:
-        """Send the fresh parameters to every worker and listen for the next step."""
-        self._transport.wait(*self._sent)
-        params = self._shard.params
-        self._sent = []
-        for worker, rank in enumerate(self._workers):
-            self._listen(worker)
-            answer = self._answers[worker]
-            answer.payload[:] = params
-            header = Header(Kind.PARAMETERS, worker, self._number, self._shard.clock, len(params), params.dtype)
-            self._sent.append(self._transport.isend(answer.write(header), rank, ANSWER_TAG))
+    def _keys(self, worker: int, header: Header) -> Wanted:
+        """The message of keys that follows a header."""
+        if header.keys == ALL_ROWS:
+            return None
+        names = list(self._shard.tables)
+        packed = np.empty(header.keys, np.int64)
+        if header.keys:
+            self._receive(worker, packed)
+        elif not names:
+            return {}
+        return dict(zip(names, unpack_keys(packed, len(names)), strict=True))
+
+    def _rows(self, worker: int, header: Header) -> dict[str, Rows]:
+        """The rows' gradients that follow a push."""
+        if header.kind is Kind.PUSH_PULL:
+            return {}
+        rows = {}
+        for name, keys in (self._keys(worker, header) or {}).items():
+            values = np.empty((len(keys), self._shard.tables[name].shape[1]), self._wire_dtype)
+            if values.size:
+                self._receive(worker, values.reshape(-1))
+            rows[name] = Rows(keys, values)
+        return rows
+
+    def _receive(self, worker: int, buffer: Array) -> None:
+        self._transport.wait(self._transport.irecv(buffer, self._workers[worker], ROWS_TAG))
+
+    def _answer(self, worker: int, wanted: Wanted) -> None:
+        """Send fresh parameters to a worker and listen for its next step."""
+        rank, answer, params = self._workers[worker], self._answers[worker], self._shard.params
+        self._transport.wait(*self._sent[worker])
+        self._listen(worker, self._pushes[worker])
+        answer.payload[:] = params
+        header = Header(Kind.PARAMETERS, worker, self._number, self._shard.clock, len(params), params.dtype)
+        sent = [self._transport.isend(answer.write(header), rank, ANSWER_TAG)]
+        rows = [values.reshape(-1).copy() if wanted is None else values.reshape(-1) for values in self._pull(wanted)]
+        sent += [self._transport.isend(values, rank, ROWS_TAG) for values in rows if values.size]
+        self._sent[worker], self._kept[worker] = sent, rows
+
+    def _pull(self, wanted: Wanted) -> list[Array]:
+        return list(self._shard.pull(wanted).values()) if self._shard.tables else []

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from hpcps.comm.topology import chunk_bounds, slices
+from hpcps.comm.transport import Array
 from hpcps.errors import ConfigError
 
 
@@ -40,3 +43,13 @@ def roles(ranks: int, servers: int) -> Roles:
 def shard_slices(parameters: int, shards: int) -> list[slice]:
     """The range of the flat parameters that each shard holds: equal to within one element."""
     return slices(chunk_bounds(parameters, shards))
+
+
+def rows_of_shard(shard: int, shards: int) -> slice:
+    """The rows of a table that a shard holds: row r is on shard r modulo ``shards``, as its row r // ``shards``."""
+    return slice(shard, None, shards)
+
+
+def keys_of_shard(keys: Array, shard: int, shards: int) -> Array | slice:
+    """Which of the keys (k,) are on a shard, as an index into them."""
+    return slice(None) if shards == 1 else np.flatnonzero(keys % shards == shard)

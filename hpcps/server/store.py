@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 from hpcps.optim import Optimizer
-from hpcps.sums import Decoder
+from hpcps.rows import ByTable, Merger
+from hpcps.sums import Decoder, Summed
+
+NO_TABLES: Mapping[str, Array] = {}
 
 
 class Shard:
-    """Parameters of (n,) and their optimiser state. ``clock`` counts the steps that they contain.
+    """Dense parameters of (n,), its rows of the tables (R, W), and their optimiser state.
 
-    A step's gradient is complete when every worker has pushed. Pushes are added in the order of the workers'
-    numbers, as soon as that order allows, so that the bits do not depend on who came first.
+    ``clock`` counts the steps that they contain. A step's gradient is complete when every worker has pushed. Pushes
+    are added in the order of the workers' numbers, as soon as that order allows, so that the bits do not depend on
+    who came first.
     """
 
     def __init__(
-        self, params: Array, optimizer: Optimizer, decoder: Decoder, workers: int, gradient_scale: float
+        self,
+        params: Array,
+        optimizer: Optimizer,
+        decoder: Decoder,
+        merger: Merger,
+        workers: int,
+        gradient_scale: float,
+        tables: Mapping[str, Array] = NO_TABLES,
     ) -> None:
         self.params = params
+        self.tables = tables
         self.clock = 0
         self._optimizer = optimizer
         self._state = optimizer.init(params)
+        self._table_states = {name: optimizer.init(table) for name, table in tables.items()}
         self._decoder = decoder
+        self._merger = merger
         self._workers = workers
         self._gradient_scale = gradient_scale
         self._sum: Array | None = None
-        self._early: dict[int, Array] = {}
+        self._rows: list[ByTable] = []
+        self._early: dict[int, Summed] = {}
         self._added = 0
 
-    def push(self, worker: int, step: int, gradient: Array, scale: float) -> bool:
+    def push(self, worker: int, step: int, gradient: Summed) -> bool:
         """Take one worker's gradient for the next step; it may not be changed until the step is complete.
 
-        Returns whether this completed the step, so that ``params`` are fresh. Raises CommError on a push out of turn.
+        Returns whether this completed the step, so that parameters are fresh. Raises CommError on a push out of turn
+        or of rows that this shard does not have.
         """
         if step != self.clock + 1 or worker < self._added or worker in self._early:
             raise CommError(f"worker {worker} pushed step {step} to a shard that is at step {self.clock}")
@@ -41,20 +59,39 @@ class Shard:
             self._add(self._early.pop(self._added))
         if self._added < self._workers:
             return False
-        self._update(scale)
+        self._update(gradient.scale)
         return True
 
-    def _add(self, gradient: Array) -> None:
+    def pull(self, keys: Mapping[str, Array] | None) -> dict[str, Array]:
+        """Rows (k, W) of each table, copies; all rows if None. Raises CommError for rows that are not there."""
+        try:
+            return {name: table if keys is None else table[keys[name]] for name, table in self.tables.items()}
+        except IndexError as error:
+            raise CommError(f"a worker asked for a row that the shard does not have: {error}") from error
+
+    def _add(self, gradient: Summed) -> None:
         if self._sum is None:
-            self._sum = gradient
+            self._sum = gradient.dense
         else:
-            self._decoder.add_into(self._sum, gradient)
+            self._decoder.add_into(self._sum, gradient.dense)
+        if gradient.rows:
+            self._rows.append(gradient.rows)
         self._added += 1
 
     def _update(self, scale: float) -> None:
         assert self._sum is not None
-        gradient = self._decoder.gradient(self._sum, scale)
         self.clock += 1
+        gradient = self._decoder.gradient(self._sum, scale)
         self._optimizer.update(self.params, self._state, gradient, self._gradient_scale, self.clock)
+        for name, (keys, values) in self._merger.merge(self._rows).items():
+            self._update_table(name, keys, self._decoder.gradient(values, scale))
         self._sum = None
+        self._rows = []
         self._added = 0
+
+    def _update_table(self, name: str, keys: Array, gradient: Array) -> None:
+        table, state = self.tables[name], self._table_states[name]
+        try:
+            self._optimizer.update_rows(table, state, gradient, keys, self._gradient_scale, self.clock)
+        except IndexError as error:
+            raise CommError(f"a worker pushed a row that the shard does not have: {error}") from error

@@ -7,16 +7,20 @@ import pytest
 from hpcps import optim
 from hpcps.config import Optimizer
 from hpcps.errors import CommError, ConfigError, PeerLost
+from hpcps.params import Params
+from hpcps.rows import Merger, Rows
 from hpcps.server import messages, sharding
 from hpcps.server.client import DirectClient, RemoteClient
 from hpcps.server.messages import Header, Kind, Message
 from hpcps.server.serve import Server
 from hpcps.server.store import Shard
-from hpcps.sums import Decoder
+from hpcps.sums import Decoder, Summed
 
 KERNELS = hpcps_kernels.load("reference")
 OPTIMIZER = optim.make(Optimizer(kind="adam", learning_rate=0.1, beta1=0.8), KERNELS)
 STEPS = 4
+ROWS = 23
+WIDTHS = {"wide": 3, "rare": 1}
 
 
 def gradient(step, worker, count, exact):
@@ -24,61 +28,126 @@ def gradient(step, worker, count, exact):
     return np.rint(values * 2**40).astype(np.int64) if exact else values.astype(np.float32)
 
 
-def plain(count, workers, exact):
+def rows(step, worker, exact):
+    """Some rows of a table of ROWS rows; of another none, in some steps."""
+    rng = np.random.default_rng(step * 100 + worker)
+    found = {}
+    for name, width in WIDTHS.items():
+        keys = rng.permutation(ROWS)[: rng.integers(0, 7) if name == "rare" else 9]
+        values = rng.normal(size=(len(keys), width))
+        found[name] = Rows(keys, np.rint(values * 2**40).astype(np.int64) if exact else values.astype(np.float32))
+    return found
+
+
+def summed(step, worker, count, exact, tables):
+    found = rows(step, worker, exact) if tables else {}
+    return Summed(gradient(step, worker, count, exact), 2.0**40 if exact else 1.0, found)
+
+
+def start(count, tables):
+    shapes = {"dense": (count,)} | ({name: (ROWS, width) for name, width in WIDTHS.items()} if tables else {})
+    params = Params.zeros(shapes, np.float32, tuple(WIDTHS) if tables else ())
+    params.flat[:] = np.arange(len(params.flat))
+    return params
+
+
+def plain(count, workers, exact, tables=False):
     """The parameters after STEPS, computed in one place."""
-    params = np.arange(count, dtype=np.float32)
-    state = OPTIMIZER.init(params)
+    params = start(count, tables)
+    state = OPTIMIZER.init(params["dense"])
+    states = {name: OPTIMIZER.init(params[name]) for name in params.tables}
     decoder = Decoder(exact, np.float32, KERNELS)
     for step in range(1, STEPS + 1):
         total = gradient(step, 0, count, exact)
         for worker in range(1, workers):
             decoder.add_into(total, gradient(step, worker, count, exact))
-        OPTIMIZER.update(params, state, decoder.gradient(total, 2.0**40), 0.5, step)
-    return params
+        OPTIMIZER.update(params["dense"], state, decoder.gradient(total, 2.0**40), 0.5, step)
+        for name in params.tables:
+            total = np.zeros(params[name].shape, decoder.wire_dtype)
+            touched = np.zeros(ROWS, bool)
+            for worker in range(workers):
+                keys, values = rows(step, worker, exact)[name]
+                total[keys] += values
+                touched[keys] = True
+            keys = np.flatnonzero(touched)
+            values = decoder.gradient(total[keys], 2.0**40)
+            OPTIMIZER.update_rows(params[name], states[name], values, keys, 0.5, step)
+    return params.flat
 
 
-def make_shard(params, decoder, workers):
-    return Shard(params, OPTIMIZER, decoder, workers, 0.5)
+def make_shard(params, decoder, workers, tables=None):
+    return Shard(params, OPTIMIZER, decoder, Merger(KERNELS), workers, 0.5, tables or {})
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("shards", [1, 2, 3])
 @pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.parametrize("count", [3, 4, 101])
-def test_workers_and_shards_on_ranks_of_their_own(on_ranks, workers, shards, exact, count):
+@pytest.mark.parametrize(("count", "tables"), [(3, False), (4, True), (101, False), (101, True)])
+def test_workers_and_shards_on_ranks_of_their_own(on_ranks, workers, shards, exact, count, tables):
     slices = sharding.shard_slices(count, shards)
     roles = sharding.roles(workers + shards, shards)
 
+    def serve(transport, params, decoder):
+        number = transport.rank - workers
+        own = sharding.rows_of_shard(number, shards)
+        stored = {name: params[name][own].copy() for name in params.tables}
+        shard = make_shard(params["dense"][slices[number]].copy(), decoder, workers, stored)
+        Server(transport, shard, number, list(range(workers)), decoder).run()
+
     def body(transport):
-        decoder = Decoder(exact, np.float32, KERNELS)
-        params = np.arange(count, dtype=np.float32)
+        decoder, params = Decoder(exact, np.float32, KERNELS), start(count, tables)
         if transport.rank >= workers:
-            number = transport.rank - workers
-            shard = make_shard(params[slices[number]].copy(), decoder, workers)
-            Server(transport, shard, number, list(range(workers)), decoder).run()
-            return None
+            return serve(transport, params, decoder)
         servers = [roles.server_rank(shard) for shard in range(shards)]
         client = RemoteClient(transport, params, slices, servers, transport.rank, decoder)
         for step in range(1, STEPS + 1):
-            client.push_pull(step, gradient(step, transport.rank, count, exact), 2.0**40 if exact else 1.0).wait()
+            client.push(step, summed(step, transport.rank, count, exact, tables))
+            some = {name: np.array([22, 0, 7]) for name in params.tables}
+            some["rare"] = some.get("rare", np.empty(0))[:0]
+            before = params.flat.copy()
+            client.pull(step, None if step == STEPS else some)
+            if tables and step < STEPS:  # only the rows asked for have changed
+                changed = np.flatnonzero((params.on(before)["wide"] != params["wide"]).any(axis=1))
+                assert set(changed) <= {22, 0, 7}
         client.finish()
-        return params
+        return params.flat
 
     for params in on_ranks(workers + shards, body)[:workers]:
-        assert np.array_equal(params, plain(count, workers, exact))
+        assert np.array_equal(params, plain(count, workers, exact, tables))
 
 
 @pytest.mark.parametrize("shards", [1, 2, 5])
 @pytest.mark.parametrize("exact", [False, True])
-def test_worker_and_shards_in_one(shards, exact):
-    params = np.arange(101, dtype=np.float32)
+@pytest.mark.parametrize("tables", [False, True])
+def test_worker_and_shards_in_one(shards, exact, tables):
+    params = start(101, tables)
     slices = sharding.shard_slices(101, shards)
     decoder = Decoder(exact, np.float32, KERNELS)
-    client = DirectClient([make_shard(params[part], decoder, 1) for part in slices], slices)
+    stored = {name: params[name] for name in params.tables}
+    parts = [make_shard(params["dense"][part], decoder, 1, {} if n else stored) for n, part in enumerate(slices)]
+    client = DirectClient(parts, slices)
     for step in range(1, STEPS + 1):
-        client.push_pull(step, gradient(step, 0, 101, exact), 2.0**40 if exact else 1.0).wait()
+        client.push(step, summed(step, 0, 101, exact, tables))
+        client.pull(step, None)
     client.finish()
-    assert np.array_equal(params, plain(101, 1, exact))
+    assert np.array_equal(params.flat, plain(101, 1, exact, tables))
+
+
+def test_rows_that_are_not_there_are_refused():
+    shard = make_shard(np.zeros(3, np.float32), Decoder(False, np.float32, KERNELS), 1, {"wide": np.zeros((5, 2))})
+    with pytest.raises(CommError, match="does not have"):
+        shard.pull({"wide": np.array([5])})
+    with pytest.raises(CommError, match="does not have"):
+        shard.push(0, 1, Summed(np.zeros(3, np.float32), 1.0, {"wide": Rows(np.array([7]), np.zeros((1, 2)))}))
+
+
+def test_keys_survive_the_wire():
+    keys = [np.array([5, 3]), np.empty(0, np.int64), np.array([2**40])]
+    packed = messages.pack_keys(keys)
+    assert [found.tolist() for found in messages.unpack_keys(packed, 3)] == [[5, 3], [], [2**40]]
+    for broken in (packed[:-1], np.array([-1, 1, 0]), np.array([2**62, 0, 0])):
+        with pytest.raises(CommError, match="keys came for 3 tables"):
+            messages.unpack_keys(broken, 3)
 
 
 def test_a_sum_does_not_depend_on_who_pushed_first():
@@ -86,7 +155,7 @@ def test_a_sum_does_not_depend_on_who_pushed_first():
     found = set()
     for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
         shard = make_shard(np.zeros(100, np.float32), decoder, 3)
-        done = [shard.push(worker, 1, gradient(1, worker, 100, False), 1.0) for worker in order]
+        done = [shard.push(worker, 1, summed(1, worker, 100, False, False)) for worker in order]
         assert done == [False, False, True]
         found.add(shard.params.tobytes())
     assert len(found) == 1
@@ -95,9 +164,10 @@ def test_a_sum_does_not_depend_on_who_pushed_first():
 @pytest.mark.parametrize(("worker", "step"), [(0, 1), (1, 0), (1, 2)])
 def test_a_push_out_of_turn_is_refused(worker, step):
     shard = make_shard(np.zeros(3, np.float32), Decoder(False, np.float32, KERNELS), 2)
-    shard.push(0, 1, np.ones(3, np.float32), 1.0)
+    ones = Summed(np.ones(3, np.float32), 1.0)
+    shard.push(0, 1, ones)
     with pytest.raises(CommError, match=f"worker {worker} pushed step {step} to a shard that is at step 0"):
-        shard.push(worker, step, np.ones(3, np.float32), 1.0)
+        shard.push(worker, step, ones)
 
 
 def test_a_worker_that_fails_ends_the_server(on_ranks):
@@ -113,7 +183,7 @@ def test_a_worker_that_fails_ends_the_server(on_ranks):
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f8", "<i8"])
 def test_a_header_survives_the_wire(on_ranks, dtype):
-    header = Header(Kind.PUSH_PULL, 3, 2, 2**40, 7, np.dtype(dtype), 2.0**-20)
+    header = Header(Kind.PUSH_PULL, 3, 2, 2**40, 7, np.dtype(dtype), 2.0**-20, 12)
 
     def body(transport):
         message = Message(transport, 10, dtype)
@@ -128,7 +198,7 @@ def test_a_message_of_anything_else_is_refused(on_ranks):
     def body(transport):
         message = Message(transport, 4, np.float32)
         message.write(Header(Kind.PUSH_PULL, 0, 0, 1, 4))
-        damaged = {0: b"X", 4: b"\x02", 24: b"\x05", 32: b"\x01"}
+        damaged = {0: b"X", 4: b"\x01", 24: b"\x05", 32: b"\x01"}
         for place, value in damaged.items():
             before = message.buffer.copy()
             message.buffer[place] = value[0]

@@ -14,6 +14,7 @@ from hpcps import machine, parts, report, starter
 from hpcps.comm.topology import chunk
 from hpcps.errors import ConfigError, DataError, ModelError
 from hpcps.machine import Seat
+from hpcps.models import Facts
 from hpcps.pace import Pace
 from hpcps.params import Params
 from hpcps.run_folder import RunFolder, Trained, read_model, read_summary, write_whole
@@ -143,7 +144,7 @@ def test_threads_and_crowding_follow_from_the_cores():
 
 def trained():
     params = Params({"w": (2, 3), "b": (2,)}, np.arange(8, dtype=np.float32))
-    return Trained(params, 3, np.array([-1, 5]), np.zeros(3), np.ones(3))
+    return Trained(params, Facts(3, 2), np.array([-1, 5]), np.zeros(3), np.ones(3))
 
 
 def test_a_run_folder_is_finished_only_at_the_end(tmp_path):

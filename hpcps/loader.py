@@ -1,0 +1,138 @@
+"""From blocks of stored samples to the batches that models take."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from hpcps.data import Block, Csr
+from hpcps.errors import DataError
+from hpcps.models import Array, Batch, Sparse
+from hpcps.tables import Tables
+
+
+class Loader(Protocol):
+    """Brings samples of one block into model input: converted to the training dtype, shifted and scaled."""
+
+    def load(self, index: Array) -> Batch:
+        """The samples of the given numbers (int64) of the block. Valid until the next call. Raises DataError."""
+
+
+class Loaders:
+    """Makes the loaders of a model's blocks: of dense samples where the model has no tables.
+
+    ``shift``, ``scale`` (D,): model input is (x - shift) * scale.
+    """
+
+    def __init__(self, tables: Tables, shift: Array, scale: Array, dtype: str, kernels: Any) -> None:
+        self.tables = tables
+        self.shift = shift.astype(dtype)
+        self.scale = scale.astype(dtype)
+        self.is_unscaled = bool((scale == 1).all())
+        self.kernels = kernels
+
+    def of(self, block: Block) -> Loader:
+        """The loader of a block."""
+        return SparseLoader(block, self) if self.tables.names else DenseLoader(block, self)
+
+
+class DenseLoader:
+    """Samples as (n, D)."""
+
+    def __init__(self, block: Block, how: Loaders) -> None:
+        self._block = block
+        self._shift, self._scale, self._kernels = how.shift, how.scale, how.kernels
+        self._samples = np.empty((0, len(how.shift)), how.shift.dtype)
+
+    def load(self, index: Array) -> Batch:
+        samples, labels, index = self._block.near(index)
+        if len(self._samples) != len(index):
+            self._samples = np.empty((len(index), len(self._shift)), self._shift.dtype)
+        if isinstance(samples, Csr):
+            columns = (samples.indptr, samples.indices, samples.values)
+            self._kernels.gather_csr(self._samples, *columns, index, self._shift, self._scale)
+        else:
+            self._kernels.gather(self._samples, samples, index, self._shift, self._scale)
+        return Batch(self._samples, _labels(labels, index, self._shift.dtype))
+
+
+class SparseLoader:
+    """Samples as entries whose columns are numbers of table rows.
+
+    Of dense samples each feature is an entry; where the model has fields, each feature is an id.
+    """
+
+    def __init__(self, block: Block, how: Loaders) -> None:
+        self._block = block
+        self._tables = how.tables
+        self._shift, self._scale, self._kernels = how.shift, how.scale, how.kernels
+        self._is_unscaled = how.is_unscaled
+        self._seen: Any = None
+        self._all_ones = False
+
+    def load(self, index: Array) -> Batch:
+        samples, labels, near = self._block.near(index)
+        if isinstance(samples, Csr):
+            indptr, entries, values = self._take(samples, near)
+        elif self._tables.fields > 1:
+            indptr, entries, values = self._ids(samples, near, index)
+        else:
+            indptr, entries, values = self._all_features(samples, near)
+        try:
+            if self._tables.fields > 1 and (np.diff(indptr) != self._tables.fields).any():
+                raise self._uneven(indptr, index)
+            columns, keys = self._tables.renumber(entries)
+        except IndexError:
+            raise self._unknown(indptr, entries, index) from None
+        return Batch(Sparse(indptr, columns, values), _labels(labels, near, self._shift.dtype), keys)
+
+    def _take(self, samples: Csr, index: Array) -> tuple[Array, Array, Array]:
+        """Rows of sparse samples, one after the other."""
+        if samples is not self._seen:
+            self._seen = samples
+            self._all_ones = self._is_unscaled and bool((samples.values == 1).all())
+        count = int((samples.indptr[index + 1] - samples.indptr[index]).sum())
+        indptr, entries = np.empty(len(index) + 1, np.int64), np.empty(count, np.int32)
+        values = np.empty(count, self._scale.dtype)
+        columns = (samples.indptr, samples.indices, samples.values)
+        self._kernels.csr_take(indptr, entries, values, *columns, index, self._scale)
+        return indptr, entries, values[:0] if self._all_ones else values
+
+    def _all_features(self, samples: Array, index: Array) -> tuple[Array, Array, Array]:
+        """Dense samples, every feature an entry."""
+        features = len(self._shift)
+        values = np.empty((len(index), features), self._shift.dtype)
+        self._kernels.gather(values, samples, index, self._shift, self._scale)
+        entries = np.tile(np.arange(features, dtype=np.int32), len(index))
+        return np.arange(len(index) + 1) * features, entries, values.reshape(-1)
+
+    def _ids(self, samples: Array, near: Array, index: Array) -> tuple[Array, Array, Array]:
+        """Dense samples whose features are ids."""
+        found = samples[near]
+        entries = found.astype(np.int32)
+        if not (entries == found).all():
+            sample, field = (int(n) for n in np.argwhere(entries != found)[0])
+            where = self._block.where(int(index[sample]))
+            raise DataError(f"{where}, feature {field} is {found[sample, field]}, expected an id: a whole number >= 0")
+        indptr = np.arange(len(index) + 1) * found.shape[1]
+        return indptr, entries.reshape(-1), np.empty(0, self._shift.dtype)
+
+    def _uneven(self, indptr: Array, index: Array) -> DataError:
+        sample = int(np.argmax(np.diff(indptr) != self._tables.fields))
+        count = int(indptr[sample + 1] - indptr[sample])
+        where = self._block.where(int(index[sample]))
+        return DataError(f"{where} has {count} entries; this model needs {self._tables.fields} of each sample")
+
+    def _unknown(self, indptr: Array, entries: Array, index: Array) -> DataError:
+        """Which entry is no row of its table."""
+        sizes = np.resize(self._tables.sizes if self._tables.fields > 1 else self._tables.sizes[:1], len(entries))
+        bad = int(np.argmax((entries < 0) | (entries >= sizes)))
+        where = self._block.where(int(index[int(np.searchsorted(indptr, bad, side="right")) - 1]))
+        return DataError(f"{where}: {entries[bad]} is none of the {sizes[bad]} ids or features of the model")
+
+
+def _labels(labels: Array, index: Array, dtype: np.dtype[Any]) -> Array:
+    """Class numbers as they are, values in the training dtype."""
+    chosen = labels[index]
+    return chosen.astype(dtype) if chosen.dtype.kind == "f" else chosen

@@ -1,0 +1,66 @@
+"""Rows of tables: the part of a gradient that touches few rows, as keys and values.
+
+A table is a parameter of R rows, of which a batch touches those whose keys occur in it. Its gradient is kept as
+*rows*: distinct keys, and one row of values a key. Rows of several parts or ranks are merged by adding up the values
+of equal keys, in the order given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+class Rows(NamedTuple):
+    """Some rows of one table: ``keys`` (k,) int64, distinct; ``values`` (k, W) in the training dtype, or int64."""
+
+    keys: Array
+    values: Array
+
+
+ByTable = Mapping[str, Rows]
+
+
+class Merger:
+    """Merges rows with a back end's kernels."""
+
+    def __init__(self, kernels: Any) -> None:
+        self._kernels = kernels
+
+    def merge(self, parts: Sequence[ByTable]) -> dict[str, Rows]:
+        """The sum of several parts' rows, table by table; the values added in the order of the parts."""
+        if len(parts) == 1:
+            return dict(parts[0])
+        return {name: self._add([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+    def merge_fixed(self, parts: Sequence[ByTable], scale: float) -> dict[str, Rows]:
+        """The exact sum as int64 fixed point: each value times ``scale``, rounded."""
+        return {name: self._add_fixed([part[name] for part in parts], scale) for name in parts[0]}
+
+    def union(self, parts: Sequence[Array]) -> Array:
+        """The distinct keys of several arrays of keys (each distinct in itself)."""
+        return parts[0] if len(parts) == 1 else self._distinct(parts)[0]
+
+    def _add(self, parts: list[Rows]) -> Rows:
+        keys, places = self._distinct([part.keys for part in parts])
+        total = np.zeros((len(keys), parts[0].values.shape[1]), parts[0].values.dtype)
+        self._kernels.scatter_add_rows(total, np.concatenate([part.values for part in parts]), places)
+        return Rows(keys, total)
+
+    def _add_fixed(self, parts: list[Rows], scale: float) -> Rows:
+        keys, places = self._distinct([part.keys for part in parts])
+        total = np.zeros((len(keys), parts[0].values.shape[1]), np.int64)
+        values = np.concatenate([part.values for part in parts])
+        self._kernels.scatter_add_rows_fixed(total, values, places, scale)
+        return Rows(keys, total)
+
+    def _distinct(self, parts: Sequence[Array]) -> tuple[Array, Array]:
+        """The distinct keys, ascending, and where each given key stands among them, int64."""
+        given = np.concatenate(parts)
+        keys, places = np.empty_like(given), np.empty(len(given), np.int32)
+        count = self._kernels.unique(keys, places, given)
+        return keys[:count], places.astype(np.int64)
