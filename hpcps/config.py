@@ -24,6 +24,7 @@ Positive = Annotated[int, Meta(ge=1, le=LARGEST)]
 Count = Annotated[int, Meta(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Rate = Annotated[float, Meta(gt=0, le=1e300)]
+NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
 Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 
 
@@ -53,12 +54,19 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Optimizer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How gradients change parameters."""
 
-    kind: Literal["sgd", "adagrad", "adam"] = "adagrad"
+    kind: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "ftrl"] = "adagrad"
     learning_rate: Rate = 0.1
     momentum: Fraction = 0.0
+    nesterov: bool = False
+    decay: Fraction = 0.9
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
     epsilon: Rate = 1e-8
+    weight_decay: NotNegative = 0.01
+    beta: NotNegative = 1.0
+    l1: NotNegative = 0.0
+    l2: NotNegative = 0.0
+    clip_norm: NotNegative = 0.0
 
 
 class Train(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -115,12 +123,19 @@ HELP = {
     "model.task": "regression | binary | multiclass: what the labels are, for your own training function",
     "model.parameters": "names and shapes, for your own training function: weight = [10, 64]",
     "model.scores": "file.py:name of a function (params, samples) -> scores, so that your model can predict",
-    "optimizer.kind": "sgd | adagrad | adam",
+    "optimizer.kind": "sgd | adagrad | rmsprop | adam | adamw | ftrl",
     "optimizer.learning_rate": "step size, > 0",
     "optimizer.momentum": "sgd: the part of the velocity that is kept, 0 <= m < 1",
-    "optimizer.beta1": "adam: decay of the mean, 0 <= b < 1",
-    "optimizer.beta2": "adam: decay of the mean square, 0 <= b < 1",
-    "optimizer.epsilon": "adagrad, adam: added to the divisor, > 0",
+    "optimizer.nesterov": "sgd with momentum: look ahead along the velocity",
+    "optimizer.decay": "rmsprop: decay of the mean square, 0 <= d < 1",
+    "optimizer.beta1": "adam, adamw: decay of the mean, 0 <= b < 1",
+    "optimizer.beta2": "adam, adamw: decay of the mean square, 0 <= b < 1",
+    "optimizer.epsilon": "adagrad, rmsprop, adam, adamw: added to the divisor, > 0",
+    "optimizer.weight_decay": "adamw: the part of a parameter taken off in a step, times the learning rate, >= 0",
+    "optimizer.beta": "ftrl: added to the root of the summed squares, >= 0",
+    "optimizer.l1": "all but adamw: adds l1 * sign(p) to the gradient; ftrl's own, which makes zeros; >= 0",
+    "optimizer.l2": "all but adamw: adds l2 * p to the gradient; ftrl's own; >= 0",
+    "optimizer.clip_norm": "the norm to which a longer mean gradient is scaled down (0: never)",
     "train.epochs": "passes over the training samples, >= 1",
     "train.batch": "the global batch in samples, whatever the rank count",
     "train.seed": "what all random draws are keyed by, >= 0",
@@ -136,6 +151,18 @@ HELP = {
     "run.transport": "auto | mpi | threads",
     "run.timeout_s": "seconds after which a wait for another rank is an error",
 }
+
+USERS = {
+    "momentum": ("sgd",),
+    "nesterov": ("sgd",),
+    "decay": ("rmsprop",),
+    "beta1": ("adam", "adamw"),
+    "beta2": ("adam", "adamw"),
+    "epsilon": ("adagrad", "rmsprop", "adam", "adamw"),
+    "weight_decay": ("adamw",),
+    "beta": ("ftrl",),
+}
+"""The kinds of optimiser that use a key, where not all do."""
 
 _SECTIONS = get_type_hints(Config)
 _PATHS = ("data.path", "data.labels", "data.test", "model.kind", "model.scores")
@@ -306,8 +333,26 @@ def _check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: run.device = 'cuda': this version has no GPU kernels; use 'cpu'")
     if train.strategy == "ring" and server.count != 1:
         raise ConfigError(f"{source}: server.count is the server strategy's; train.strategy = 'ring' does not use it")
-    if config.optimizer.kind != "sgd" and config.optimizer.momentum:
-        raise ConfigError(f"{source}: optimizer.momentum is sgd's; {config.optimizer.kind} does not use it")
+    _check_optimizer(config.optimizer, source)
+    if config.optimizer.clip_norm and server.count != 1:
+        raise ConfigError(
+            f"{source}: optimizer.clip_norm with server.count = {server.count}: a shard sees a part of the gradient, "
+            "not its norm; use 1 or all-reduce"
+        )
     if ":" not in config.model.kind and (config.model.parameters or config.model.scores):
         name = "parameters" if config.model.parameters else "scores"
         raise ConfigError(f"{source}: model.{name} is for your own training function, not for {config.model.kind}")
+
+
+def _check_optimizer(optimizer: Optimizer, source: str) -> None:
+    """Refuse what the kind would silently ignore."""
+    kind, default = optimizer.kind, Optimizer()
+    for key, users in USERS.items():
+        if kind not in users and getattr(optimizer, key) != getattr(default, key):
+            whose = ", ".join(f"{user}'s" for user in users)
+            raise ConfigError(f"{source}: optimizer.{key} is {whose}; {kind} does not use it")
+    if optimizer.nesterov and not optimizer.momentum:
+        raise ConfigError(f"{source}: optimizer.nesterov looks ahead along a velocity; set optimizer.momentum, too")
+    for key in ("l1", "l2"):
+        if kind == "adamw" and getattr(optimizer, key):
+            raise ConfigError(f"{source}: optimizer.{key} is not adamw's; use optimizer.weight_decay")
