@@ -24,6 +24,7 @@ Positive = Annotated[int, Meta(ge=1, le=LARGEST)]
 Count = Annotated[int, Meta(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Rate = Annotated[float, Meta(gt=0, le=1e300)]
+NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
 Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 
 
@@ -58,12 +59,19 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Optimizer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How gradients change parameters."""
 
-    kind: Literal["sgd", "adagrad", "adam"] = "adagrad"
+    kind: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "ftrl"] = "adagrad"
     learning_rate: Rate = 0.1
     momentum: Fraction = 0.0
+    nesterov: bool = False
+    decay: Fraction = 0.9
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
     epsilon: Rate = 1e-8
+    weight_decay: NotNegative = 0.01
+    beta: NotNegative = 1.0
+    l1: NotNegative = 0.0
+    l2: NotNegative = 0.0
+    clip_norm: NotNegative = 0.0
 
 
 class Train(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -125,12 +133,19 @@ HELP = {
     "model.factors": "fm, matrix-factorization: numbers that stand for a feature or an id",
     "model.width": "embedding: numbers that stand for a feature",
     "model.combine": "embedding: sum | mean of a sample's features | concat (each sample has as many)",
-    "optimizer.kind": "sgd | adagrad | adam",
+    "optimizer.kind": "sgd | adagrad | rmsprop | adam | adamw | ftrl",
     "optimizer.learning_rate": "step size, > 0",
     "optimizer.momentum": "sgd: the part of the velocity that is kept, 0 <= m < 1",
-    "optimizer.beta1": "adam: decay of the mean, 0 <= b < 1",
-    "optimizer.beta2": "adam: decay of the mean square, 0 <= b < 1",
-    "optimizer.epsilon": "adagrad, adam: added to the divisor, > 0",
+    "optimizer.nesterov": "sgd with momentum: look ahead along the velocity",
+    "optimizer.decay": "rmsprop: decay of the mean square, 0 <= d < 1",
+    "optimizer.beta1": "adam, adamw: decay of the mean, 0 <= b < 1",
+    "optimizer.beta2": "adam, adamw: decay of the mean square, 0 <= b < 1",
+    "optimizer.epsilon": "adagrad, rmsprop, adam, adamw: added to the divisor, > 0",
+    "optimizer.weight_decay": "adamw: the part of a parameter taken off in a step, times the learning rate, >= 0",
+    "optimizer.beta": "ftrl: added to the root of the summed squares, >= 0",
+    "optimizer.l1": "all but adamw: adds l1 * sign(p) to the gradient; ftrl's own, which makes zeros; >= 0",
+    "optimizer.l2": "all but adamw: adds l2 * p to the gradient; ftrl's own; >= 0",
+    "optimizer.clip_norm": "the norm to which a longer mean gradient is scaled down (0: never)",
     "train.epochs": "passes over the training samples, >= 1",
     "train.batch": "the global batch in samples, whatever the rank count",
     "train.seed": "what all random draws are keyed by, >= 0",
@@ -148,14 +163,23 @@ HELP = {
 }
 
 _POINT = ("linear", "logistic", "fm", "matrix-factorization")
-MODEL_KEYS = {
-    "loss": _POINT,
-    "delta": _POINT,
-    "factors": ("fm", "matrix-factorization"),
-    "width": ("embedding",),
-    "combine": ("embedding",),
+_FACTORS = ("fm", "matrix-factorization")
+USERS = {
+    "model.loss": _POINT,
+    "model.delta": _POINT,
+    "model.factors": _FACTORS,
+    "model.width": ("embedding",),
+    "model.combine": ("embedding",),
+    "optimizer.momentum": ("sgd",),
+    "optimizer.nesterov": ("sgd",),
+    "optimizer.decay": ("rmsprop",),
+    "optimizer.beta1": ("adam", "adamw"),
+    "optimizer.beta2": ("adam", "adamw"),
+    "optimizer.epsilon": ("adagrad", "rmsprop", "adam", "adamw"),
+    "optimizer.weight_decay": ("adamw",),
+    "optimizer.beta": ("ftrl",),
 }
-"""The keys of ``[model]`` that only some kinds use."""
+"""The kinds of model or optimiser that use a key, where not all do."""
 
 _SECTIONS = get_type_hints(Config)
 _PATHS = ("data.path", "data.labels", "data.test", "model.kind", "model.scores")
@@ -326,14 +350,31 @@ def _check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: run.device = 'cuda': this version has no GPU kernels; use 'cpu'")
     if train.strategy == "ring" and server.count != 1:
         raise ConfigError(f"{source}: server.count is the server strategy's; train.strategy = 'ring' does not use it")
-    if config.optimizer.kind != "sgd" and config.optimizer.momentum:
-        raise ConfigError(f"{source}: optimizer.momentum is sgd's; {config.optimizer.kind} does not use it")
-    for key, kinds in MODEL_KEYS.items():
-        value, default = getattr(config.model, key), getattr(Model(kind=""), key)
-        if value != default and config.model.kind not in kinds:
-            raise ConfigError(f"{source}: model.{key} is for {', '.join(kinds)}; {config.model.kind} does not use it")
+    _check_users(config, source)
     if config.model.kind == "matrix-factorization" and config.data.scale != "none":
         raise ConfigError(f"{source}: data.scale = {config.data.scale!r}: matrix-factorization has ids, not numbers")
+    if config.optimizer.clip_norm and server.count != 1:
+        raise ConfigError(
+            f"{source}: optimizer.clip_norm with server.count = {server.count}: a shard sees a part of the gradient, "
+            "not its norm; use 1 or all-reduce"
+        )
     if ":" not in config.model.kind and (config.model.parameters or config.model.scores):
         name = "parameters" if config.model.parameters else "scores"
         raise ConfigError(f"{source}: model.{name} is for your own training function, not for {config.model.kind}")
+
+
+def _check_users(config: Config, source: str) -> None:
+    """Refuse what the kind of model or optimiser would silently ignore."""
+    for key, users in USERS.items():
+        section, name = key.split(".")
+        options = getattr(config, section)
+        default = {field.name: field.default for field in msgspec.structs.fields(options)}[name]
+        if options.kind not in users and getattr(options, name) != default:
+            whose = ", ".join(f"{user}'s" for user in users)
+            raise ConfigError(f"{source}: {key} is {whose}; {options.kind} does not use it")
+    optimizer = config.optimizer
+    if optimizer.nesterov and not optimizer.momentum:
+        raise ConfigError(f"{source}: optimizer.nesterov looks ahead along a velocity; set optimizer.momentum, too")
+    for name in ("l1", "l2"):
+        if optimizer.kind == "adamw" and getattr(optimizer, name):
+            raise ConfigError(f"{source}: optimizer.{name} is not adamw's; use optimizer.weight_decay")

@@ -24,7 +24,7 @@ from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Array, Transport
 from hpcps.config import Config, to_toml
 from hpcps.data import Dataset
-from hpcps.errors import CommError, ModelError
+from hpcps.errors import CommError, ConfigError, ModelError
 from hpcps.exchange import Allreduce, AllreduceExchange, Alone, Exchange, ServerExchange, largest_of
 from hpcps.job import TEST_BLOCKS, Job, prepare
 from hpcps.loader import Loaders
@@ -122,6 +122,8 @@ def build(job: Job, facts: models.Facts) -> tuple[Model, Params]:
     """The model and its first parameters, the same on every rank."""
     train = job.config.train
     model = models.make(job.config.model, facts, train.dtype, job.kernels)
+    if model.tables and job.config.optimizer.clip_norm:
+        raise ConfigError("optimizer.clip_norm is for dense gradients; this model has tables, which it does not reach")
     rng = np.random.Generator(np.random.Philox(key=train.seed))
     return model, model.init(rng)
 

@@ -1,17 +1,67 @@
-"""Sums and maxima of flat buffers."""
+"""Sums, products and maxima of flat buffers: each bound by memory."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from hpcps_kernels.cpu._jit import kernel
+from hpcps_kernels.cpu._jit import kernel, part
+from hpcps_kernels.cpu._lanes import sum_of_products
 from hpcps_kernels.interface import Array
+
+PANEL = 2048  # elements of a sum that stay in the first-level cache
 
 
 @kernel
 def add_into(out: Array, x: Array) -> None:
     for i in range(out.shape[0]):
         out[i] += x[i]
+
+
+@kernel
+def sum_into(out: Array, xs: Array) -> None:
+    if xs.shape[0] == 0:
+        out[:] = 0
+        return
+    x, n, count = xs.reshape(xs.size), np.uintp(xs.shape[1]), xs.shape[0]
+    beginning = (count - 1) % 4 + 1  # the first 1 to 4 rows, then 4 at a time, so that the sum is seldom loaded
+    for start in range(0, out.shape[0], PANEL):
+        lo, hi = np.uintp(start), np.uintp(min(start + PANEL, out.shape[0]))
+        for i in range(lo, hi):
+            out[i] = x[i]
+        for p in range(1, beginning):
+            _add_row(out, x, np.uintp(p) * n, lo, hi)
+        for p in range(beginning, count, 4):
+            _add_four_rows(out, x, np.uintp(p) * n, n, lo, hi)
+
+
+@part
+def _add_row(out: Array, x: Array, row: int, lo: int, hi: int) -> None:
+    for i in range(lo, hi):
+        out[i] += x[row + i]
+
+
+@part
+def _add_four_rows(out: Array, x: Array, row: int, n: int, lo: int, hi: int) -> None:
+    second, third, fourth = row + n, row + n + n, row + n + n + n
+    for i in range(lo, hi):
+        out[i] = out[i] + x[row + i] + x[second + i] + x[third + i] + x[fourth + i]
+
+
+@kernel
+def axpy(out: Array, x: Array, a: float) -> None:
+    factor = out.dtype.type(a)
+    for i in range(out.shape[0]):
+        out[i] += factor * x[i]
+
+
+@kernel
+def dot(x: Array, y: Array) -> float:
+    return sum_of_products(x, y)
+
+
+@kernel
+def square_norm(x: Array) -> float:
+    return sum_of_products(x, x)
 
 
 def max_abs(x: Array) -> float:

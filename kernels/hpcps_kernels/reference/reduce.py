@@ -1,10 +1,12 @@
-"""Sums and maxima of flat buffers, in floating point and in fixed point, where a sum may take any order."""
+"""Sums, products and maxima of flat buffers, in floating point and in fixed point, where a sum may take any order."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from hpcps_kernels.interface import Array
+
+LANES = 32  # running sums of a dot product
 
 
 def add_into(out: Array, x: Array) -> None:
@@ -29,3 +31,40 @@ def add_fixed(out: Array, x: Array, scale: float) -> None:
 def from_fixed(out: Array, x: Array, scale: float) -> None:
     """out = x * scale, computed in float64 and then rounded to F; out (n,) F is overwritten, x (n,) int64."""
     out[:] = x.astype(np.float64) * scale
+
+
+def sum_into(out: Array, xs: Array) -> None:
+    """out = xs[0] + xs[1] + ..., added in this order, as `add_into` one after the other would; 0 where P is 0.
+
+    out (n,) is overwritten, xs (P, n), both of one dtype: float32, float64 or int64 (which wraps round).
+    """
+    out[:] = xs[0] if len(xs) else 0
+    for x in xs[1:]:
+        out += x
+
+
+def axpy(out: Array, x: Array, a: float) -> None:
+    """out += a * x, a rounded to F and the product rounded before it is added; out, x (n,) F."""
+    out += out.dtype.type(a) * x
+
+
+def dot(x: Array, y: Array) -> float:
+    """The sum of x * y, products and sums in float64; x, y (n,) F. A nan or inf in either reaches the result.
+
+    Element i is added to lane i modulo 32, in ascending order; then the upper half of the lanes is added to
+    the lower half until one is left. The bits do not depend on the CPU.
+    """
+    products = np.zeros(-(-len(x) // LANES) * LANES)
+    products[: len(x)] = x.astype(np.float64) * y.astype(np.float64)
+    lanes = np.zeros(LANES)
+    for row in products.reshape(-1, LANES):
+        lanes += row
+    while len(lanes) > 1:
+        lower, upper = np.split(lanes, 2)
+        lanes = lower + upper
+    return float(lanes[0])
+
+
+def square_norm(x: Array) -> float:
+    """The sum of x^2 in float64, as `dot`; x (n,) F."""
+    return dot(x, x)

@@ -8,6 +8,18 @@ CASES = [
     *(Case("add_into", {"n": n}, {"A": dtype}) for n in LENGTHS for dtype in (*FLOATS, "int64")),
     *(Case("max_abs", {"n": n}, {"F": dtype}) for n in LENGTHS for dtype in FLOATS),
     *(
+        Case("sum_into", {"P": p, "n": n}, {"A": dtype})
+        for p, n in [*((3, n) for n in LENGTHS), *((p, 33) for p in (0, 1, 2, 4, 5, 6, 7, 8, 9)), (7, 4097)]
+        for dtype in (*FLOATS, "int64")
+    ),
+    *(Case("axpy", {"n": n}, {"F": dtype}, {"a": -0.3}) for n in LENGTHS for dtype in FLOATS),
+    *(
+        Case(kernel, {"n": n}, {"F": dtype})
+        for kernel in ("dot", "square_norm")
+        for n in (*LENGTHS, 31, 32, 33, 63, 64, 65)
+        for dtype in FLOATS
+    ),
+    *(
         Case(kernel, {"n": n}, {"F": dtype}, {"scale": 2.0**20 / 3})
         for kernel in ("add_fixed", "from_fixed")
         for n in LENGTHS
