@@ -21,6 +21,7 @@ DTYPES = {
     "F": FLOATS,  # the dtype of the call's parameters
     "V": FLOATS,  # values stored in a dtype of their own
     "A": (*FLOATS, "int64"),  # what can be added
+    "I": ("int32", "int64"),  # keys
     "S": (*FLOATS, "uint8", "int8", "int16", "int32", "int64"),  # what data sets are stored as
     "X": (*FLOATS, "float16", "uint8", "int8"),  # samples that a gradient converts as it reads them
 }

@@ -1,13 +1,19 @@
-"""Rows picked out of a data set, converted, shifted and scaled in one pass."""
+"""Rows picked out of a data set or a table by number, and the numbers of keys."""
 
 from __future__ import annotations
 
-from hpcps_kernels.cpu._jit import kernel
+import numpy as np
+
+from hpcps_kernels.cpu import _unique
+from hpcps_kernels.cpu._jit import kernel, part
 from hpcps_kernels.cpu._prefetch import prefetch
+from hpcps_kernels.cpu._row_moves import add_row, add_row_fixed, copy_row
 from hpcps_kernels.interface import Array
 
 AHEAD_BYTES = 1024  # between the row that is converted and the one that is sent for
 LINE_BYTES = 64
+MOST_AHEAD = 16  # rows: a core has about that many cache lines under way
+BLOCK = 1024  # indices that are checked at once
 
 
 @kernel
@@ -17,7 +23,7 @@ def gather(out: Array, source: Array, index: Array, shift: Array, scale: Array) 
     ahead = max(1, AHEAD_BYTES // max(1, source.shape[1] * source.itemsize))
     for i in range(index.shape[0]):
         if index[i] < 0 or index[i] >= source.shape[0]:
-            raise IndexError("gather: an index is outside 0..N-1")
+            raise IndexError("rows: an index is outside 0..N-1")
         soon = index[min(i + ahead, index.shape[0] - 1)]
         for d in range(0, source.shape[1], line):
             prefetch(source, soon, d)
@@ -33,7 +39,7 @@ def gather_csr(
     to = out.dtype.type
     for i in range(index.shape[0]):
         if index[i] < 0 or index[i] >= indptr.shape[0] - 1:
-            raise IndexError("gather: an index is outside 0..N-1")
+            raise IndexError("rows: an index is outside 0..N-1")
         into, start, stop = out[i], indptr[index[i]], indptr[index[i] + 1]
         if start < 0 or stop < start or stop > indices.shape[0]:
             raise IndexError("gather_csr: a row has entries outside the arrays or columns outside 0..D-1")
@@ -44,3 +50,109 @@ def gather_csr(
             if d < 0 or d >= into.shape[0]:
                 raise IndexError("gather_csr: a row has entries outside the arrays or columns outside 0..D-1")
             into[d] = (to(values[j]) - shift[d]) * scale[d]
+
+
+@kernel
+def gather_rows(out: Array, table: Array, index: Array) -> None:
+    m, ahead, line = index.shape[0], _rows_ahead(table), LINE_BYTES // table.itemsize
+    for start in range(0, m, BLOCK):
+        stop = min(start + BLOCK, m)
+        _check_index(index[start:stop], table.shape[0])
+        if table.shape[1] == 1:
+            for i in range(start, stop):
+                out[i, 0] = table[np.uint64(index[i]), 0]
+        else:
+            for i in range(start, stop):
+                _send_for(table, index[min(i + ahead, m - 1)], line)
+                copy_row(out, i, table, index[i])
+
+
+@kernel
+def scatter_rows(table: Array, rows: Array, index: Array) -> None:
+    _check_index(index, table.shape[0])
+    m, ahead, line = index.shape[0], _rows_ahead(table), LINE_BYTES // table.itemsize
+    for i in range(m):
+        _send_for(table, index[min(i + ahead, m - 1)], line)
+        copy_row(table, index[i], rows, i)
+
+
+@kernel
+def scatter_add_rows(table: Array, rows: Array, index: Array) -> None:
+    _check_index(index, table.shape[0])
+    m, ahead, line = index.shape[0], _rows_ahead(table), LINE_BYTES // table.itemsize
+    for i in range(m):
+        _send_for(table, index[min(i + ahead, m - 1)], line)
+        add_row(table, index[i], rows, i)
+
+
+@kernel
+def scatter_add_rows_fixed(table: Array, rows: Array, index: Array, scale: float) -> None:
+    _check_index(index, table.shape[0])
+    m, ahead, line = index.shape[0], _rows_ahead(table), LINE_BYTES // table.itemsize
+    for i in range(m):
+        _send_for(table, index[min(i + ahead, m - 1)], line)
+        add_row_fixed(table, index[i], rows, i, scale)
+
+
+@part
+def _rows_ahead(table: Array) -> int:
+    return max(1, min(MOST_AHEAD, 2 * AHEAD_BYTES // max(1, table.shape[1] * table.itemsize)))
+
+
+@part
+def _send_for(table: Array, row: int, line: int) -> None:
+    for d in range(0, table.shape[1], line):
+        prefetch(table, row, d)
+    prefetch(table, row, table.shape[1] - 1)  # a row need not begin where a line does
+
+
+@part
+def _check_index(index: Array, rows: int) -> None:
+    outside = False
+    for i in range(index.shape[0]):
+        outside |= (index[i] < 0) | (index[i] >= rows)
+    if outside:
+        raise IndexError("rows: an index is outside 0..N-1")
+
+
+@kernel
+def localize(keys: Array, inverse: Array, x: Array, slots: Array) -> int:
+    n, count, places = x.shape[0], 0, slots.reshape(slots.shape[0], 1)
+    for i in range(n):
+        prefetch(places, x[min(i + MOST_AHEAD, n - 1)], 0)
+        key = np.int64(x[i])
+        if key < 0 or key >= slots.shape[0]:
+            _set_free(slots, keys[:count])
+            raise IndexError("rows: an index is outside 0..N-1")
+        # Without a branch on whether the key is new, which nothing could predict.
+        slot = slots[key]
+        slot = count if slot < 0 else slot
+        slots[key] = slot
+        inverse[i] = slot
+        keys[count] = key
+        count += slot == count
+    _set_free(slots, keys[:count])
+    keys[count:] = 0
+    return count
+
+
+@part
+def _set_free(slots: Array, keys: Array) -> None:
+    places, last = slots.reshape(slots.shape[0], 1), keys.shape[0] - 1
+    for i in range(keys.shape[0]):
+        prefetch(places, keys[min(i + MOST_AHEAD, last)], 0)
+        slots[keys[i]] = -1
+
+
+@kernel
+def unique(keys: Array, inverse: Array, x: Array) -> int:
+    if x.shape[0] == 0:
+        return 0
+    base, mask = _unique.varying_bits(x)
+    segments, width = _unique.segments_of(mask)
+    if width <= _unique.bits_needed(x.shape[0]) + _unique.DENSE and width <= 32:
+        count = _unique.unique_by_bitmap(keys, inverse, x, base, segments, width)
+    else:
+        count = _unique.unique_by_sorting(keys, inverse, x, base, segments, width)
+    keys[count:] = 0
+    return count
