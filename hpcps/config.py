@@ -46,6 +46,8 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     kind: str
     task: Literal["auto", "regression", "binary", "multiclass"] = "auto"
+    hidden: tuple[Positive, ...] = (128,)
+    activation: Literal["relu", "tanh", "gelu"] = "relu"
     parameters: dict[str, list[Positive]] = {}
     scores: str = ""
 
@@ -111,8 +113,10 @@ HELP = {
     "data.label_column": "CSV: the label's column, by name or by number from 0 (negative: from the end)",
     "data.features": "libsvm: the number of features (0: the largest index seen)",
     "data.zero_based": "libsvm: whether indices begin at 0",
-    "model.kind": "linear | logistic | softmax | file.py:name (your own training function)",
-    "model.task": "regression | binary | multiclass: what the labels are, for your own training function",
+    "model.kind": "linear | logistic | softmax | mlp | file.py:name (your own training function)",
+    "model.task": "regression | binary | multiclass: what the labels are, for mlp and your own training function",
+    "model.hidden": "mlp: the widths of its hidden layers",
+    "model.activation": "mlp: relu | tanh | gelu, after each hidden layer",
     "model.parameters": "names and shapes, for your own training function: weight = [10, 64]",
     "model.scores": "file.py:name of a function (params, samples) -> scores, so that your model can predict",
     "optimizer.kind": "sgd | adagrad | adam",
@@ -311,3 +315,6 @@ def _check(config: Config, source: str) -> None:
     if ":" not in config.model.kind and (config.model.parameters or config.model.scores):
         name = "parameters" if config.model.parameters else "scores"
         raise ConfigError(f"{source}: model.{name} is for your own training function, not for {config.model.kind}")
+    for name in ("hidden", "activation"):
+        if config.model.kind != "mlp" and getattr(config.model, name) != getattr(Model(kind=""), name):
+            raise ConfigError(f"{source}: model.{name} is mlp's; {config.model.kind} does not use it")

@@ -99,7 +99,7 @@ def load(job: Job) -> Dataset:
 
 def task(config: Config) -> models.Task:
     """What the labels are: the built-in model's, or as configured, or the user's object's, or class numbers."""
-    built_in = models.built_in_task(config.model.kind)
+    built_in = models.built_in_task(config.model)
     if built_in is not None:
         return built_in
     if config.model.task != "auto":

@@ -46,11 +46,12 @@ class Model(Protocol):
         """Raw scores: (n,) of a regression or binary model (positive: class 1), (n, K) of a multiclass one."""
 
 
-def built_in_task(kind: str) -> Task | None:
+def built_in_task(options: Options) -> Task | None:
     """What the labels of a built-in model are; None for a user's own."""
+    from hpcps.models import mlp
     from hpcps.models.linear import TASKS
 
-    return None if ":" in kind else TASKS.get(kind)
+    return mlp.task(options) if options.kind == "mlp" else TASKS.get(options.kind)
 
 
 def make(options: Options, features: int, classes: int, dtype: str, kernels: Any) -> Model:
@@ -62,17 +63,21 @@ def make(options: Options, features: int, classes: int, dtype: str, kernels: Any
         from hpcps.models.custom import load
 
         return load(options, dtype)
+    if check_kind(options.kind) == "mlp":
+        from hpcps.models.mlp import MLP
+
+        return MLP(options, features, classes, dtype, kernels)
     from hpcps.models.linear import MODELS
 
-    return MODELS[check_kind(options.kind)](features, classes, dtype, kernels)
+    return MODELS[options.kind](features, classes, dtype, kernels)
 
 
 def check_kind(kind: str) -> str:
     """Return ``kind`` if there is such a model. Raises ConfigError with the known ones."""
     from hpcps.models.linear import MODELS
 
-    if ":" not in kind and kind not in MODELS:
-        known = ", ".join(MODELS)
+    if ":" not in kind and kind not in (*MODELS, "mlp"):
+        known = ", ".join((*MODELS, "mlp"))
         raise ConfigError(f"model.kind = {kind!r} is not known; use one of {known}, or file.py:name for your own")
     return kind
 
