@@ -47,6 +47,8 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     kind: str
     task: Literal["auto", "regression", "binary", "multiclass"] = "auto"
+    hidden: tuple[Positive, ...] = (128,)
+    activation: Literal["relu", "tanh", "gelu"] = "relu"
     parameters: dict[str, list[Positive]] = {}
     scores: str = ""
     loss: Literal["auto", "squared", "huber", "poisson", "logistic", "hinge", "squared_hinge"] = "auto"
@@ -128,6 +130,8 @@ HELP = {
     "model.task": "auto | regression | binary | multiclass: what the labels are",
     "model.parameters": "names and shapes, for your own training function: weight = [10, 64]",
     "model.scores": "file.py:name of a function (params, samples) -> scores, so that your model can predict",
+    "model.hidden": "mlp, embedding: the widths of the hidden layers",
+    "model.activation": "mlp, embedding: relu | tanh | gelu, after each hidden layer",
     "model.loss": "auto | squared, huber, poisson (regression) | logistic, hinge, squared_hinge (binary)",
     "model.delta": "huber: up to which error the loss is squared, > 0",
     "model.factors": "fm, matrix-factorization: numbers that stand for a feature or an id",
@@ -168,6 +172,8 @@ USERS = {
     "model.loss": _POINT,
     "model.delta": _POINT,
     "model.factors": _FACTORS,
+    "model.hidden": ("mlp", "embedding"),
+    "model.activation": ("mlp", "embedding"),
     "model.width": ("embedding",),
     "model.combine": ("embedding",),
     "optimizer.momentum": ("sgd",),

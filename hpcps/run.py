@@ -115,7 +115,8 @@ def facts_of(job: Job, dataset: Dataset) -> models.Facts:
     ids: tuple[int, ...] = ()
     if models.takes_ids(job.config.model) and not dataset.sparse:
         ids = data.count_ids(dataset, job.together)
-    return models.Facts(dataset.features, classes, dataset.sparse, ids)
+    entries = data.count_entries(dataset, job.together) if models.takes_as_many(job.config.model) else 0
+    return models.Facts(dataset.features, classes, dataset.sparse, ids, entries)
 
 
 def build(job: Job, facts: models.Facts) -> tuple[Model, Params]:

@@ -130,11 +130,11 @@ def read_model(path: Path) -> Trained:
         params = _join(tensors)
         features = int(extra["features"][0])
         shift, scale = extra.get("shift", np.zeros(features)), extra.get("scale", np.ones(features))
-        ids = tuple(map(int, extra["ids"]))
+        ids, entries = tuple(map(int, extra["ids"])), int(extra["entries"][0])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as a model: {error}") from error
     classes = extra.get("classes")
-    facts = Facts(features, 0 if classes is None else len(classes), bool(extra["sparse"][0]), ids)
+    facts = Facts(features, 0 if classes is None else len(classes), bool(extra["sparse"][0]), ids, entries)
     return Trained(params, facts, classes, shift, scale)
 
 
@@ -151,7 +151,7 @@ def _write_model(file: Path, trained: Trained) -> None:
 
     facts = trained.facts
     extra = {"features": np.array([facts.features]), "sparse": np.array([facts.sparse])}
-    extra["ids"] = np.array(facts.ids, np.int64)
+    extra |= {"ids": np.array(facts.ids, np.int64), "entries": np.array([facts.entries])}
     if trained.classes is not None:
         extra["classes"] = trained.classes
     if trained.shift.any():

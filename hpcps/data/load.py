@@ -98,6 +98,21 @@ def count_ids(dataset: Dataset, together: Together) -> tuple[int, ...]:
     return tuple(int(count) + 1 for count in largest.max(axis=0))
 
 
+def count_entries(dataset: Dataset, together: Together) -> int:
+    """How many entries every sample of all ranks has, held-out ones included; 0 where they differ. A collective.
+
+    A dense sample has an entry a feature.
+    """
+    if not dataset.sparse:
+        return dataset.features
+    counts: list[Array] = [np.empty(0, np.int64)]
+    for block in [*dataset.train.values(), *dataset.test.values()]:
+        assert isinstance(block.samples, Csr)
+        counts.append(np.unique(np.diff(block.samples.indptr)))
+    found = np.unique(together.gather(np.unique(np.concatenate(counts))))
+    return int(found[0]) if len(found) == 1 else 0
+
+
 def _largest_ids(block: Block) -> Ints:
     samples = block.samples
     assert not isinstance(samples, Csr)

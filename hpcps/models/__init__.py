@@ -62,6 +62,8 @@ class Facts:
     sparse: bool = False
     ids: tuple[int, ...] = ()
     """For each column of dense samples that hold ids: one more than the largest"""
+    entries: int = 0
+    """Entries of each sample of sparse data, where all have as many; else 0"""
 
 
 class Model(Protocol):
@@ -143,6 +145,11 @@ def loss_of(options: Options, task: Task) -> str:
 def takes_ids(options: Options) -> bool:
     """Whether the features of dense samples are ids, keys of tables."""
     return options.kind == "matrix-factorization"
+
+
+def takes_as_many(options: Options) -> bool:
+    """Whether all samples must have as many entries."""
+    return options.kind == "embedding" and options.combine == "concat"
 
 
 def make(options: Options, facts: Facts, dtype: str, kernels: Any) -> Model:

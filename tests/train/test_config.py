@@ -35,6 +35,12 @@ def test_text_keys_take_what_looks_like_a_number(tmp_path):
     assert (found.data.label_column, found.data.path) == ("-1", "2024")
 
 
+def test_widths_are_set_from_the_command_line(tmp_path):
+    found = config.read(write(tmp_path, MINIMAL), {}, ["model.kind=mlp", "model.hidden=[512, 256]"])
+    assert found.model.hidden == (512, 256)
+    assert config.from_tree(tomllib.loads(config.to_toml(found))) == found
+
+
 def test_paths_in_a_file_are_relative_to_it_and_built_in_names_are_not(tmp_path):
     text = 'data.path = "a/b.csv"\ndata.test = "t.csv"\nmodel.kind = "m.py:f"\nmodel.parameters.w = [2]\n'
     found = config.read(write(tmp_path, text))
@@ -90,6 +96,9 @@ def test_written_out_in_full_and_read_back_the_same(tmp_path):
         ('run.device = "cuda"', r"run\.device = 'cuda': this version has no GPU kernels"),
         ("train.reproducible = true\ntrain.batch = 8", r"train\.grains = 16 is more than train\.batch = 8"),
         ("model.parameters.w = [1]", r"model\.parameters is for your own training function, not for softmax"),
+        ("model.hidden = [64]", r"model\.hidden is mlp's; softmax does not use it"),
+        ('model.activation = "gelu"', r"model\.activation is mlp's; softmax does not use it"),
+        ("model.hidden = [0]", r"model\.hidden\[0\]: expected `int` >= 1 \(mlp: the widths of its hidden layers\)"),
         ("train.batch =", r"c\.toml: Invalid value"),
     ],
 )

@@ -1,8 +1,11 @@
 """Models: numerical gradients, scikit-learn's losses, and a user's own function with all it can get wrong."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import hpcps_kernels
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from hpcps import models
 from hpcps.config import Model as Options
@@ -20,10 +23,20 @@ def batch_for(task, rng):
     return Batch(samples, rng.integers(0, 2 if task == "binary" else CLASSES, SAMPLES))
 
 
-@pytest.mark.parametrize("kind", ["linear", "logistic", "softmax"])
-def test_gradients_are_the_numerical_derivatives_of_the_loss(kind):
+PERCEPTRONS = [
+    {"kind": "mlp", "hidden": hidden, "activation": activation, "task": task}
+    for hidden in ((), (4,), (7, 3))
+    for activation in ("relu", "tanh", "gelu")
+    for task in ("auto", "binary", "regression")
+]
+
+
+@pytest.mark.parametrize(
+    "options", [{"kind": "linear"}, {"kind": "logistic"}, {"kind": "softmax"}, *PERCEPTRONS], ids=str
+)
+def test_gradients_are_the_numerical_derivatives_of_the_loss(options):
     rng = np.random.default_rng(5)
-    model = models.make(Options(kind=kind), FEATURES, CLASSES, "float64", KERNELS)
+    model = models.make(Options(**options), FEATURES, CLASSES, "float64", KERNELS)
     params = model.init(rng)
     params.flat[:] = rng.normal(size=len(params.flat))
     batch = batch_for(model.task, rng)
@@ -57,8 +70,83 @@ def test_losses_agree_with_scikit_learn_at_the_same_parameters():
 
 
 def test_an_unknown_model_names_the_known_ones():
-    with pytest.raises(ConfigError, match=r"model\.kind = 'sofmax' is not known; use one of linear, logistic, softmax"):
+    with pytest.raises(
+        ConfigError, match=r"model\.kind = 'sofmax' is not known; use one of linear, logistic, softmax, mlp"
+    ):
         models.make(Options(kind="sofmax"), 1, 2, "float32", KERNELS)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "binary", "regression"])
+def test_a_perceptron_is_its_layers_written_out(task):
+    rng = np.random.default_rng(8)
+    model = models.make(Options(kind="mlp", hidden=(6,), task=task), FEATURES, CLASSES, "float64", KERNELS)
+    assert (model.task, models.built_in_task(Options(kind="mlp", task=task))) == (task, task)
+    params = model.init(rng)
+    params["bias1"][:] = rng.normal(size=6)
+    samples = rng.normal(size=(SAMPLES, FEATURES))
+    hidden = np.maximum(samples @ params["weight1"].T + params["bias1"], 0)
+    scores = model.scores(params, samples)
+    expected = hidden @ params["weight2"].T + params["bias2"]
+    np.testing.assert_allclose(scores, expected if task == "multiclass" else expected[:, 0], rtol=1e-12)
+    kept = scores.copy()
+    model.loss(params, batch_for(task, rng))
+    assert np.array_equal(scores, kept)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_a_perceptrons_first_weights_are_random_the_same_for_a_seed_and_within_their_limits(activation):
+    model = models.make(Options(kind="mlp", hidden=(50, 20), activation=activation), 30, 10, "float32", KERNELS)
+    params, again = (model.init(np.random.default_rng(3)) for _ in range(2))
+    assert params.sha256() == again.sha256()
+    shapes = {
+        "weight1": (50, 30),
+        "bias1": (50,),
+        "weight2": (20, 50),
+        "bias2": (20,),
+        "weight3": (10, 20),
+        "bias3": (10,),
+    }
+    assert params.shapes == shapes
+    for layer, (inputs, outputs) in enumerate([(30, 50), (50, 20), (20, 10)], 1):
+        he = activation == "relu" and layer < 3
+        limit = np.sqrt(6 / inputs if he else 6 / (inputs + outputs))
+        assert 0.9 * limit < np.abs(params[f"weight{layer}"]).max() <= np.float32(limit)
+        assert not params[f"bias{layer}"].any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("task", ["auto", "binary"])
+def test_a_perceptrons_gradient_has_the_same_bits_on_any_thread_and_wherever_arrays_lie(dtype, task):
+    rng = np.random.default_rng(9)
+    options = Options(kind="mlp", hidden=(33, 17), activation="gelu", task=task)
+    model = models.make(options, 29, 7, dtype, KERNELS)
+    params = model.init(rng)
+    samples = rng.normal(size=(37, 29)).astype(dtype)
+    labels = rng.integers(0, 7 if task == "auto" else 2, 37)
+
+    def gradient(shift):
+        def moved(array):
+            room = np.empty(array.size + shift, array.dtype)
+            room[shift:] = array.reshape(-1)
+            return room[shift:].reshape(array.shape)
+
+        out = params.on(moved(np.empty_like(params.flat)))
+        for n in (5, 37):  # memory of several batch sizes
+            loss = model.loss_gradient(params.on(moved(params.flat)), Batch(moved(samples[:n]), labels[:n]), out)
+        return loss, out.flat.tobytes()
+
+    with threadpool_limits(1), ThreadPoolExecutor(3) as pool:
+        assert len(set(pool.map(gradient, [0, 1, 3, 8, 0, 5] * 5))) == 1
+
+
+def test_a_label_that_is_no_class_is_refused_by_a_perceptron():
+    rng = np.random.default_rng(2)
+    for task in ("multiclass", "binary"):
+        model = models.make(Options(kind="mlp", task=task), FEATURES, CLASSES, "float64", KERNELS)
+        params = model.init(rng)
+        batch = Batch(rng.normal(size=(2, FEATURES)), np.array([0, CLASSES]))
+        with pytest.raises(ValueError, match="label"):
+            model.loss_gradient(params, batch, params.on(np.empty_like(params.flat)))
 
 
 GOOD = """

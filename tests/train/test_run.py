@@ -67,6 +67,42 @@ def test_fast_and_reproducible_runs_agree_to_rounding(tmp_path):
     assert first["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+def test_a_perceptron_has_the_same_bits_at_any_rank_thread_and_shard_count(tmp_path, activation):
+    found = set()
+    for strategy, ranks, threads in (
+        ("ring", 1, 2),
+        ("ring", 2, 1),
+        ("ring", 3, 2),
+        ("server", 2, 2),
+        ("server", 3, 1),
+    ):
+        settings = [f"train.strategy={strategy}", f"run.threads={threads}", f"model.activation={activation}"]
+        run = train(tmp_path, "mlp.toml", "train.reproducible=true", *settings, ranks=ranks)
+        found.add(tuple(run.summary[name] for name in ("params_sha256", "loss", "test_loss", "accuracy")))
+    assert len(found) == 1, found
+
+
+@pytest.mark.parametrize(("task", "quality"), [("binary", {"accuracy": 0.98}), ("regression", {"rmse": 0.9})])
+def test_a_perceptron_learns_other_tasks(tmp_path, task, quality):
+    rng = np.random.default_rng(3)
+    samples = rng.normal(size=(1000, 2))
+    product = samples.prod(axis=1)  # no linear model can tell its sign
+    labels = np.where(product > 0, 5, -5) if task == "binary" else 3 * product
+    keep = np.abs(product) > 0.05
+    np.savez(tmp_path / "data.npz", samples=samples[keep], labels=labels[keep])
+    settings = [f"model.task={task}", f"data.path={tmp_path / 'data.npz'}", "data.scale=none", "data.test_fraction=0.2"]
+    run = train(tmp_path, "mlp.toml", *settings, "train.epochs=60", "train.batch=32", ranks=2)
+    ((name, bound),) = quality.items()
+    assert run.summary[name] > bound if name == "accuracy" else run.summary[name] < bound
+    predicted = inference.predict(run.folder, str(tmp_path / "data.npz"))
+    assert task == "regression" or set(predicted.tolist()) == {-5, 5}
+
+
+def test_a_perceptron_learns_digits(tmp_path):
+    assert train(tmp_path, "mlp.toml", "train.epochs=20", ranks=2).summary["accuracy"] > 0.95
+
+
 @pytest.mark.parametrize("strategy", ["ring", "server"])
 def test_digits_are_learned(tmp_path, strategy):
     run = train(tmp_path, "digits.toml", "train.epochs=20", f"train.strategy={strategy}", ranks=2)

@@ -55,8 +55,8 @@ class _Columns(_Loop):
             yield self.row(table, number), number, builder.load(builder.gep(first, [builder.mul(e, step)]))
 
 
-def _over(build: Callable[..., Any], arrays: int, returns: bool = False) -> Any:
-    """What makes an intrinsic of `build(columns, arrays, other arguments)`; the first array tells the dtype."""
+def _over(build: Callable[..., Any], arrays: int, returns: bool = False) -> Callable[[tuple[Any, ...]], Any]:
+    """Types and code of `build(columns, arrays, other arguments)` from the types; the first array tells the dtype."""
 
     def declare(kinds: tuple[Any, ...]) -> Any:
         dtype = kinds[0].dtype
@@ -185,35 +185,46 @@ def _product_back(columns: _Columns, arrays: list[Any], place: list[Value]) -> N
     columns.run(columns.constant(1), columns.columns(arrays[0]), body)
 
 
-@intrinsic
-def add_rows(typing_context, out, table, indices, values, i, start, stop):  # type: ignore[no-untyped-def]
+def _typed_add_rows(_: Any, out: Any, table: Any, indices: Any, values: Any, i: Any, start: Any, stop: Any) -> Any:
     return _over(_add_rows, 4)((out, table, indices, values, i, start, stop))
 
 
-@intrinsic
-def spread_row(  # type: ignore[no-untyped-def]
-    typing_context, table_gradient, gradient, indices, values, i, start, stop, factor
-):
+def _typed_spread_row(
+    _: Any, table_gradient: Any, gradient: Any, indices: Any, values: Any, i: Any, start: Any, stop: Any, factor: Any
+) -> Any:
     return _over(_spread_row, 4)((table_gradient, gradient, indices, values, i, start, stop, factor))
 
 
-@intrinsic
-def pairs(typing_context, sums, table, indices, values, i, start, stop):  # type: ignore[no-untyped-def]
+def _typed_pairs(_: Any, sums: Any, table: Any, indices: Any, values: Any, i: Any, start: Any, stop: Any) -> Any:
     return _over(_pairs, 4, returns=True)((sums, table, indices, values, i, start, stop))
 
 
-@intrinsic
-def pairs_back(  # type: ignore[no-untyped-def]
-    typing_context, table_gradient, sums, table, indices, values, i, start, stop, factor
-):
+def _typed_pairs_back(
+    _: Any,
+    table_gradient: Any,
+    sums: Any,
+    table: Any,
+    indices: Any,
+    values: Any,
+    i: Any,
+    start: Any,
+    stop: Any,
+    factor: Any,
+) -> Any:
     return _over(_pairs_back, 5)((table_gradient, sums, table, indices, values, i, start, stop, factor))
 
 
-@intrinsic
-def product(typing_context, a, b, i, j):  # type: ignore[no-untyped-def]
+def _typed_product(_: Any, a: Any, b: Any, i: Any, j: Any) -> Any:
     return _over(_product, 2, returns=True)((a, b, i, j))
 
 
-@intrinsic
-def product_back(typing_context, a_gradient, b_gradient, a, b, i, j, factor):  # type: ignore[no-untyped-def]
+def _typed_product_back(_: Any, a_gradient: Any, b_gradient: Any, a: Any, b: Any, i: Any, j: Any, factor: Any) -> Any:
     return _over(_product_back, 4)((a_gradient, b_gradient, a, b, i, j, factor))
+
+
+add_rows: Any = intrinsic(_typed_add_rows)
+spread_row: Any = intrinsic(_typed_spread_row)
+pairs: Any = intrinsic(_typed_pairs)
+pairs_back: Any = intrinsic(_typed_pairs_back)
+product: Any = intrinsic(_typed_product)
+product_back: Any = intrinsic(_typed_product_back)

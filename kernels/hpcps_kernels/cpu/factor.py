@@ -57,7 +57,8 @@ def fm_loss_gradient(
                 x = values[e] if values.shape[0] > 0 else table.dtype.type(1)
                 table_gradient[indices[e], 0] += factor * x
             pairs_back(table_gradient, sums, table, indices, values, i - first, indptr[i], indptr[i + 1], factor)
-    return loss_sum(losses)
+    total: float = loss_sum(losses)
+    return total
 
 
 @part
@@ -118,7 +119,8 @@ def mf_loss_gradient(
             user_gradient[u, 0] += factor
             item_gradient[v, 0] += factor
             product_back(user_gradient, item_gradient, user, item, u, v, factor)
-    return loss_sum(losses)
+    total: float = loss_sum(losses)
+    return total
 
 
 @part

@@ -1,0 +1,154 @@
+"""A multilayer perceptron: dense layers with an activation between them.
+
+Matrix products are NumPy's BLAS, each a single call that writes where its result belongs; what is between them is
+the kernels'. The bits of a product depend on its shape alone, not on where the arrays lie.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hpcps.config import Model as Options
+from hpcps.models import Array, Arrays, Batch, Facts, Model, Task
+from hpcps.params import Params, Shapes
+
+SIZES_KEPT = 4
+"""Batch sizes whose memory a thread keeps."""
+
+
+class _Space(NamedTuple):
+    """What a batch leaves in memory between the way forward and the way back; a list has an array (n, H) a layer."""
+
+    z: list[Array]  # before the activation, with the bias
+    out: list[Array]  # after it; the scores at the end, which become residuals
+    delta: list[Array]  # the gradient by z, of all layers but the last
+    labels: Array  # (n,) as floats
+
+
+class _Spaces(threading.local):
+    """Memory by batch size, each thread its own."""
+
+    def __init__(self) -> None:
+        self.by_size: dict[int, _Space] = {}
+
+
+def make(options: Options, task: Task, facts: Facts, dtype: str, kernels: Any) -> Model:
+    """The model for data of these facts."""
+    return MLP(options, task, facts, dtype, kernels)
+
+
+class MLP:
+    """samples @ weight1.T + bias1, activation, ... @ weightL.T + biasL; ``task`` decides the outputs and the loss.
+
+    A multiclass model has an output a class and softmax's cross-entropy, a binary one an output and the logistic loss,
+    a regression an output and half the squared error. Weights are (outputs, inputs), which made a step some percent
+    shorter than (inputs, outputs).
+    """
+
+    can_predict = True
+    tables: tuple[str, ...] = ()
+    fields = 1
+
+    def __init__(self, options: Options, task: Task, facts: Facts, dtype: str, kernels: Any) -> None:
+        self.task = task
+        self._activation = options.activation
+        self._kernels = kernels
+        self._dtype = np.dtype(dtype)
+        self._widths = [facts.features, *options.hidden, facts.classes if self.task == "multiclass" else 1]
+        self._layers = len(self._widths) - 1
+        self._shapes: Shapes = _shapes(self._widths)
+        self._unweighted = np.empty(0, self._dtype)
+        self._mine = _Spaces()
+
+    def init(self, rng: np.random.Generator) -> Params:
+        """Uniform weights: He et al. 2015 before relu and gelu, else Glorot & Bengio 2010; biases are zero."""
+        params = Params.zeros(self._shapes, self._dtype)
+        for layer in range(1, self._layers + 1):
+            weight = params[f"weight{layer}"]
+            outputs, inputs = weight.shape
+            is_rectified = layer < self._layers and self._activation != "tanh"
+            limit = np.sqrt(6 / inputs if is_rectified else 6 / (inputs + outputs))
+            weight[:] = rng.uniform(-limit, limit, weight.shape)
+        return params
+
+    def loss_gradient(
+        self, params: Arrays, batch: Batch, gradient_out: Arrays, samples_gradient: Array | None = None
+    ) -> float:
+        """Overwrites also ``samples_gradient`` (n, D), the gradient by the samples, where it is given."""
+        space = self._space(len(batch.samples))
+        scores = space.out[-1]
+        self._forward(params, batch.samples, space, scores)
+        loss = self._residual(scores, batch.labels, space)
+        self._kernels.activation_gradient(scores, gradient_out[f"bias{self._layers}"], *[space.z[-1]] * 2, "identity")
+        self._backward(params, batch.samples, space, gradient_out)
+        if samples_gradient is not None:
+            np.matmul((space.delta + space.out[-1:])[0], params["weight1"], out=samples_gradient)
+        return loss
+
+    def loss(self, params: Arrays, batch: Batch) -> float:
+        space = self._space(len(batch.samples))
+        scores = space.out[-1]
+        self._forward(params, batch.samples, space, scores)
+        if self.task == "multiclass":
+            return float(self._kernels.softmax_loss(scores, batch.labels, self._unweighted))
+        space.labels[:] = batch.labels
+        return float(self._kernels.point_loss(scores[:, 0], space.labels, self._unweighted, *self._point_loss()))
+
+    def scores(self, params: Arrays, samples: Array) -> Array:
+        scores = np.empty((len(samples), self._widths[-1]), self._dtype)
+        self._forward(params, samples, self._space(len(samples)), scores)
+        return scores if self.task == "multiclass" else scores[:, 0]
+
+    def _forward(self, params: Arrays, samples: Array, space: _Space, scores: Array) -> None:
+        x = samples
+        for layer in range(1, self._layers + 1):
+            z, is_last = space.z[layer - 1], layer == self._layers
+            out = scores if is_last else space.out[layer - 1]
+            np.matmul(x, params[f"weight{layer}"].T, out=z)
+            activation = "identity" if is_last else self._activation
+            self._kernels.bias_activation(out, z, params[f"bias{layer}"], activation)
+            x = out
+
+    def _residual(self, scores: Array, labels: Array, space: _Space) -> float:
+        """Scores become the gradient by them; returns the loss."""
+        if self.task == "multiclass":
+            return float(self._kernels.softmax_residual(scores, labels, self._unweighted))
+        space.labels[:] = labels
+        return float(self._kernels.point_residual(scores[:, 0], space.labels, self._unweighted, *self._point_loss()))
+
+    def _point_loss(self) -> tuple[str, float]:
+        return ("logistic" if self.task == "binary" else "squared", 1.0)
+
+    def _backward(self, params: Arrays, samples: Array, space: _Space, gradient_out: Arrays) -> None:
+        delta = space.out[-1]
+        for layer in range(self._layers, 0, -1):
+            x = space.out[layer - 2] if layer > 1 else samples
+            np.matmul(delta.T, x, out=gradient_out[f"weight{layer}"])
+            if layer > 1:
+                below = space.delta[layer - 2]
+                np.matmul(delta, params[f"weight{layer}"], out=below)
+                bias_gradient = gradient_out[f"bias{layer - 1}"]
+                self._kernels.activation_gradient(below, bias_gradient, space.z[layer - 2], x, self._activation)
+                delta = below
+
+    def _space(self, n: int) -> _Space:
+        """This thread's memory for n samples."""
+        spaces = self._mine.by_size
+        if n not in spaces:
+            if len(spaces) >= SIZES_KEPT:
+                spaces.clear()
+            z, out, delta = ([np.empty((n, width), self._dtype) for width in self._widths[1:]] for _ in range(3))
+            spaces[n] = _Space(z, out, delta[:-1], np.empty(n, self._dtype))
+        return spaces[n]
+
+
+def _shapes(widths: Sequence[int]) -> Shapes:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer, (inputs, outputs) in enumerate(pairwise(widths), 1):
+        shapes[f"weight{layer}"], shapes[f"bias{layer}"] = (outputs, inputs), (outputs,)
+    return shapes
