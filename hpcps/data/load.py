@@ -22,7 +22,7 @@ from hpcps.data.source import (
     survey_together,
 )
 from hpcps.data.split import split_rows
-from hpcps.data.stream import Found, Read, Slot, check_streamable, scan, streamed
+from hpcps.data.stream import Found, Read, Slot, check_streamable, is_text, scan, streamed
 from hpcps.errors import DataError
 from hpcps.together import Together, agree
 
@@ -166,6 +166,16 @@ def _reader(sources: list[AnySource], task: Task, features: int = 0, classes: In
     return read
 
 
+def _reader_without_labels(sources: list[AnySource], task: Task) -> Read:
+    def read(rows: Rows) -> Block:
+        part = read_part(sources, rows)
+        _check_features(part)
+        unknown = np.full(len(rows), np.nan) if task == "regression" else np.full(len(rows), -1, np.int64)
+        return part.block(unknown, 0, len(rows))
+
+    return read
+
+
 def _check_known(found: Found, rows: Rows, classes: Ints | None, read: Read) -> None:
     """Raise DataError for the first row whose label is not one of the classes."""
     if classes is not None:
@@ -178,26 +188,23 @@ def _check_known(found: Found, rows: Rows, classes: Ints | None, read: Read) -> 
 def load_samples(path: str, options: DataOptions, *, features: int, classes: Ints | None, with_labels: bool) -> Block:
     """Load all samples of a file, folder, glob or built-in name for a trained model, in one process.
 
-    Where the data set has held-out samples of its own, these are taken. Labels (m,) are class numbers by
-    the stored ``classes``, or float64 where these are None; without ``with_labels`` they are not looked at:
-    -1, or NaN. ``options.labels`` counts only where ``path`` is ``options.path``. Raises DataError, also
-    where the number of features is not the model's or a label is not one of the classes.
+    Where the data set has held-out samples of its own, these are taken. With ``options.window`` text is streamed.
+    Labels (m,) are class numbers by the stored ``classes``, or float64 where these are None; without
+    ``with_labels`` they are not looked at: -1, or NaN. ``options.labels`` counts only where ``path`` is
+    ``options.path``. Raises DataError, also where the number of features is not the model's or a label is not one of
+    the classes.
     """
     label_file = options.labels if path == options.path else ""
     sources = open_held_out(path, Opening(options, label_file, with_labels, features))
     check_agreement(sources)
     if sources[0].features != features:
         raise DataError(f"{path}: {sources[0].features} features, but the model has {features}")
-    count = sum(source.count for source in sources)
-    part = read_part(sources, range(count))
-    if not with_labels:
-        _check_features(part)
-        unknown = np.full(count, -1, np.int64) if classes is not None else np.full(count, np.nan)
-        return part.block(unknown, 0, count)
     task: Task = "regression" if classes is None else "multiclass"
-    part = _checked(part, task)
-    labels = _numbered(part, classes)
-    return part.block(labels, 0, len(labels))
+    read = _reader(sources, task, classes=classes) if with_labels else _reader_without_labels(sources, task)
+    rows = range(sum(source.count for source in sources))
+    if options.window and all(map(is_text, sources)):
+        return streamed([rows], options.window, read, read(range(0)))[0]
+    return read(rows)
 
 
 def _rows(train: list[AnySource], test: list[AnySource], section: DataOptions, seed: int) -> tuple[Rows, Rows]:

@@ -16,13 +16,16 @@ from hpcps.errors import ConfigError
 Read = Callable[[Rows], Block]
 
 
+def is_text(source: Source) -> bool:
+    """Whether the file is one that is streamed: other ones are memory-mapped, packed or small."""
+    return isinstance(source, LibsvmSource | CsvSource)
+
+
 def check_streamable(sources: Sequence[Source], scale: str) -> None:
     """Raise ConfigError for what ``data.window`` does not go with."""
     for source in sources:
-        if not isinstance(source, LibsvmSource | CsvSource):
-            raise ConfigError(
-                f"{source.file}: data.window is for text (libsvm, CSV); other files are not read as a whole anyway"
-            )
+        if not is_text(source):
+            raise ConfigError(f"{source.file}: data.window is for text (libsvm, CSV); leave it out")
     if scale not in ("none", "bytes"):
         raise ConfigError(f"data.scale = '{scale}' needs all samples in memory; with data.window use none or bytes")
 
