@@ -28,7 +28,7 @@ class _Part:
     block: Block
     loader: Loader
     gradient: Params
-    order: Array
+    order: parts.Order
     batch: Batch
     rows: ByTable
     loss: float = 0.0
@@ -64,7 +64,7 @@ class Worker:
     def shuffle(self, epoch: int) -> None:
         """Draw the order in which this epoch visits each block."""
         for part in self._parts:
-            part.order = parts.order(self._seed, epoch, part.number, len(part.block))
+            part.order = parts.order(self._seed, epoch, part.number, len(part.block), part.block.window)
 
     def load(self, batch: int) -> None:
         """Bring the samples of batch number ``batch`` of this epoch into memory."""
