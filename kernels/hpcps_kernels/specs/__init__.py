@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hpcps_kernels.spec import Spec
-from hpcps_kernels.specs import gradient, loss, meet, reduce, rows, text, update
+from hpcps_kernels.specs import gradient, loss, meet, online, reduce, rows, sparse, text, update
 
-FAMILIES = (gradient, loss, meet, reduce, rows, text, update)
+FAMILIES = (gradient, loss, meet, online, reduce, rows, sparse, text, update)
 
 SPECS: dict[str, Spec] = {spec.name: spec for family in FAMILIES for spec in family.SPECS}
