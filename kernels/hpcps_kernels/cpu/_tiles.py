@@ -24,6 +24,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hpcps_kernels.cpu._prefetch import send_for
+
 ROWS = 4
 AHEAD_BYTES = 4096  # short samples, several at a time, are no pattern that the CPU foresees: they are sent for
 
@@ -82,15 +84,8 @@ class _Loop:
 
     def prefetch(self, row: Value, d: Value) -> None:
         """Begin to bring what lies AHEAD_BYTES on. Never faults, changes nothing."""
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        place = self.builder.bitcast(self.builder.gep(row, [d]), byte)
-        place = self.builder.gep(place, [self.constant(AHEAD_BYTES)])
-        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
-            self.builder.module, kind, "llvm.prefetch.p0"
-        )
-        read, keep, data = flag(0), flag(3), flag(1)
-        self.builder.call(function, [place, read, keep, data])
+        place = self.builder.bitcast(self.builder.gep(row, [d]), ir.IntType(8).as_pointer())
+        send_for(self.builder, self.builder.gep(place, [self.constant(AHEAD_BYTES)]))
 
     def convert(self, row: Value, d: Value, shape: Any, dtype: Any) -> Value:
         """Load from a row of `dtype`, as floats of `shape`."""

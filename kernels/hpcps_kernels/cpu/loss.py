@@ -50,7 +50,7 @@ def check_delta(loss: int, delta: float) -> None:
 def point_residuals(scores: Array, labels: Array, sample_weight: Array, loss: int, delta: float, losses: Array) -> None:
     """Scores become residuals; the loss of score i is added to losses[1, i]. `losses` is (2, >= n) float64."""
     n, each, sums = scores.shape[0], losses[0], losses[1]
-    _check_labels(labels, loss)
+    check_labels(labels, loss)
     if loss == SQUARED:
         for i in range(n):
             each[i], scores[i] = _squared(np.float64(scores[i]), np.float64(labels[i]))
@@ -87,7 +87,26 @@ def loss_sum(losses: Array) -> float:
 
 
 @part
-def _check_labels(labels: Array, loss: int) -> None:
+def point(score: float, label: float, loss: int, delta: float) -> tuple[float, float]:
+    """Loss and residual of one score, in float64."""
+    found: tuple[float, float]
+    if loss == SQUARED:
+        found = _squared(score, label)
+    elif loss == HUBER:
+        found = _huber(score, label, delta)
+    elif loss == LOGISTIC:
+        found = _logistic(score, label)
+    elif loss == HINGE:
+        found = _hinge(score, label)
+    elif loss == SQUARED_HINGE:
+        found = _squared_hinge(score, label)
+    else:
+        found = _poisson(score, label)
+    return found
+
+
+@part
+def check_labels(labels: Array, loss: int) -> None:
     wrong = 0
     if loss in (LOGISTIC, HINGE, SQUARED_HINGE):
         for i in range(labels.shape[0]):
