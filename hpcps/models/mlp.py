@@ -1,7 +1,7 @@
 """A multilayer perceptron: dense layers with an activation between them.
 
 Matrix products are NumPy's BLAS, each a single call that writes where its result belongs; what is between them is
-the kernels'. The bits of a product depend on its shape alone, not on where the arrays lie.
+the kernels'. On one BLAS thread the bits of a product depend on its shape alone, not on where the arrays lie.
 """
 
 from __future__ import annotations
