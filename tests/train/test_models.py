@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 from hpcps import models
 from hpcps.config import Model as Options
 from hpcps.errors import ConfigError, ModelError
-from hpcps.models import Batch
+from hpcps.models import Batch, Facts
 
 KERNELS = hpcps_kernels.load("cpu")
 FEATURES, CLASSES, SAMPLES = 5, 3, 11
@@ -36,7 +36,7 @@ PERCEPTRONS = [
 )
 def test_gradients_are_the_numerical_derivatives_of_the_loss(options):
     rng = np.random.default_rng(5)
-    model = models.make(Options(**options), FEATURES, CLASSES, "float64", KERNELS)
+    model = models.make(Options(**options), Facts(FEATURES, CLASSES), "float64", KERNELS)
     params = model.init(rng)
     params.flat[:] = rng.normal(size=len(params.flat))
     batch = batch_for(model.task, rng)
@@ -59,7 +59,7 @@ def test_losses_agree_with_scikit_learn_at_the_same_parameters():
     for kind, classes in (("softmax", CLASSES), ("logistic", 2)):
         labels = rng.integers(0, classes, 200)
         theirs = linear_model.LogisticRegression(C=10.0).fit(samples, labels)
-        ours = models.make(Options(kind=kind), FEATURES, classes, "float32", KERNELS)
+        ours = models.make(Options(kind=kind), Facts(FEATURES, classes), "float32", KERNELS)
         params = ours.init(rng)
         params["weight"][...] = theirs.coef_.reshape(params["weight"].shape)
         params["bias"][...] = theirs.intercept_
@@ -73,13 +73,13 @@ def test_an_unknown_model_names_the_known_ones():
     with pytest.raises(
         ConfigError, match=r"model\.kind = 'sofmax' is not known; use one of linear, logistic, softmax, mlp"
     ):
-        models.make(Options(kind="sofmax"), 1, 2, "float32", KERNELS)
+        models.make(Options(kind="sofmax"), Facts(1, 2), "float32", KERNELS)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "binary", "regression"])
 def test_a_perceptron_is_its_layers_written_out(task):
     rng = np.random.default_rng(8)
-    model = models.make(Options(kind="mlp", hidden=(6,), task=task), FEATURES, CLASSES, "float64", KERNELS)
+    model = models.make(Options(kind="mlp", hidden=(6,), task=task), Facts(FEATURES, CLASSES), "float64", KERNELS)
     assert (model.task, models.built_in_task(Options(kind="mlp", task=task))) == (task, task)
     params = model.init(rng)
     params["bias1"][:] = rng.normal(size=6)
@@ -95,7 +95,7 @@ def test_a_perceptron_is_its_layers_written_out(task):
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_a_perceptrons_first_weights_are_random_the_same_for_a_seed_and_within_their_limits(activation):
-    model = models.make(Options(kind="mlp", hidden=(50, 20), activation=activation), 30, 10, "float32", KERNELS)
+    model = models.make(Options(kind="mlp", hidden=(50, 20), activation=activation), Facts(30, 10), "float32", KERNELS)
     params, again = (model.init(np.random.default_rng(3)) for _ in range(2))
     assert params.sha256() == again.sha256()
     shapes = {
@@ -119,7 +119,7 @@ def test_a_perceptrons_first_weights_are_random_the_same_for_a_seed_and_within_t
 def test_a_perceptrons_gradient_has_the_same_bits_on_any_thread_and_wherever_arrays_lie(dtype, task):
     rng = np.random.default_rng(9)
     options = Options(kind="mlp", hidden=(33, 17), activation="gelu", task=task)
-    model = models.make(options, 29, 7, dtype, KERNELS)
+    model = models.make(options, Facts(29, 7), dtype, KERNELS)
     params = model.init(rng)
     samples = rng.normal(size=(37, 29)).astype(dtype)
     labels = rng.integers(0, 7 if task == "auto" else 2, 37)
@@ -142,7 +142,7 @@ def test_a_perceptrons_gradient_has_the_same_bits_on_any_thread_and_wherever_arr
 def test_a_label_that_is_no_class_is_refused_by_a_perceptron():
     rng = np.random.default_rng(2)
     for task in ("multiclass", "binary"):
-        model = models.make(Options(kind="mlp", task=task), FEATURES, CLASSES, "float64", KERNELS)
+        model = models.make(Options(kind="mlp", task=task), Facts(FEATURES, CLASSES), "float64", KERNELS)
         params = model.init(rng)
         batch = Batch(rng.normal(size=(2, FEATURES)), np.array([0, CLASSES]))
         with pytest.raises(ValueError, match="label"):
@@ -187,7 +187,7 @@ def write(tmp_path, text):
 
 
 def load(file, name, **options):
-    return models.make(Options(kind=f"{file}:{name}", **options), 5, 0, "float64", None)
+    return models.make(Options(kind=f"{file}:{name}", **options), Facts(5, 0), "float64", None)
 
 
 def test_a_users_function(tmp_path):

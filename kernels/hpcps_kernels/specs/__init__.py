@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from hpcps_kernels.spec import Spec
-from hpcps_kernels.specs import embedding, factor, gradient, index, layer, loss, meet, online, reduce, rows, sparse, text, update
+from hpcps_kernels.specs import (
+    embedding,
+    factor,
+    gradient,
+    index,
+    layer,
+    loss,
+    meet,
+    online,
+    reduce,
+    rows,
+    sparse,
+    text,
+    update,
+)
 
 FAMILIES = (embedding, factor, gradient, index, layer, loss, meet, online, reduce, rows, sparse, text, update)
 
