@@ -55,7 +55,7 @@ def _add_whole_lanes(typing_context: Any, lanes: Any, x: Any, y: Any, count: Any
             return vector if stored == double else builder.fpext(vector, double)
 
         places = [at(sums, index(v * WIDTH), double) for v in range(VECTORS)]
-        slots = [cgutils.alloca_once(builder, double) for _ in places]  # type: ignore[no-untyped-call]
+        slots = [cgutils.alloca_once(builder, double) for _ in places]
         for slot, place in zip(slots, places, strict=True):
             builder.store(builder.load(place, align=8), slot)
         blocks = cgutils.for_range_slice(  # type: ignore[no-untyped-call]

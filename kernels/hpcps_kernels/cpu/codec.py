@@ -1,0 +1,265 @@
+"""Fewer bytes for the wire. Casts and codes of 8 bits are bound by memory, random draws by their multiplications."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpcps_kernels.cpu._half import from_half, to_half
+from hpcps_kernels.cpu._jit import kernel, part
+from hpcps_kernels.interface import Array
+
+CODE_MAX = np.float32(127)
+STOCHASTIC = 1  # the position of its name in the spec
+NOTHING = np.empty(0, np.float32)  # no residual
+
+DRAWS = 1024  # that are made at a time
+MASK = 2**64 - 1
+GOLDEN, FIRST, SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+ONE, BY_27, BY_30, BY_31 = (np.uint64(n) for n in (1, 27, 30, 31))
+
+FINITE_BITS = np.int32(0x7F7FFFFF)  # of the largest float32
+MAGNITUDE = np.int32(0x7FFFFFFF)  # all but the sign
+
+COUNTED_BITS = {4: 12, 8: 15}  # exponent and 4 bits of the significand tell magnitudes apart at first, by item size
+PANEL = 1024  # elements that are added, then counted
+SKIPPED = 32  # elements that are passed over together where none is large
+
+
+@kernel
+def to_bfloat16(out: Array, x: Array) -> None:
+    bits = x.view(np.uint32)
+    for i in range(out.shape[0]):
+        b = bits[i]
+        upper = b >> np.uint32(16)
+        rounded = (b + (np.uint32(0x7FFF) + (upper & np.uint32(1)))) >> np.uint32(16)
+        is_nan = (b & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+        out[i] = np.uint16((upper | np.uint32(0x40)) if is_nan else rounded)
+
+
+@kernel
+def from_bfloat16(out: Array, x: Array) -> None:
+    bits = out.view(np.uint32)
+    for i in range(x.shape[0]):
+        bits[i] = np.uint32(x[i]) << np.uint32(16)
+
+
+@kernel
+def to_float16(out: Array, x: Array) -> None:
+    for i in range(out.shape[0]):
+        out[i] = to_half(x[i])
+
+
+@kernel
+def from_float16(out: Array, x: Array) -> None:
+    for i in range(out.shape[0]):
+        out[i] = from_half(x[i])
+
+
+def quantize_int8(
+    codes: Array, scales: Array, x: Array, block: int, rounding: int, seed: int, counter: int
+) -> None:
+    _quantize(codes, scales, NOTHING, x, block, rounding, seed, counter)
+
+
+def quantize_int8_feedback(
+    codes: Array, scales: Array, residual: Array, x: Array, block: int, rounding: int, seed: int, counter: int
+) -> None:
+    _quantize(codes, scales, residual, x, block, rounding, seed, counter)
+
+
+def _quantize(
+    codes: Array, scales: Array, residual: Array, x: Array, block: int, rounding: int, seed: int, counter: int
+) -> None:
+    _check_blocks(codes, scales, block)
+    start, first = _signed(_mixed_number(seed & MASK)), _signed(counter & MASK)
+    if not quantize_blocks(codes, scales, residual, x, block, rounding == STOCHASTIC, start, first):
+        raise ValueError("quantize_int8: an element is not finite")
+
+
+def dequantize_int8(out: Array, codes: Array, scales: Array, block: int) -> None:
+    _check_blocks(codes, scales, block)
+    dequantize_blocks(out, codes, scales, block)
+
+
+def _check_blocks(codes: Array, scales: Array, block: int) -> None:
+    if block < 1 or len(scales) != -(-len(codes) // block):
+        raise ValueError(f"scales must hold one for each block of {block} of {len(codes)} elements, not {len(scales)}")
+
+
+def _signed(word: int) -> int:
+    """The int64 of the same bits: Numba would compile the kernel anew for larger ones."""
+    return word - (word >> 63 << 64)
+
+
+def _mixed_number(z: int) -> int:
+    z = (z ^ (z >> 30)) * int(FIRST) & MASK
+    z = (z ^ (z >> 27)) * int(SECOND) & MASK
+    return z ^ (z >> 31)
+
+
+@kernel
+def quantize_blocks(
+    codes: Array,
+    scales: Array,
+    residual: Array,
+    x: Array,
+    block: int,
+    stochastic: bool,
+    start: int,
+    counter: int,
+) -> bool:
+    """Whether all is finite; block by block, each of which stays in a cache."""
+    with_residual = residual.shape[0] > 0
+    source = residual if with_residual else x
+    bits, words = source.view(np.int32), np.empty(DRAWS // 2 + 1, np.uint64)
+    draws = words.view(np.uint32)
+    for b in range(scales.shape[0]):
+        lo, hi = np.uintp(b * block), np.uintp(min((b + 1) * block, x.shape[0]))
+        if with_residual:
+            for i in range(lo, hi):
+                residual[i] += x[i]
+        largest = _largest(bits, lo, hi)
+        if largest > FINITE_BITS:
+            return False
+        scale = _as_float(largest) / CODE_MAX
+        scales[b] = scale
+        if scale == 0:
+            codes[lo:hi] = 0
+        elif stochastic:
+            _round_at_random(codes, source, lo, hi, scale, words, draws, np.uint64(start), np.uint64(counter))
+        else:
+            for i in range(lo, hi):
+                codes[i] = _code(np.rint(source[i] / scale))
+        if with_residual:
+            for i in range(lo, hi):
+                residual[i] -= np.float32(codes[i]) * scale
+    return True
+
+
+@part
+def _largest(bits: Array, lo: int, hi: int) -> int:
+    """The largest magnitude as the bits of a float: without signs they sort as integers, nan above inf."""
+    largest = np.int32(0)
+    for i in range(lo, hi):
+        largest = max(largest, bits[i] & MAGNITUDE)
+    return largest
+
+
+@part
+def _as_float(bits: int) -> float:
+    return np.int32(bits).view(np.float32)
+
+
+@part
+def _code(whole: float) -> int:
+    return np.int8(np.int32(min(max(whole, -CODE_MAX), CODE_MAX)))
+
+
+@part
+def _round_at_random(
+    codes: Array,
+    source: Array,
+    lo: int,
+    hi: int,
+    scale: float,
+    words: Array,
+    draws: Array,
+    start: int,
+    counter: int,
+) -> None:
+    one, zero, step = np.float32(1), np.float32(0), np.float32(2.0**-24)
+    for begin in range(lo, hi, np.uintp(DRAWS)):
+        end = min(begin + np.uintp(DRAWS), hi)
+        first = counter + begin
+        for j in range(np.uint64(0), (end - begin) // np.uint64(2) + ONE):
+            words[j] = _mixed(start + ((first >> ONE) + j) * GOLDEN)
+        half = first & ONE  # in memory a word's lower half comes first
+        for i in range(begin, end):
+            ratio = source[i] / scale
+            below = np.floor(ratio)
+            draw = np.float32(draws[half + (i - begin)] >> np.uint32(8)) * step
+            codes[i] = _code(below + (one if draw < ratio - below else zero))
+
+
+@part
+def _mixed(z: int) -> int:
+    z = (z ^ (z >> BY_30)) * FIRST
+    z = (z ^ (z >> BY_27)) * SECOND
+    return z ^ (z >> BY_31)
+
+
+@kernel
+def dequantize_blocks(out: Array, codes: Array, scales: Array, block: int) -> None:
+    for b in range(scales.shape[0]):
+        scale = scales[b]
+        for i in range(np.uintp(b * block), np.uintp(min((b + 1) * block, out.shape[0]))):
+            out[i] = np.float32(codes[i]) * scale
+
+
+def top_k(index: Array, values: Array, residual: Array, gradient: Array) -> None:
+    k, size = len(index), residual.itemsize
+    if k > len(residual):
+        raise ValueError(f"top_k: k = {k} is more than n = {len(residual)}")
+    bits = residual.view(f"i{size}")
+    shift = 8 * size - 1 - COUNTED_BITS[size]
+    counts = np.zeros(1 << COUNTED_BITS[size], np.int64)
+    if add_and_count(residual, gradient, bits, counts, shift) > int(np.array(np.inf, residual.dtype).view(bits.dtype)):
+        raise ValueError("top_k: residual + gradient holds a nan")
+    if k == 0:
+        return
+    above = np.cumsum(counts[::-1])  # elements in the upper classes
+    lowest = int(np.searchsorted(above, k))
+    candidates = np.empty(above[lowest], np.int64)
+    collect_large(candidates, bits, (len(counts) - 1 - lowest) << shift)
+    magnitudes = bits[candidates] & np.iinfo(bits.dtype).max
+    last = np.partition(magnitudes, len(candidates) - k)[len(candidates) - k]
+    take_out(index, values, residual, candidates, magnitudes, last, k - np.count_nonzero(magnitudes > last))
+
+
+@kernel
+def add_and_count(residual: Array, gradient: Array, bits: Array, counts: Array, shift: int) -> int:
+    """residual += gradient; elements are counted by their magnitude's upper bits. The largest magnitude, as bits."""
+    magnitude = bits.dtype.type(np.iinfo(bits.dtype).max)
+    largest = bits.dtype.type(0)
+    for lo in range(0, residual.shape[0], PANEL):
+        hi = min(lo + PANEL, residual.shape[0])
+        for i in range(np.uintp(lo), np.uintp(hi)):
+            residual[i] += gradient[i]
+        for i in range(np.uintp(lo), np.uintp(hi)):
+            largest = max(largest, bits[i] & magnitude)
+        for i in range(np.uintp(lo), np.uintp(hi)):
+            counts[np.uintp((bits[i] & magnitude) >> shift)] += 1
+    return largest
+
+
+@kernel
+def collect_large(candidates: Array, bits: Array, least: int) -> None:
+    """The indexes of magnitudes of at least `least`, which fill `candidates`."""
+    magnitude = bits.dtype.type(np.iinfo(bits.dtype).max)
+    found = 0
+    for lo in range(0, bits.shape[0], SKIPPED):
+        hi = min(lo + SKIPPED, bits.shape[0])
+        largest = bits.dtype.type(0)
+        for i in range(np.uintp(lo), np.uintp(hi)):
+            largest = max(largest, bits[i] & magnitude)
+        if largest >= least:
+            for i in range(lo, hi):
+                if bits[i] & magnitude >= least:
+                    candidates[found] = i
+                    found += 1
+
+
+@kernel
+def take_out(
+    index: Array, values: Array, residual: Array, candidates: Array, magnitudes: Array, last: int, equal: int
+) -> None:
+    """The candidates above `last`, and the first `equal` ones that equal it."""
+    taken = 0
+    for c in range(candidates.shape[0]):
+        is_equal = magnitudes[c] == last
+        if magnitudes[c] > last or (is_equal and equal > 0):
+            equal -= is_equal
+            i = candidates[c]
+            index[taken], values[taken] = i, residual[i]
+            residual[i] = 0
+            taken += 1
