@@ -21,8 +21,7 @@ FINITE_BITS = np.int32(0x7F7FFFFF)  # of the largest float32
 MAGNITUDE = np.int32(0x7FFFFFFF)  # all but the sign
 
 COUNTED_BITS = {4: 12, 8: 15}  # exponent and 4 bits of the significand tell magnitudes apart at first, by item size
-PANEL = 1024  # elements that are added, then counted
-SKIPPED = 32  # elements that are passed over together where none is large
+GROUP = 64  # elements that are passed over together where none is large
 
 
 @kernel
@@ -55,9 +54,7 @@ def from_float16(out: Array, x: Array) -> None:
         out[i] = from_half(x[i])
 
 
-def quantize_int8(
-    codes: Array, scales: Array, x: Array, block: int, rounding: int, seed: int, counter: int
-) -> None:
+def quantize_int8(codes: Array, scales: Array, x: Array, block: int, rounding: int, seed: int, counter: int) -> None:
     _quantize(codes, scales, NOTHING, x, block, rounding, seed, counter)
 
 
@@ -118,7 +115,7 @@ def quantize_blocks(
         if with_residual:
             for i in range(lo, hi):
                 residual[i] += x[i]
-        largest = _largest(bits, lo, hi)
+        largest = _largest_magnitude(bits, lo, hi, MAGNITUDE)
         if largest > FINITE_BITS:
             return False
         scale = _as_float(largest) / CODE_MAX
@@ -137,22 +134,13 @@ def quantize_blocks(
 
 
 @part
-def _largest(bits: Array, lo: int, hi: int) -> int:
-    """The largest magnitude as the bits of a float: without signs they sort as integers, nan above inf."""
-    largest = np.int32(0)
-    for i in range(lo, hi):
-        largest = max(largest, bits[i] & MAGNITUDE)
-    return largest
-
-
-@part
 def _as_float(bits: int) -> float:
     return np.int32(bits).view(np.float32)
 
 
 @part
 def _code(whole: float) -> int:
-    return np.int8(np.int32(min(max(whole, -CODE_MAX), CODE_MAX)))
+    return np.int8(min(max(np.int32(whole), np.int32(-127)), np.int32(127)))
 
 
 @part
@@ -171,8 +159,10 @@ def _round_at_random(
     for begin in range(lo, hi, np.uintp(DRAWS)):
         end = min(begin + np.uintp(DRAWS), hi)
         first = counter + begin
-        for j in range(np.uint64(0), (end - begin) // np.uint64(2) + ONE):
-            words[j] = _mixed(start + ((first >> ONE) + j) * GOLDEN)
+        z = start + (first >> ONE) * GOLDEN
+        for j in range((end - begin) // np.uint64(2) + ONE):
+            words[j] = _mixed(z)
+            z += GOLDEN
         half = first & ONE  # in memory a word's lower half comes first
         for i in range(begin, end):
             ratio = source[i] / scale
@@ -202,51 +192,71 @@ def top_k(index: Array, values: Array, residual: Array, gradient: Array) -> None
         raise ValueError(f"top_k: k = {k} is more than n = {len(residual)}")
     bits = residual.view(f"i{size}")
     shift = 8 * size - 1 - COUNTED_BITS[size]
-    counts = np.zeros(1 << COUNTED_BITS[size], np.int64)
-    if add_and_count(residual, gradient, bits, counts, shift) > int(np.array(np.inf, residual.dtype).view(bits.dtype)):
+    found = np.zeros(3, np.int64)
+    add_and_count(found, residual, gradient, bits, k, shift, 1 << COUNTED_BITS[size])
+    largest, lowest_class, count = found.tolist()
+    if largest > int(np.array(np.inf, residual.dtype).view(bits.dtype)):
         raise ValueError("top_k: residual + gradient holds a nan")
     if k == 0:
         return
-    above = np.cumsum(counts[::-1])  # elements in the upper classes
-    lowest = int(np.searchsorted(above, k))
-    candidates = np.empty(above[lowest], np.int64)
-    collect_large(candidates, bits, (len(counts) - 1 - lowest) << shift)
+    candidates = np.empty(count + 1, np.int64)  # one to spare: what is no candidate is written, too, then overwritten
+    collect_large(candidates, bits, lowest_class << shift)
+    candidates = candidates[:count]
     magnitudes = bits[candidates] & np.iinfo(bits.dtype).max
-    last = np.partition(magnitudes, len(candidates) - k)[len(candidates) - k]
+    last = np.partition(magnitudes, count - k)[count - k]
     take_out(index, values, residual, candidates, magnitudes, last, k - np.count_nonzero(magnitudes > last))
 
 
 @kernel
-def add_and_count(residual: Array, gradient: Array, bits: Array, counts: Array, shift: int) -> int:
-    """residual += gradient; elements are counted by their magnitude's upper bits. The largest magnitude, as bits."""
+def add_and_count(
+    found: Array, residual: Array, gradient: Array, bits: Array, k: int, shift: int, classes: int
+) -> None:
+    """residual += gradient. found: the largest magnitude, as bits; the class (upper bits) of the k-th; how many are
+    in this class and those above.
+
+    The class of the k-th among those seen only ever rises, and groups without an element that high need not be
+    counted: where k is small, few are.
+    """
     magnitude = bits.dtype.type(np.iinfo(bits.dtype).max)
-    largest = bits.dtype.type(0)
-    for lo in range(0, residual.shape[0], PANEL):
-        hi = min(lo + PANEL, residual.shape[0])
+    counts = np.zeros(classes, np.int64)
+    largest, lowest, above = bits.dtype.type(0), 0, 0
+    for lo in range(0, residual.shape[0], GROUP):
+        hi = min(lo + GROUP, residual.shape[0])
         for i in range(np.uintp(lo), np.uintp(hi)):
             residual[i] += gradient[i]
-        for i in range(np.uintp(lo), np.uintp(hi)):
-            largest = max(largest, bits[i] & magnitude)
-        for i in range(np.uintp(lo), np.uintp(hi)):
-            counts[np.uintp((bits[i] & magnitude) >> shift)] += 1
-    return largest
+        group = _largest_magnitude(bits, lo, hi, magnitude)
+        if group >> shift >= lowest:
+            largest = max(largest, group)
+            for i in range(np.uintp(lo), np.uintp(hi)):
+                seen = (bits[i] & magnitude) >> shift
+                counts[np.uintp(seen)] += 1
+                above += seen >= lowest
+            while above - counts[lowest] >= k and lowest + 1 < classes:
+                above -= counts[lowest]
+                lowest += 1
+    found[0], found[1], found[2] = largest, lowest, above
 
 
 @kernel
 def collect_large(candidates: Array, bits: Array, least: int) -> None:
-    """The indexes of magnitudes of at least `least`, which fill `candidates`."""
+    """The indexes of magnitudes of at least `least`, which fill `candidates` but for the last place."""
     magnitude = bits.dtype.type(np.iinfo(bits.dtype).max)
-    found = 0
-    for lo in range(0, bits.shape[0], SKIPPED):
-        hi = min(lo + SKIPPED, bits.shape[0])
-        largest = bits.dtype.type(0)
-        for i in range(np.uintp(lo), np.uintp(hi)):
-            largest = max(largest, bits[i] & magnitude)
-        if largest >= least:
-            for i in range(lo, hi):
-                if bits[i] & magnitude >= least:
-                    candidates[found] = i
-                    found += 1
+    found = np.uintp(0)
+    for lo in range(0, bits.shape[0], GROUP):
+        hi = min(lo + GROUP, bits.shape[0])
+        if _largest_magnitude(bits, lo, hi, magnitude) >= least:
+            for i in range(np.uintp(lo), np.uintp(hi)):
+                candidates[found] = i
+                found += np.uintp(bits[i] & magnitude >= least)
+
+
+@part
+def _largest_magnitude(bits: Array, lo: int, hi: int, magnitude: int) -> int:
+    """As the bits of a float: without the sign (`magnitude` is all else) they sort as integers, nan above inf."""
+    largest = magnitude & ~magnitude
+    for i in range(np.uintp(lo), np.uintp(hi)):
+        largest = max(largest, bits[i] & magnitude)
+    return largest
 
 
 @kernel

@@ -44,9 +44,7 @@ def from_float16(out: Array, x: Array) -> None:
     out[:] = x.view(np.float16)
 
 
-def quantize_int8(
-    codes: Array, scales: Array, x: Array, block: int, rounding: int, seed: int, counter: int
-) -> None:
+def quantize_int8(codes: Array, scales: Array, x: Array, block: int, rounding: int, seed: int, counter: int) -> None:
     """Codes of 8 bits and a scale for each `block` elements: x is about codes * scale.
 
     codes (n,) int8 and scales (ceil(n / block),) float32 are overwritten; x (n,) float32. A block's scale is
