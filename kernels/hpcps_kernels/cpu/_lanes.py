@@ -55,13 +55,10 @@ def _add_whole_lanes(typing_context: Any, lanes: Any, x: Any, y: Any, count: Any
             return vector if stored == double else builder.fpext(vector, double)
 
         places = [at(sums, index(v * WIDTH), double) for v in range(VECTORS)]
-        slots = [cgutils.alloca_once(builder, double) for _ in places]
+        slots = [cgutils.alloca_once(builder, double) for _ in places]  # type: ignore[no-untyped-call]
         for slot, place in zip(slots, places, strict=True):
             builder.store(builder.load(place, align=8), slot)
-        blocks = cgutils.for_range_slice(  # type: ignore[no-untyped-call]
-            builder, index(0), arguments[3], index(LANES), index
-        )
-        with blocks as (start, _):
+        with cgutils.for_range_slice(builder, index(0), arguments[3], index(LANES), index) as (start, _):
             for v, slot in enumerate(slots):
                 i = builder.add(start, index(v * WIDTH))
                 product = builder.fmul(*[load(data, i) for data in factors])

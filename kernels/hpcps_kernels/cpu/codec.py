@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from hpcps_kernels.cpu._half import from_half, to_half
 from hpcps_kernels.cpu._jit import kernel, part
 from hpcps_kernels.interface import Array
+
+Number = Any  # of the width that the compiler is told
 
 CODE_MAX = np.float32(127)
 STOCHASTIC = 1  # the position of its name in the spec
@@ -134,12 +138,12 @@ def quantize_blocks(
 
 
 @part
-def _as_float(bits: int) -> float:
+def _as_float(bits: Number) -> Number:
     return np.int32(bits).view(np.float32)
 
 
 @part
-def _code(whole: float) -> int:
+def _code(whole: Number) -> Number:
     return np.int8(min(max(np.int32(whole), np.int32(-127)), np.int32(127)))
 
 
@@ -147,13 +151,13 @@ def _code(whole: float) -> int:
 def _round_at_random(
     codes: Array,
     source: Array,
-    lo: int,
-    hi: int,
-    scale: float,
+    lo: Number,
+    hi: Number,
+    scale: Number,
     words: Array,
     draws: Array,
-    start: int,
-    counter: int,
+    start: Number,
+    counter: Number,
 ) -> None:
     one, zero, step = np.float32(1), np.float32(0), np.float32(2.0**-24)
     for begin in range(lo, hi, np.uintp(DRAWS)):
@@ -172,7 +176,7 @@ def _round_at_random(
 
 
 @part
-def _mixed(z: int) -> int:
+def _mixed(z: Number) -> Number:
     z = (z ^ (z >> BY_30)) * FIRST
     z = (z ^ (z >> BY_27)) * SECOND
     return z ^ (z >> BY_31)

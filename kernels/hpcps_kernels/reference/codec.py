@@ -138,4 +138,5 @@ def _mixed(z: Array) -> Array:
     """SplitMix64's finaliser, "Mix13" of Stafford 2011."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    z ^= z >> np.uint64(31)
+    return z
