@@ -1,6 +1,7 @@
 """Optimisers as a run uses them: every kind, by rows, clipped, and on whole runs."""
 
 import hpcps_kernels
+import msgspec
 import numpy as np
 import pytest
 
@@ -68,10 +69,14 @@ def test_a_longer_gradient_is_scaled_down_to_the_norm(name):
 
 
 def tree(name, **more):
+<<<<<<< HEAD
     options = OPTIONS[name]
     given = {
         f: getattr(options, f) for f in options.__struct_fields__ if getattr(options, f) != getattr(Optimizer(), f)
     }
+=======
+    given = msgspec.to_builtins(OPTIONS[name])
+>>>>>>> upd
     return {"data": {"path": "digits"}, "model": {"kind": "softmax"}, "optimizer": {**given, **more}}
 
 

@@ -58,10 +58,7 @@ def _add_whole_lanes(typing_context: Any, lanes: Any, x: Any, y: Any, count: Any
         slots = [cgutils.alloca_once(builder, double) for _ in places]  # type: ignore[no-untyped-call]
         for slot, place in zip(slots, places, strict=True):
             builder.store(builder.load(place, align=8), slot)
-        blocks = cgutils.for_range_slice(  # type: ignore[no-untyped-call]
-            builder, index(0), arguments[3], index(LANES), index
-        )
-        with blocks as (start, _):
+        with cgutils.for_range_slice(builder, index(0), arguments[3], index(LANES), index) as (start, _):
             for v, slot in enumerate(slots):
                 i = builder.add(start, index(v * WIDTH))
                 product = builder.fmul(*[load(data, i) for data in factors])

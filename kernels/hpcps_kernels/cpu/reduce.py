@@ -56,12 +56,12 @@ def axpy(out: Array, x: Array, a: float) -> None:
 
 @kernel
 def dot(x: Array, y: Array) -> float:
-    return sum_of_products(x, y)
+    return float(sum_of_products(x, y))
 
 
 @kernel
 def square_norm(x: Array) -> float:
-    return sum_of_products(x, x)
+    return float(sum_of_products(x, x))
 
 
 def max_abs(x: Array) -> float:

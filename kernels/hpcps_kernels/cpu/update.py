@@ -70,7 +70,8 @@ def _adam(p: Number, first: Number, second: Number, g: Number, numbers: Numbers)
 
 @part
 def _adamw(p: Number, first: Number, second: Number, g: Number, numbers: Numbers) -> tuple[Number, Number, Number]:
-    return _adam(p - type(p)(numbers[10]) * p, first, second, g, numbers)
+    stepped: tuple[Number, Number, Number] = _adam(p - type(p)(numbers[10]) * p, first, second, g, numbers)
+    return stepped
 
 
 @part
@@ -114,7 +115,7 @@ def _send_for(table: Array, row: int, line: int) -> None:
 
 @part
 def _ahead(table: Array) -> int:
-    return max(2, min(AHEAD_MAX, AHEAD_BYTES // max(1, table.shape[1] * table.itemsize)))
+    return int(max(2, min(AHEAD_MAX, AHEAD_BYTES // max(1, table.shape[1] * table.itemsize))))
 
 
 # A number of states each: Numba has no loop over arrays that would still become vectors. Loops that are known to

@@ -170,9 +170,9 @@ def ftrl(
 def _penalised(gradient: Array, params: Array, l1: float, l2: float, gradient_scale: float) -> Array:
     to = params.dtype.type
     g: Array = gradient * to(gradient_scale)
-    if to(l1) == 0 and to(l2) == 0:
-        return g
-    return g + (to(l2) * params + to(l1) * np.sign(params))
+    if to(l1) != 0 or to(l2) != 0:
+        g += to(l2) * params + to(l1) * np.sign(params)
+    return g
 
 
 def _by_rows(dense: Callable[..., None], tables: int) -> Callable[..., None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hpcps_kernels.spec import Spec
+<<<<<<< HEAD
 from hpcps_kernels.specs import (
     embedding,
     factor,
@@ -20,5 +21,10 @@ from hpcps_kernels.specs import (
 )
 
 FAMILIES = (embedding, factor, gradient, index, layer, loss, meet, online, reduce, rows, sparse, text, update)
+=======
+from hpcps_kernels.specs import codec, gradient, meet, reduce, rows, text, update
+
+FAMILIES = (codec, gradient, meet, reduce, rows, text, update)
+>>>>>>> upd
 
 SPECS: dict[str, Spec] = {spec.name: spec for family in FAMILIES for spec in family.SPECS}
