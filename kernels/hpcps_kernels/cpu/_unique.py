@@ -26,6 +26,17 @@ FIVE, LOW, BIT = np.uint32(5), np.uint32(31), np.uint32(1)  # a number's word in
 AHEAD = 16
 
 
+def scratch_words(n: int) -> int:
+    """How many words of scratch n keys need: the bitmap's of `widest_bitmap`, or n to sort."""
+    return 1 << max(n.bit_length() + DENSE - 5, 0)
+
+
+@part
+def widest_bitmap(n: int) -> int:
+    """The bits of the largest numbers that are marked; 32 at most, so that they fit where ranks will be."""
+    return min(bits_needed(n) + DENSE, 32)
+
+
 @part
 def varying_bits(x: Array) -> tuple[int, int]:
     """A base and a mask: unsigned x - base lies within the mask, in the order of x."""
@@ -73,10 +84,12 @@ def squeeze(numbers: Array, x: Array, base: int, segments: Array) -> None:
 
 
 @part
-def unique_by_bitmap(keys: Array, inverse: Array, x: Array, base: int, segments: Array, width: int) -> int:
+def unique_by_bitmap(keys: Array, inverse: Array, x: Array, base: int, segments: Array, width: int, scratch: Array) -> int:
     n, numbers = x.shape[0], inverse.view(np.uint32)
     squeeze(numbers, x, base, segments)
-    marks = np.zeros((1 << max(width - 5, 0), 2), np.uint32)  # bits, and how many there are in the words before
+    words = 1 << max(width - 5, 0)
+    marks = scratch[:words].view(np.uint32).reshape(words, 2)  # bits, and how many there are in the words before
+    marks[:] = 0
     for i in range(n):
         prefetch(marks, numbers[min(i + AHEAD, n - 1)] >> FIVE, 0)
         marks[numbers[i] >> FIVE, 0] |= BIT << (numbers[i] & LOW)
@@ -94,12 +107,12 @@ def unique_by_bitmap(keys: Array, inverse: Array, x: Array, base: int, segments:
 
 
 @part
-def unique_by_sorting(keys: Array, inverse: Array, x: Array, base: int, segments: Array, width: int) -> int:
+def unique_by_sorting(keys: Array, inverse: Array, x: Array, base: int, segments: Array, width: int, scratch: Array) -> int:
     n = x.shape[0]
     places = bits_needed(n - 1)  # bits of a position, the lower ones of a word
     kept = min(width, 64 - places)
     left_out, shift = np.uint64(width - kept), np.uint64(places)
-    words, other = keys.view(np.uint64), np.empty(n, np.uint64)
+    words, other = keys.view(np.uint64), scratch
     squeeze(words, x, base, segments)
     for i in range(n):
         words[i] = ((words[i] >> left_out) << shift) | np.uint64(i)

@@ -6,12 +6,11 @@ import numpy as np
 
 from hpcps_kernels.cpu import _unique
 from hpcps_kernels.cpu._jit import kernel, part
-from hpcps_kernels.cpu._prefetch import prefetch
+from hpcps_kernels.cpu._prefetch import LINE_BYTES, prefetch, prefetch_row
 from hpcps_kernels.cpu._row_moves import add_row, add_row_fixed, copy_row
 from hpcps_kernels.interface import Array
 
 AHEAD_BYTES = 1024  # between the row that is converted and the one that is sent for
-LINE_BYTES = 64
 MOST_AHEAD = 16  # rows: a core has about that many cache lines under way
 BLOCK = 1024  # indices that are checked at once
 
@@ -54,7 +53,7 @@ def gather_csr(
 
 @kernel
 def gather_rows(out: Array, table: Array, index: Array) -> None:
-    m, ahead, line = index.shape[0], _rows_ahead(table), LINE_BYTES // table.itemsize
+    m, ahead = index.shape[0], _rows_ahead(table)
     for start in range(0, m, BLOCK):
         stop = min(start + BLOCK, m)
         _check_index(index[start:stop], table.shape[0])
@@ -63,47 +62,50 @@ def gather_rows(out: Array, table: Array, index: Array) -> None:
                 out[i, 0] = table[np.uint64(index[i]), 0]
         else:
             for i in range(start, stop):
-                _send_for(table, index[min(i + ahead, m - 1)], line)
+                prefetch_row(table, index[min(i + ahead, m - 1)])
                 copy_row(out, i, table, index[i])
 
 
 @kernel
 def scatter_rows(table: Array, rows: Array, index: Array) -> None:
     _check_index(index, table.shape[0])
-    m, ahead, line = index.shape[0], _rows_ahead(table), LINE_BYTES // table.itemsize
-    for i in range(m):
-        _send_for(table, index[min(i + ahead, m - 1)], line)
-        copy_row(table, index[i], rows, i)
+    m, ahead = index.shape[0], _rows_ahead(table)
+    if table.shape[1] == 1:
+        for i in range(m):
+            prefetch(table, index[min(i + ahead, m - 1)], 0)
+            table[np.uint64(index[i]), 0] = rows[i, 0]
+    else:
+        for i in range(m):
+            prefetch_row(table, index[min(i + ahead, m - 1)])
+            copy_row(table, index[i], rows, i)
 
 
 @kernel
 def scatter_add_rows(table: Array, rows: Array, index: Array) -> None:
     _check_index(index, table.shape[0])
-    m, ahead, line = index.shape[0], _rows_ahead(table), LINE_BYTES // table.itemsize
-    for i in range(m):
-        _send_for(table, index[min(i + ahead, m - 1)], line)
-        add_row(table, index[i], rows, i)
+    m, ahead = index.shape[0], _rows_ahead(table)
+    if table.shape[1] == 1:
+        for i in range(m):
+            prefetch(table, index[min(i + ahead, m - 1)], 0)
+            table[np.uint64(index[i]), 0] += rows[i, 0]
+    else:
+        for i in range(m):
+            prefetch_row(table, index[min(i + ahead, m - 1)])
+            add_row(table, index[i], rows, i)
 
 
 @kernel
 def scatter_add_rows_fixed(table: Array, rows: Array, index: Array, scale: float) -> None:
     _check_index(index, table.shape[0])
-    m, ahead, line = index.shape[0], _rows_ahead(table), LINE_BYTES // table.itemsize
+    m, ahead = index.shape[0], _rows_ahead(table)
     for i in range(m):
-        _send_for(table, index[min(i + ahead, m - 1)], line)
+        prefetch_row(table, index[min(i + ahead, m - 1)])
         add_row_fixed(table, index[i], rows, i, scale)
 
 
 @part
 def _rows_ahead(table: Array) -> int:
     return max(1, min(MOST_AHEAD, 2 * AHEAD_BYTES // max(1, table.shape[1] * table.itemsize)))
-
-
-@part
-def _send_for(table: Array, row: int, line: int) -> None:
-    for d in range(0, table.shape[1], line):
-        prefetch(table, row, d)
-    prefetch(table, row, table.shape[1] - 1)  # a row need not begin where a line does
 
 
 @part
@@ -144,15 +146,23 @@ def _set_free(slots: Array, keys: Array) -> None:
         slots[keys[i]] = -1
 
 
-@kernel
 def unique(keys: Array, inverse: Array, x: Array) -> int:
-    if x.shape[0] == 0:
+    # NumPy asks for huge pages, Numba does not; pages that are not touched cost nothing.
+    scratch = np.empty(_unique.scratch_words(len(x)), np.uint64)
+    found: int = number_distinct(keys, inverse, x, scratch)
+    return found
+
+
+@kernel
+def number_distinct(keys: Array, inverse: Array, x: Array, scratch: Array) -> int:
+    n = x.shape[0]
+    if n == 0:
         return 0
     base, mask = _unique.varying_bits(x)
     segments, width = _unique.segments_of(mask)
-    if width <= _unique.bits_needed(x.shape[0]) + _unique.DENSE and width <= 32:
-        count = _unique.unique_by_bitmap(keys, inverse, x, base, segments, width)
+    if width <= _unique.widest_bitmap(n):
+        count = _unique.unique_by_bitmap(keys, inverse, x, base, segments, width, scratch)
     else:
-        count = _unique.unique_by_sorting(keys, inverse, x, base, segments, width)
+        count = _unique.unique_by_sorting(keys, inverse, x, base, segments, width, scratch[:n])
     keys[count:] = 0
     return count
