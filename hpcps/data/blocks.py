@@ -36,7 +36,8 @@ class Csr:
 
     def take(self, index: Ints) -> Csr:
         """Copies of the rows of these numbers, in this order."""
-        starts, counts = self.indptr[index], np.diff(self.indptr)[index]
+        starts = self.indptr[index]
+        counts = self.indptr[index + 1] - starts
         indptr = np.concatenate([[0], np.cumsum(counts)])
         entries = np.repeat(starts - indptr[:-1], counts) + np.arange(indptr[-1])
         return Csr(indptr, self.indices[entries], self.values[entries], self.features)

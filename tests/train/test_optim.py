@@ -69,14 +69,7 @@ def test_a_longer_gradient_is_scaled_down_to_the_norm(name):
 
 
 def tree(name, **more):
-<<<<<<< HEAD
-    options = OPTIONS[name]
-    given = {
-        f: getattr(options, f) for f in options.__struct_fields__ if getattr(options, f) != getattr(Optimizer(), f)
-    }
-=======
     given = msgspec.to_builtins(OPTIONS[name])
->>>>>>> upd
     return {"data": {"path": "digits"}, "model": {"kind": "softmax"}, "optimizer": {**given, **more}}
 
 

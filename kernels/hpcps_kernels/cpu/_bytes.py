@@ -49,15 +49,22 @@ def find_byte(data: Array, at: int, byte: int) -> int:
     return at
 
 
-def _load_eight(typing_context: Any, data: Any, at: Any) -> Any:
-    """data[at:at+8], which must exist, as one number, its first byte the lowest (little-endian CPUs)."""
+def _load(bits: int) -> Any:
+    """data[at:at+bits/8], which must exist, as one number, its first byte the lowest (little-endian CPUs)."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        place = builder.bitcast(builder.gep(array.data, [arguments[1]]), ir.IntType(64).as_pointer())
-        return builder.load(place, align=1)
+    def typed(typing_context: Any, data: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            array = context.make_array(signature.args[0])(context, builder, arguments[0])
+            place = builder.bitcast(builder.gep(array.data, [arguments[1]]), ir.IntType(bits).as_pointer())
+            return (
+                builder.zext(builder.load(place, align=1), ir.IntType(64))
+                if bits < 64
+                else builder.load(place, align=1)
+            )
 
-    return types.uint64(data, types.intp), generate
+        return types.uint64(data, types.intp), generate
+
+    return intrinsic(typed)
 
 
 def _trailing_zeros(typing_context: Any, number: Any) -> Any:
@@ -69,7 +76,8 @@ def _trailing_zeros(typing_context: Any, number: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-load_eight: Any = intrinsic(_load_eight)
+load_four: Any = _load(32)
+load_eight: Any = _load(64)
 trailing_zeros: Any = intrinsic(_trailing_zeros)
 
 

@@ -30,17 +30,12 @@ def _prefetch(typing_context: Any, matrix: Any, row: Any, column: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
         columns = builder.extract_value(array.shape, 1)
         offset = builder.add(builder.mul(arguments[1], columns), arguments[2])
-<<<<<<< HEAD
         send_for(builder, builder.gep(array.data, [offset]))
-=======
-        _send_for(builder, builder.gep(array.data, [offset]))
->>>>>>> rows
         return context.get_dummy_value()
 
     return types.void(matrix, types.intp, types.intp), generate
 
 
-<<<<<<< HEAD
 def _prefetch_at(typing_context: Any, vector: Any, i: Any) -> Any:
     """Begin to bring the cache line of vector[i] (without gaps) near. Never faults, changes nothing."""
 
@@ -52,9 +47,6 @@ def _prefetch_at(typing_context: Any, vector: Any, i: Any) -> Any:
     return types.void(vector, types.intp), generate
 
 
-prefetch: Any = intrinsic(_prefetch)
-prefetch_at: Any = intrinsic(_prefetch_at)
-=======
 def _prefetch_row(typing_context: Any, matrix: Any, row: Any) -> Any:
     """The same for all cache lines of matrix[row]."""
 
@@ -65,21 +57,13 @@ def _prefetch_row(typing_context: Any, matrix: Any, row: Any) -> Any:
         number = columns.type
         line = number(max(1, LINE_BYTES // (matrix.dtype.bitwidth // 8)))
         with cgutils.for_range_slice(builder, number(0), columns, line, number) as (column, _):
-            _send_for(builder, builder.gep(first, [column]))
-        _send_for(builder, builder.gep(first, [builder.sub(columns, number(1))]))  # rows begin anywhere in a line
+            send_for(builder, builder.gep(first, [column]))
+        send_for(builder, builder.gep(first, [builder.sub(columns, number(1))]))  # rows begin anywhere in a line
         return context.get_dummy_value()
 
     return types.void(matrix, types.intp), generate
 
 
-def _send_for(builder: Any, place: Any) -> None:
-    byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]
-    read, keep, data = flag(0), flag(3), flag(1)
-    builder.call(function, [builder.bitcast(place, byte), read, keep, data])
-
-
 prefetch: Any = intrinsic(_prefetch)
 prefetch_row: Any = intrinsic(_prefetch_row)
->>>>>>> rows
+prefetch_at: Any = intrinsic(_prefetch_at)

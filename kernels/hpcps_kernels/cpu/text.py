@@ -109,14 +109,14 @@ def _skip_blanks(data: Array, at: int) -> int:
 
 @part
 def _token_end(data: Array, at: int) -> int:
-    while at < data.shape[0] and not _ends_token(data[at]):
+    while at < data.shape[0] and _is_in_token(data[at]):
         at += 1
     return at
 
 
 @part
-def _ends_token(byte: int) -> bool:
-    return byte in (NEWLINE, HASH) or _is_blank(byte)
+def _is_in_token(byte: int) -> bool:
+    return byte != NEWLINE and byte != HASH and not _is_blank(byte)
 
 
 @part
@@ -172,7 +172,7 @@ def _plain_entry(data: Array, start: int, base: int) -> tuple[int, int, float]:
         places, fraction = leading_digits(data, end + 1)
         mantissa = mantissa * POWERS_OF_TEN[places] + fraction
         end += 1 + places
-    is_plain = length > 0 and data[colon] == COLON and 0 < whole + places <= 15 and _ends_token(data[end])
+    is_plain = length > 0 and data[colon] == COLON and 0 < whole + places <= 15 and not _is_in_token(data[end])
     value = np.float64(mantissa) / EXACT[places]
     return end if is_plain else start, index - base, -value if negative else value
 
