@@ -18,7 +18,7 @@ from hpcps_kernels import cache_folder, load
 kernels = load("cpu")
 x, index = np.ones((4, 8), np.float32), np.arange(4)
 kernels.gather(x, x.copy(), index, np.zeros(8, np.float32), np.ones(8, np.float32))
-kernels.momentum(x[0], x[1], x[2], 0.1, 0.9, 1.0)
+kernels.momentum(x[0], x[1], x[2], 0.1, 0.9, 0.0, 0.0, 1.0)
 gradient, bias = np.empty((3, 8), np.float32), np.zeros(3, np.float32)
 try:
     kernels.softmax_loss_gradient(gradient, bias.copy(), x, index, gradient, bias)

@@ -29,7 +29,7 @@ def test_a_wrong_argument_is_named(kernels: Kernels, wrong, error, says: str) ->
     params = ONES.copy()
     for _ in range(2):  # a refused layout is not remembered
         with pytest.raises(error) as caught:
-            kernels.sgd(params, wrong, 0.1, 1.0)
+            kernels.sgd(params, wrong, 0.1, 0.0, 0.0, 1.0)
         assert str(caught.value).startswith(says)
         assert "\n" not in str(caught.value)
     np.testing.assert_array_equal(params, ONES)

@@ -1,8 +1,11 @@
-"""libsvm text (`LABEL INDEX:VALUE INDEX:VALUE … # comment`, a sample a line) to sparse rows.
+"""Text in which a line is a sample: where lines begin, and libsvm lines as sparse rows.
 
-Blank lines and `qid:` tokens are skipped. A token is a run of bytes with no blank in it; an error names the
+libsvm: `LABEL INDEX:VALUE INDEX:VALUE … # comment`. Blank lines and `qid:` tokens are skipped. A token is a run of bytes with no blank in it; an error names the
 column at which its token starts. Numbers are decimal, with sign, fraction and exponent, or inf, infinity, nan
 in any case.
+
+A line has content unless it is blank or holds only blanks and a comment, which begins with the byte `comment`
+(-1: there are no comments). Only a newline ends a line; a carriage return is a blank.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from hpcps_kernels.interface import Array, ParseError, SparseRows
 
 BAD_LABEL, BAD_ENTRY, INDEX_RANGE, INDEX_ORDER, BAD_VALUE = range(1, 6)
 INT32_MAX = 2**31 - 1
+NEWLINE, BLANKS = 10, b" \t\r\v\f"
 _TOKEN = re.compile(rb"[^ \t\r\v\f]+")
 _NUMBER = re.compile(rb"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE)
 
@@ -78,3 +82,64 @@ def _index(token: bytes, base: int, last: int) -> tuple[int, int]:
 def _rounded(values: list[float], dtype: DTypeLike) -> Array:
     with np.errstate(over="ignore"):  # beyond float32 is inf, as IEEE 754 has it
         return np.array(values, np.float64).astype(dtype)
+
+
+def index_lines(offsets: Array, numbers: Array, state: Array, data: Array, comment: int, every: int) -> int:
+    """Mark every `every`-th line with content of a text that comes in chunks; gives the marks of this chunk.
+
+    data (bytes,) uint8 is the next chunk, cut anywhere. offsets, numbers (k,) int64: where in the text each
+    marked line begins, and its number from 1; the rest is 0. state (8,) int64 holds, from chunk to chunk: lines
+    with content so far, the number of the line that is going on, where it begins, whether it is known to
+    have content or none, where the next chunk begins; at first 0, 1, 0, 0, 0 (and zeros). Raises ValueError if there
+    are more than k marks, or `every` is not positive; state is then as it was.
+    """
+    if every < 1:
+        raise ValueError("index_lines: every must be at least 1")
+    count, line, begin, known, at = (int(value) for value in state[:5])
+    offsets[:], numbers[:], marks = 0, 0, 0
+    for byte in data.tobytes():
+        at += 1
+        if byte == NEWLINE:
+            line, begin, known = line + 1, at, 0
+        elif not known and byte not in BLANKS:
+            known = 1
+            if byte != comment:
+                if count % every == 0:
+                    if marks == len(offsets):
+                        raise ValueError("index_lines: more marks than offsets can hold")
+                    offsets[marks], numbers[marks] = begin, line
+                    marks += 1
+                count += 1
+    state[:5] = count, line, begin, known, at
+    return marks
+
+
+def find_lines(begins: Array, ends: Array, numbers: Array, data: Array, comment: int) -> int:
+    """The first m lines with content of a text, data (bytes,) uint8; gives how many there are, at most m.
+
+    begins, ends (m,) int64: line i is data[begins[i]:ends[i]], with its newline if it has one; numbers (m,) int64:
+    how many newlines come before it. The rest is 0.
+    """
+    begins[:], ends[:], numbers[:], found, begin = 0, 0, 0, 0, 0
+    for number, line in enumerate(data.tobytes().split(b"\n")):
+        end = min(begin + len(line) + 1, len(data))
+        content = line.lstrip(BLANKS)
+        if content and content[0] != comment and found < len(begins):
+            begins[found], ends[found], numbers[found] = begin, end, number
+            found += 1
+        begin = end
+    return found
+
+
+def join_spans(out: Array, data: Array, begins: Array, ends: Array) -> None:
+    """out (n,) uint8 = data[begins[0]:ends[0]], data[begins[1]:ends[1]], … one behind the other.
+
+    Raises IndexError for a span that is not in data, ValueError unless they fill out exactly; out then holds anything.
+    """
+    spans = list(zip(begins.tolist(), ends.tolist(), strict=True))
+    if not all(0 <= begin <= end <= len(data) for begin, end in spans):
+        raise IndexError("join_spans: a span is outside the text")
+    if sum(end - begin for begin, end in spans) != len(out):
+        raise ValueError("join_spans: the spans do not fill out exactly")
+    if spans:
+        np.concatenate([data[begin:end] for begin, end in spans], out=out)
