@@ -24,6 +24,8 @@ DTYPES = {
     "S": (*FLOATS, "uint8", "int8", "int16", "int32", "int64"),  # what data sets are stored as
     "X": (*FLOATS, "float16", "uint8", "int8"),  # samples that a gradient converts as it reads them
 }
+ACTIVATIONS = ("identity", "relu", "tanh", "gelu")
+POINT_LOSSES = ("squared", "huber", "logistic", "hinge", "squared_hinge", "poisson")  # of one score a sample
 
 
 @dataclass(frozen=True)

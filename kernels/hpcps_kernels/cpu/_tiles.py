@@ -8,6 +8,9 @@ wherever the arrays lie.
 Rows and classes past the end are clamped to the last one: they compute the same value again and store it in
 the same place, so that no smaller tiles are needed. `add_products` clamps classes only; residuals of samples
 that do not exist must be 0.
+
+Samples may be of another dtype than the rest; each vector of them is converted where it is loaded. uint16 stands for
+the bits of float16, which Numba does not have.
 """
 
 from __future__ import annotations
@@ -76,6 +79,16 @@ class _Loop:
     def load(self, row: Value, d: Value, shape: Any) -> Value:
         return self.builder.load(self.at(row, d, shape), align=self.size)
 
+    def convert(self, row: Value, d: Value, shape: Any, dtype: Any) -> Value:
+        """Load from a row of `dtype`, as floats of `shape`."""
+        stored = ir.HalfType() if dtype == types.uint16 else self.context.get_data_type(dtype)
+        value = self.builder.load(self.at(row, d, _like(shape, stored)), align=dtype.bitwidth // 8)
+        if isinstance(dtype, types.Integer) and dtype != types.uint16:
+            return (self.builder.sitofp if dtype.signed else self.builder.uitofp)(value, shape)
+        if stored == self.scalar:
+            return value
+        return (self.builder.fptrunc if dtype.bitwidth > 8 * self.size else self.builder.fpext)(value, shape)
+
     def store(self, value: Value, row: Value, d: Value, shape: Any) -> None:
         self.builder.store(value, self.at(row, d, shape), align=self.size)
 
@@ -105,21 +118,27 @@ class _Loop:
         return self.builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
 
+def _like(shape: Any, scalar: Any) -> Any:
+    """A vector of as many, or one, of `scalar`."""
+    return ir.VectorType(scalar, shape.count) if isinstance(shape, ir.VectorType) else scalar
+
+
 def _indices(lanes: Sequence[int]) -> Value:
     return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
 
 
-def _tile(build: Callable[..., None], rows: int, classes: int) -> Any:
+def _tile(build: Callable[..., None], samples_at: int, rows: int, classes: int) -> Any:
     """An intrinsic over three matrices and (i, k, lo, hi): first sample, first class, range of features."""
 
     def typed(typing_context: Any, a: Any, b: Any, c: Any, i: Any, k: Any, lo: Any, hi: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             loop = _Loop(context, builder, a.dtype)
+            samples = signature.args[samples_at].dtype
             matrices = [
                 context.make_array(t)(context, builder, value)
                 for t, value in zip(signature.args[:3], arguments[:3], strict=True)
             ]
-            build(loop, matrices, arguments[3:], rows, classes)
+            build(loop, matrices, samples, arguments[3:], rows, classes)
             return context.get_dummy_value()
 
         return types.void(a, b, c, *[types.intp] * 4), generate
@@ -127,7 +146,7 @@ def _tile(build: Callable[..., None], rows: int, classes: int) -> Any:
     return intrinsic(typed)
 
 
-def _add_scores(loop: _Loop, matrices: list[Any], place: list[Value], rows: int, classes: int) -> None:
+def _add_scores(loop: _Loop, matrices: list[Any], dtype: Any, place: list[Value], rows: int, classes: int) -> None:
     """scores[i + a, k + b] += samples[i + a, lo:hi] · weight[k + b, lo:hi]."""
     scores, samples, weight = matrices
     i, k, lo, hi = place
@@ -146,7 +165,8 @@ def _add_scores(loop: _Loop, matrices: list[Any], place: list[Value], rows: int,
         builder.store(builder.load(place), slot)
 
     def body(d: Value, shape: Any) -> None:
-        x, w = [loop.load(row, d, shape) for row in xs], [loop.load(row, d, shape) for row in ws]
+        x = [loop.convert(row, d, shape, dtype) for row in xs]
+        w = [loop.load(row, d, shape) for row in ws]
         for slot, (u, v) in zip(sums[shape], [(u, v) for u in x for v in w], strict=True):
             builder.store(loop.multiply_add(u, v, builder.load(slot)), slot)
 
@@ -155,7 +175,7 @@ def _add_scores(loop: _Loop, matrices: list[Any], place: list[Value], rows: int,
         builder.store(builder.fadd(builder.load(narrow), loop.total(builder.load(wide))), place)
 
 
-def _add_products(loop: _Loop, matrices: list[Any], place: list[Value], rows: int, classes: int) -> None:
+def _add_products(loop: _Loop, matrices: list[Any], dtype: Any, place: list[Value], rows: int, classes: int) -> None:
     """gradient[k + b, lo:hi] += sum over a of residual[i + a, k + b] * samples[i + a, lo:hi]."""
     gradient, residual, samples = matrices
     i, k, lo, hi = place
@@ -170,7 +190,8 @@ def _add_products(loop: _Loop, matrices: list[Any], place: list[Value], rows: in
     spread = {s: [[loop.spread(f, s) for f in row] for row in factors] for s in (vector, loop.scalar)}
 
     def body(d: Value, shape: Any) -> None:
-        x, totals = [loop.load(row, d, shape) for row in xs], [loop.load(row, d, shape) for row in gs]
+        x = [loop.convert(row, d, shape, dtype) for row in xs]
+        totals = [loop.load(row, d, shape) for row in gs]
         for b, row in enumerate(spread[shape]):
             for u, factor in zip(x, row, strict=True):
                 totals[b] = loop.multiply_add(u, factor, totals[b])
@@ -180,7 +201,7 @@ def _add_products(loop: _Loop, matrices: list[Any], place: list[Value], rows: in
     loop.run(lo, hi, body)
 
 
-add_scores = _tile(_add_scores, ROWS, CLASSES)
-add_products = _tile(_add_products, ROWS, CLASSES)
-add_scores_single = _tile(_add_scores, 2 * ROWS, 1)
-add_products_single = _tile(_add_products, 2 * ROWS, 1)
+add_scores = _tile(_add_scores, 1, ROWS, CLASSES)
+add_products = _tile(_add_products, 2, ROWS, CLASSES)
+add_scores_single = _tile(_add_scores, 1, 2 * ROWS, 1)
+add_products_single = _tile(_add_products, 2, 2 * ROWS, 1)

@@ -1,11 +1,9 @@
-"""Losses of linear models and their gradients.
+"""Linear models of dense samples: scores and the gradients of losses.
 
 Samples go through in blocks that stay in the second-level cache between the scores and the gradient.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from hpcps_kernels.cpu._tiles import (
     add_scores,
     add_scores_single,
 )
+from hpcps_kernels.cpu.loss import check_delta, loss_sum, point_residuals, softmax_residuals
 from hpcps_kernels.interface import Array
 
 BLOCK = 64  # samples, a multiple of 2 * ROWS
@@ -25,20 +24,67 @@ SINGLE_BLOCK = 16  # the same where a sample meets one row of weights only
 PANEL = 1024  # features
 
 
-@kernel
+def dense_loss_gradient(
+    weight_gradient: Array,
+    bias_gradient: Array,
+    samples: Array,
+    labels: Array,
+    sample_weight: Array,
+    weight: Array,
+    bias: Array,
+    loss: int,
+    delta: float,
+) -> float:
+    return dense_pass(
+        weight_gradient, bias_gradient, _compiled(samples), labels, sample_weight, weight, bias, loss, delta
+    )
+
+
 def softmax_loss_gradient(
-    weight_gradient: Array, bias_gradient: Array, samples: Array, labels: Array, weight: Array, bias: Array
+    weight_gradient: Array,
+    bias_gradient: Array,
+    samples: Array,
+    labels: Array,
+    sample_weight: Array,
+    weight: Array,
+    bias: Array,
+) -> float:
+    return softmax_pass(weight_gradient, bias_gradient, _compiled(samples), labels, sample_weight, weight, bias)
+
+
+def dense_scores(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
+    dense_score_pass(scores, _compiled(samples), weight, bias)
+
+
+def softmax_scores(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
+    softmax_score_pass(scores, _compiled(samples), weight, bias)
+
+
+def _compiled(samples: Array) -> Array:
+    """Samples as compiled code takes them: Numba has no float16, so their bits go in as uint16."""
+    return samples.view(np.uint16) if samples.dtype.char == "e" else samples
+
+
+@kernel
+def softmax_pass(
+    weight_gradient: Array,
+    bias_gradient: Array,
+    samples: Array,
+    labels: Array,
+    sample_weight: Array,
+    weight: Array,
+    bias: Array,
 ) -> float:
     weight_gradient[:] = 0
     bias_gradient[:] = 0
-    residual = np.empty((BLOCK, bias.shape[0]), samples.dtype)
+    residual = np.empty((BLOCK, bias.shape[0]), weight.dtype)
     loss = 0.0
     for start in range(0, samples.shape[0], BLOCK):
-        block = samples[start : start + BLOCK]
+        stop = start + BLOCK
+        block = samples[start:stop]
         scores = residual[: block.shape[0]]
         _scores_of(scores, block, weight, bias)
-        for i in range(block.shape[0]):
-            loss += _softmax_residual(scores, i, labels[start + i])
+        loss += softmax_residuals(scores, labels[start:stop], sample_weight[start:stop])
         _add_gradient(weight_gradient, bias_gradient, residual, block)
     return loss
 
@@ -56,28 +102,6 @@ def _scores_of(scores: Array, samples: Array, weight: Array, bias: Array) -> Non
 
 
 @part
-def _softmax_residual(scores: Array, i: int, label: int) -> float:
-    """Turn the scores of sample i into softmax(scores) - [label] and return its loss."""
-    if label < 0 or label >= scores.shape[1]:
-        raise ValueError("softmax: a label is outside 0..K-1")
-    one = scores.dtype.type(1)
-    largest = scores[i, 0]
-    for k in range(1, scores.shape[1]):
-        largest = max(largest, scores[i, k])
-    picked = np.float64(scores[i, label] - largest)
-    total = one - one
-    for k in range(scores.shape[1]):
-        odds = math.exp(scores[i, k] - largest)
-        scores[i, k] = odds
-        total += odds
-    share = one / total
-    for k in range(scores.shape[1]):
-        scores[i, k] *= share
-    scores[i, label] -= one
-    return math.log(np.float64(total)) - picked
-
-
-@part
 def _add_gradient(weight_gradient: Array, bias_gradient: Array, residual: Array, samples: Array) -> None:
     n = samples.shape[0]
     for i in range(n):
@@ -92,74 +116,38 @@ def _add_gradient(weight_gradient: Array, bias_gradient: Array, residual: Array,
 
 
 @kernel
-def softmax_scores(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
+def softmax_score_pass(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
     _scores_of(scores, samples, weight, bias)
 
 
 @kernel
-def softmax_loss(scores: Array, labels: Array) -> float:
-    loss = 0.0
-    for i in range(scores.shape[0]):
-        if labels[i] < 0 or labels[i] >= scores.shape[1]:
-            raise ValueError("softmax: a label is outside 0..K-1")
-        largest = scores[i, 0]
-        for score in scores[i]:
-            largest = max(largest, score)
-        total = 0.0
-        for score in scores[i]:
-            total += math.exp(np.float64(score) - np.float64(largest))
-        loss += math.log(total) - (np.float64(scores[i, labels[i]]) - np.float64(largest))
-    return loss
-
-
-@kernel
-def linear_loss_gradient(
-    weight_gradient: Array, bias_gradient: Array, samples: Array, labels: Array, weight: Array, bias: Array
+def dense_pass(
+    weight_gradient: Array,
+    bias_gradient: Array,
+    samples: Array,
+    labels: Array,
+    sample_weight: Array,
+    weight: Array,
+    bias: Array,
+    loss: int,
+    delta: float,
 ) -> float:
+    check_delta(loss, delta)
     weight_gradient[:] = 0
     bias_gradient[0] = 0
     gradient, row = weight_gradient.reshape(1, weight.shape[0]), weight.reshape(1, weight.shape[0])
-    residual = np.empty((SINGLE_BLOCK, 1), samples.dtype)
-    loss = 0.0
+    residual = np.empty((SINGLE_BLOCK, 1), weight.dtype)
+    losses = np.zeros((2, SINGLE_BLOCK))
     for start in range(0, samples.shape[0], SINGLE_BLOCK):
-        block = samples[start : start + SINGLE_BLOCK]
-        _single_scores(residual[: block.shape[0]], block, row, bias)
-        for i in range(block.shape[0]):
-            difference = np.float64(residual[i, 0]) - np.float64(labels[start + i])
-            residual[i, 0] -= labels[start + i]
-            loss += 0.5 * (difference * difference)
+        stop = start + SINGLE_BLOCK
+        block = samples[start:stop]
+        scores = residual[: block.shape[0]]
+        _single_scores(scores, block, row, bias)
+        point_residuals(
+            scores.reshape(block.shape[0]), labels[start:stop], sample_weight[start:stop], loss, delta, losses
+        )
         _add_single_gradient(gradient, bias_gradient, residual, block)
-    return loss
-
-
-@kernel
-def logistic_loss_gradient(
-    weight_gradient: Array, bias_gradient: Array, samples: Array, labels: Array, weight: Array, bias: Array
-) -> float:
-    weight_gradient[:] = 0
-    bias_gradient[0] = 0
-    gradient, row = weight_gradient.reshape(1, weight.shape[0]), weight.reshape(1, weight.shape[0])
-    residual = np.empty((SINGLE_BLOCK, 1), samples.dtype)
-    loss = 0.0
-    for start in range(0, samples.shape[0], SINGLE_BLOCK):
-        block = samples[start : start + SINGLE_BLOCK]
-        _single_scores(residual[: block.shape[0]], block, row, bias)
-        for i in range(block.shape[0]):
-            label, score = labels[start + i], np.float64(residual[i, 0])
-            loss += _logistic(score, label)
-            small = math.exp(-abs(score))
-            sigmoid = 1 / (1 + small) if score >= 0 else small / (1 + small)
-            residual[i, 0] = sigmoid - label
-        _add_single_gradient(gradient, bias_gradient, residual, block)
-    return loss
-
-
-@part
-def _logistic(score: float, label: int) -> float:
-    if label != 0 and label != 1:
-        raise ValueError("logistic: a label is neither 0 nor 1")
-    positive = score if not score < 0 else 0.0
-    return positive - label * score + math.log1p(math.exp(-abs(score)))
+    return loss_sum(losses)
 
 
 @part
@@ -183,22 +171,5 @@ def _add_single_gradient(weight_gradient: Array, bias_gradient: Array, residual:
 
 
 @kernel
-def linear_scores(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
+def dense_score_pass(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
     _single_scores(scores.reshape(scores.shape[0], 1), samples, weight.reshape(1, weight.shape[0]), bias)
-
-
-@kernel
-def linear_loss(scores: Array, labels: Array) -> float:
-    loss = 0.0
-    for i in range(scores.shape[0]):
-        difference = np.float64(scores[i]) - np.float64(labels[i])
-        loss += 0.5 * (difference * difference)
-    return loss
-
-
-@kernel
-def logistic_loss(scores: Array, labels: Array) -> float:
-    loss = 0.0
-    for i in range(scores.shape[0]):
-        loss += _logistic(np.float64(scores[i]), labels[i])
-    return loss
