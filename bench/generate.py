@@ -1,10 +1,10 @@
-"""Sparse labelled rows drawn from a known logistic model, in the shape of public data sets, for those who have none.
+"""Sparse labelled rows drawn from a known linear model, in the shape of public data sets, for those who have none.
 
     python bench/generate.py criteo --rows 100000 --out train.svm
 
 ``criteo``: 39 fields, each with one value whose frequencies follow a power law, hashed to 2^22 features, all values 1.
-``rcv1``: 20,242 documents x 47,236 terms, 74 terms a document, tf-idf weights, rows of length 1. Labels, 0 or 1, are drawn
-from the true model's probabilities, so that its log-loss is a floor that no learner can be far below.
+``rcv1``: 20,242 documents x 47,236 terms, 74 terms a document, tf-idf weights, rows of length 1. Labels are 0 or 1.
+Scores of the true model are linear, so that held-out log-loss tells learners apart.
 """
 
 from __future__ import annotations
@@ -61,19 +61,27 @@ def criteo(n: int, seed: int = 0) -> Rows:
 
 
 def rcv1(n: int = DOCUMENTS, seed: int = 0) -> Rows:
-    """n documents of distinct terms by Zipf's law, as tf-idf weights in rows of Euclidean length 1."""
+    """n documents of two classes as tf-idf weights of distinct terms, in rows of Euclidean length 1.
+
+    Terms come by Zipf's law; one that leans to a class by p is kept with probability (1 +- p) / 2 in its documents, so that the
+    true log-odds are linear in the terms' counts.
+    """
     rng = np.random.default_rng(seed)
-    sizes = np.maximum(rng.lognormal(np.log(TERMS_EACH) - 0.18, 0.6, n), 5).astype(np.int64) * 4 // 3
-    documents = [np.unique(np.exp(rng.random(k) * np.log(TERMS)).astype(np.int32) - 1, return_counts=True) for k in sizes]
+    labels = rng.random(n) < 0.5
+    leaning = np.clip(np.random.default_rng(1).standard_normal(TERMS) * 0.2, -0.9, 0.9)
+    sizes = np.maximum(rng.lognormal(np.log(TERMS_EACH) - 0.18, 0.6, n), 5).astype(np.int64) * 8 // 3
+    documents = []
+    for size, label in zip(sizes, labels, strict=True):
+        terms = np.exp(rng.random(size) * np.log(TERMS)).astype(np.int32) - 1
+        kept = rng.random(size) * 2 < 1 + np.where(label, 1, -1) * leaning[terms]
+        documents.append(np.unique(terms[kept], return_counts=True))
     indices = np.concatenate([terms for terms, _ in documents])
     counts = np.concatenate([often for _, often in documents])
     indptr = np.concatenate([[0], np.cumsum([len(terms) for terms, _ in documents])])
     rarity = np.log(n / np.maximum(np.bincount(indices, minlength=TERMS), 1))
     values = (1 + np.log(counts)) * (rarity[indices] + 0.01)
     values /= np.repeat(np.sqrt(np.add.reduceat(values**2, indptr[:-1])), np.diff(indptr))
-    rows = Rows(indptr, indices, values.astype(np.float32), np.empty(n, np.float32))
-    truth = np.random.default_rng(1).standard_normal(TERMS) * 8
-    return rows._replace(labels=_drawn_labels(rng, rows.scores(truth)))
+    return Rows(indptr, indices, values.astype(np.float32), labels.astype(np.float32))
 
 
 def libsvm(rows: Rows) -> str:

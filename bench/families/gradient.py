@@ -81,11 +81,11 @@ def _softmax_step(dtype: str) -> Case:
         views = [(x[: CLASSES * FEATURES].reshape(CLASSES, FEATURES), x[CLASSES * FEATURES :]) for x in (params, gradients)]
         turn = cycle(batches())
 
-        def call() -> Array:
+        def call() -> tuple[Array, ...]:
             samples, labels = next(turn)
             gradient(*views[1], samples, labels, NOTHING, *views[0])
             sgd(params, gradients, rate, 0.0, 0.0, 1 / BATCH)
-            return params
+            return views[0]
 
         return call
 
@@ -104,7 +104,7 @@ def _softmax_step(dtype: str) -> Case:
                 optimizer.zero_grad(set_to_none=True)
                 torch.nn.functional.cross_entropy(model(samples.float()), labels).backward()
                 optimizer.step()
-                return torch.cat([model.weight.detach().flatten(), model.bias.detach()])
+                return model.weight.detach(), model.bias.detach()
 
             return call
 
