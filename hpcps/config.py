@@ -39,6 +39,7 @@ class Data(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     label_column: str = "auto"
     features: Count = 0
     zero_based: bool = False
+    window: Count = 0
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -111,6 +112,7 @@ HELP = {
     "data.label_column": "CSV: the label's column, by name or by number from 0 (negative: from the end)",
     "data.features": "libsvm: the number of features (0: the largest index seen)",
     "data.zero_based": "libsvm: whether indices begin at 0",
+    "data.window": "libsvm, CSV: samples of a part in memory at a time, shuffled among themselves (0: all)",
     "model.kind": "linear | logistic | softmax | file.py:name (your own training function)",
     "model.task": "regression | binary | multiclass: what the labels are, for your own training function",
     "model.parameters": "names and shapes, for your own training function: weight = [10, 64]",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,10 +70,51 @@ def by_threads(batch: int, threads: list[int], worker: int) -> Parts:
     return Parts(bounds, [0, *accumulate(counts)], worker)
 
 
-def order(seed: int, epoch: int, block: int, count: int) -> NDArray[np.int64]:
+class Order(Protocol):
+    """The order in which an epoch visits the samples of a block: a slice gives the numbers of consecutive visits."""
+
+    def __getitem__(self, visits: slice, /) -> NDArray[np.int64]: ...
+
+
+def order(seed: int, epoch: int, block: int, count: int, window: int = 0) -> Order:
     """The order in which an epoch visits the samples of a block: a permutation of ``range(count)``, int64.
 
-    Keyed by (seed, epoch, block) and drawn from Philox (Salmon et al. 2011), so it does not depend on the rank.
+    Keyed by (seed, epoch, block) and drawn from Philox (Salmon et al. 2011), so it does not depend on the rank. With a
+    ``window``, samples 0 .. window - 1 come first, in an order of their own, then those of the next window, and so on.
     """
-    bits = np.random.Philox(key=np.array([seed, epoch << 32 | block], np.uint64))
-    return np.random.Generator(bits).permutation(count)
+    key = np.array([seed, epoch << 32 | block], np.uint64)
+    if window:
+        return WindowedOrder(key, count, window)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(count)
+
+
+class WindowedOrder:
+    """A permutation window after window, each drawn when it is first asked for; one is kept.
+
+    >>> WindowedOrder(np.array([3, 4], np.uint64), 7, 3)[3:5]
+    array([4, 5])
+    """
+
+    def __init__(self, key: NDArray[np.uint64], count: int, window: int) -> None:
+        self._key = key
+        self._count = count
+        self._window = window
+        self._number = -1
+        self._drawn = np.empty(0, np.int64)
+
+    def __getitem__(self, visits: slice, /) -> NDArray[np.int64]:
+        low, high, _ = visits.indices(self._count)
+        pieces = [np.empty(0, np.int64)]
+        while low < high:
+            number, first = divmod(low, self._window)
+            pieces.append(self._draw(number)[first : first + high - low])
+            low += len(pieces[-1])
+        return np.concatenate(pieces)
+
+    def _draw(self, number: int) -> NDArray[np.int64]:
+        if number != self._number:
+            bits = np.random.Philox(key=self._key, counter=[0, 0, 0, 1 + number])  # far from each other's draws
+            low = number * self._window
+            size = min(self._window, self._count - low)
+            self._number, self._drawn = number, low + np.random.Generator(bits).permutation(size)
+        return self._drawn

@@ -26,28 +26,26 @@ class Loader:
 
     def __init__(self, block: Block, features: int, shift: Array, scale: Array, dtype: str, kernels: Any) -> None:
         self._block = block
-        self._samples = block.samples
         self._shift = shift.astype(dtype)
         self._scale = scale.astype(dtype)
         self._kernels = kernels
         self._features = features
         self._dtype = np.dtype(dtype)
-        is_float = block.labels.dtype.kind == "f"
-        self._labels = block.labels.astype(dtype) if is_float else np.ascontiguousarray(block.labels)
+        self._labels_dtype = self._dtype if block.labels.dtype.kind == "f" else block.labels.dtype
 
     def buffers(self, count: int) -> Batch:
         """Memory for a batch of ``count`` samples."""
-        return Batch(np.empty((count, self._features), self._dtype), np.empty(count, self._labels.dtype))
+        return Batch(np.empty((count, self._features), self._dtype), np.empty(count, self._labels_dtype))
 
     def load(self, out: Batch, index: Array) -> None:
         """Fill ``out`` with the samples of the given numbers (int64) of the block."""
-        samples = self._samples
+        samples, labels, index = self._block.near(index)
         if isinstance(samples, Csr):
             columns = (samples.indptr, samples.indices, samples.values)
             self._kernels.gather_csr(out.samples, *columns, index, self._shift, self._scale)
         else:
             self._kernels.gather(out.samples, samples, index, self._shift, self._scale)
-        out.labels[:] = self._labels[index]
+        out.labels[:] = labels[index]
 
 
 @dataclass
@@ -57,7 +55,7 @@ class _Part:
     loader: Loader
     batch: Batch
     gradient: Params
-    order: Array
+    order: parts.Order
     loss: float = 0.0
 
 
@@ -89,7 +87,7 @@ class Worker:
     def shuffle(self, epoch: int) -> None:
         """Draw the order in which this epoch visits each block."""
         for part in self._parts:
-            part.order = parts.order(self._seed, epoch, part.number, len(part.block))
+            part.order = parts.order(self._seed, epoch, part.number, len(part.block), part.block.window)
 
     def load(self, batch: int) -> None:
         """Bring the samples of batch number ``batch`` of this epoch into memory."""

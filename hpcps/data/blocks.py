@@ -34,6 +34,13 @@ class Csr:
         indptr = self.indptr[low : high + 1] - start
         return Csr(indptr, self.indices[start:stop], self.values[start:stop], self.features)
 
+    def take(self, index: Ints) -> Csr:
+        """Copies of the rows of these numbers, in this order."""
+        starts, counts = self.indptr[index], np.diff(self.indptr)[index]
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        entries = np.repeat(starts - indptr[:-1], counts) + np.arange(indptr[-1])
+        return Csr(indptr, self.indices[entries], self.values[entries], self.features)
+
 
 Samples = Array | Csr
 
@@ -81,6 +88,15 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def window(self) -> int:
+        """Samples that are in memory at a time; 0: all are."""
+        return 0
+
+    def near(self, index: Ints) -> tuple[Samples, Array, Ints]:
+        """Samples and labels in memory that hold those of the given numbers, and the numbers that they have there."""
+        return self.samples, self.labels, index
 
     def where(self, i: int) -> str:
         """Say where sample i comes from, as in ``digits.csv: line 17`` or ``train.npz: sample 17``.

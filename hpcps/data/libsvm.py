@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from hpcps.data.blocks import Csr, Ints
+from hpcps.data.blocks import Csr, Floats, Ints
 from hpcps.data.files import is_gzip
-from hpcps.data.lines import LineIndex, index_lines, read_lines
+from hpcps.data.lines import LineIndex, Lines, index_lines, read_text
 from hpcps.data.pieces import Piece, Rows, join_sparse
 from hpcps.errors import DataError
 
@@ -39,21 +39,19 @@ class LibsvmSource(msgspec.Struct, frozen=True, tag="libsvm"):
         Raises DataError naming the line of bad content.
         """
         labels, parts, numbers = [], [], []
-        for lines, at in read_lines(self.file, self.index, rows):
-            own_labels, part = self._parse(lines, at)
+        for lines in read_text(self.file, self.index, rows):
+            own_labels, part = self._parse(lines)
             labels.append(own_labels)
             parts.append(part)
-            numbers.append(at)
+            numbers.append(lines.numbers)
         return Piece(join_sparse(parts), np.concatenate(labels), np.concatenate(numbers))
 
-    def _parse(self, lines: list[bytes], numbers: Ints) -> tuple[np.ndarray, Csr]:
+    def _parse(self, lines: Lines) -> tuple[Floats, Csr]:
         from hpcps_kernels import ParseError, load  # late: brings the compiler
 
-        text = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines)
+        numbers = lines.numbers
         try:
-            labels, indptr, indices, values = load("cpu").parse_libsvm(
-                np.frombuffer(text, np.uint8), self.zero_based, np.float32
-            )
+            labels, indptr, indices, values = load("cpu").parse_libsvm(lines.text, self.zero_based, np.float32)
         except ParseError as error:
             line = numbers[error.line - 1]
             raise DataError(f"{self.file}: line {line}, byte {error.column}: {error.reason}") from None

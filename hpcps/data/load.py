@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 
 from hpcps.data.blocks import Array, Block, Csr, Dataset, Ints, find_bad
 from hpcps.data.labels import Task, check_classes, class_numbers, finite_labels, whole_labels
+from hpcps.data.libsvm import LibsvmSource
 from hpcps.data.pieces import Part, Rows, read_part
 from hpcps.data.scaling import shift_and_scale
 from hpcps.data.source import (
@@ -20,6 +22,7 @@ from hpcps.data.source import (
     survey_together,
 )
 from hpcps.data.split import split_rows
+from hpcps.data.stream import Found, Read, Slot, check_streamable, scan, streamed
 from hpcps.errors import DataError
 from hpcps.together import Together, agree
 
@@ -53,24 +56,55 @@ def load_data(
         raise DataError(
             f"train.batch = {min_train} is larger than the {len(train_rows)} training samples of {section.path}"
         )
-    bounds, test_bounds = cut(len(train_rows)), cut_test(len(test_rows)) if len(test_rows) else [0]
-    owned_test = owned_test if len(test_rows) else range(0)
-    train, test = agree(
-        together,
-        lambda: (
-            _read(found.train, train_rows, bounds, owned, task),
-            _read(found.test or found.train, test_rows, test_bounds, owned_test, task),
-        ),
-    )
-    sparse, features = found.train[0].sparse, found.train[0].features
-    if sparse and not features:
-        features = _most_features([train, test], together, section.path)
-        train, test = _with_features(train, features), _with_features(test, features)
-    classes = None if task == "regression" else _classes(train, task, found.train, section.path, together)
-    train_blocks = _blocks(train, _numbered(train, classes), bounds, owned)
-    test_labels = agree(together, lambda: _numbered(test, classes))
+    train = Share(found.train, train_rows, cut(len(train_rows)), owned)
+    test = Share(found.test or found.train, test_rows, cut_test(len(test_rows)), owned_test).unless_empty()
+    read = _stream if section.window else _read
+    return read(train, test, section, task, together)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a rank owns of a training or held-out set: the blocks ``owned`` of those that ``bounds`` cut it into."""
+
+    sources: list[AnySource]
+    rows: Rows
+    bounds: Sequence[int]
+    owned: range
+
+    def unless_empty(self) -> Share:
+        """Without blocks where there are no rows."""
+        return self if len(self.rows) else replace(self, bounds=[0], owned=range(0))
+
+    @property
+    def start(self) -> int:
+        """The first own row, by its place among all rows."""
+        return self.bounds[self.owned.start] if len(self.owned) else 0
+
+    @property
+    def stop(self) -> int:
+        return self.bounds[self.owned.stop] if len(self.owned) else 0
+
+    @property
+    def own(self) -> Rows:
+        """The own rows, without keeping the others in memory."""
+        own = self.rows[self.start : self.stop]
+        return own if isinstance(own, range) else own.copy()
+
+    def each(self) -> list[slice]:
+        """The own blocks, as slices of the own rows."""
+        return [slice(self.bounds[n] - self.start, self.bounds[n + 1] - self.start) for n in self.owned]
+
+
+def _read(train: Share, test: Share, section: DataOptions, task: Task, together: Together) -> Dataset:
+    """All own blocks, in memory."""
+    parts = agree(together, lambda: [_checked(read_part(one.sources, one.own), task) for one in (train, test)])
+    features = train.sources[0].features or _most_features(map(_features, parts), together, section.path)
+    parts = [_with_features(part, features) for part in parts]
+    classes = _classes(_labels(parts[0]), task, train.sources, section.path, together)
+    blocks = _blocks(train, parts[0], _numbered(parts[0], classes))
+    test_labels = agree(together, lambda: _numbered(parts[1], classes))
     shift, scale = shift_and_scale(
-        section.scale, list(train_blocks.values()), features, len(train_rows), sparse, together
+        section.scale, list(blocks.values()), features, len(train.rows), train.sources[0].sparse, together
     )
     return Dataset(
         name=section.path,
@@ -78,11 +112,67 @@ def load_data(
         classes=classes,
         shift=shift,
         scale=scale,
-        train_count=len(train_rows),
-        test_count=len(test_rows),
-        train=train_blocks,
-        test=_blocks(test, test_labels, test_bounds, owned_test),
+        train_count=len(train.rows),
+        test_count=len(test.rows),
+        train=blocks,
+        test=_blocks(test, parts[1], test_labels),
     )
+
+
+def _stream(train: Share, test: Share, section: DataOptions, task: Task, together: Together) -> Dataset:
+    """All own blocks, in their files; they are looked through once, for faults, features and classes."""
+    agree(together, lambda: check_streamable([*train.sources, *test.sources], section.scale))
+    shares, own = (train, test), (train.own, test.own)
+    found = agree(
+        together,
+        lambda: [
+            scan(rows, section.window, _reader(share.sources, task), task != "regression")
+            for share, rows in zip(shares, own, strict=True)
+        ],
+    )
+    features = train.sources[0].features or _most_features((one.features for one in found), together, section.path)
+    classes = _classes(found[0].labels, task, train.sources, section.path, together)
+    read, read_test = (_reader(share.sources, task, features, classes) for share in shares)
+    agree(together, lambda: _check_known(found[1], own[1], classes, read_test))
+    nothing = read(range(0))
+    shift, scale = shift_and_scale(section.scale, [], features, len(train.rows), train.sources[0].sparse, together)
+    blocks = streamed([own[0][at] for at in train.each()], section.window, read, nothing)
+    slot = Slot()  # held-out blocks are visited one after the other
+    test_blocks = streamed([own[1][at] for at in test.each()], section.window, read_test, nothing, slot)
+    return Dataset(
+        name=section.path,
+        features=features,
+        classes=classes,
+        shift=shift,
+        scale=scale,
+        train_count=len(train.rows),
+        test_count=len(test.rows),
+        train=dict(zip(train.owned, blocks, strict=True)),
+        test=dict(zip(test.owned, test_blocks, strict=True)),
+    )
+
+
+def _reader(sources: list[AnySource], task: Task, features: int = 0, classes: Ints | None = None) -> Read:
+    """Reads rows as a block; with ``features`` as soon as they are known, and labels numbered by the ``classes``."""
+    known = [
+        msgspec.structs.replace(one, features=features) if isinstance(one, LibsvmSource) and features else one
+        for one in sources
+    ]
+
+    def read(rows: Rows) -> Block:
+        part = _checked(read_part(known, rows), task)
+        return part.block(_numbered(part, classes), 0, len(rows))
+
+    return read
+
+
+def _check_known(found: Found, rows: Rows, classes: Ints | None, read: Read) -> None:
+    """Raise DataError for the first row whose label is not one of the classes."""
+    if classes is not None:
+        unknown = found.firsts[~np.isin(found.labels, classes)]
+        if unknown.size:
+            first = int(unknown.min())
+            read(rows[first : first + 1])
 
 
 def load_samples(path: str, options: DataOptions, *, features: int, classes: Ints | None, with_labels: bool) -> Block:
@@ -117,16 +207,10 @@ def _rows(train: list[AnySource], test: list[AnySource], section: DataOptions, s
     return split_rows(count, section.test_fraction, seed, section.path)
 
 
-def _read(sources: list[AnySource], rows: Rows, bounds: Sequence[int], owned: range, task: Task) -> Part:
-    own = rows[bounds[owned.start] : bounds[owned.stop]] if len(owned) else rows[:0]
-    return _checked(read_part(sources, own), task)
-
-
 def _checked(part: Part, task: Task) -> Part:
     """The part with whole (classifier) or finite (regression) labels; raises DataError."""
-    assert part.labels is not None
     check = finite_labels if task == "regression" else whole_labels
-    part = replace(part, labels=check(part.labels, part.places.where_label))
+    part = replace(part, labels=check(_labels(part), part.places.where_label))
     _check_features(part)
     return part
 
@@ -147,9 +231,12 @@ def is_mapped(samples: Array) -> bool:
     return base is not None
 
 
-def _most_features(parts: list[Part], together: Together, name: str) -> int:
-    own = [part.samples.features for part in parts if isinstance(part.samples, Csr)]
-    features = int(together.gather(np.array(own, np.int64)).max())
+def _features(part: Part) -> int:
+    return part.samples.features if isinstance(part.samples, Csr) else part.samples.shape[1]
+
+
+def _most_features(own: Iterable[int], together: Together, name: str) -> int:
+    features = int(together.gather(np.array(list(own), np.int64)).max())
     if features == 0:
         raise DataError(f"{name}: its samples have no features")
     if features > MOST_GUESSED_FEATURES:
@@ -158,24 +245,28 @@ def _most_features(parts: list[Part], together: Together, name: str) -> int:
 
 
 def _with_features(part: Part, features: int) -> Part:
-    assert isinstance(part.samples, Csr)
-    return replace(part, samples=replace(part.samples, features=features))
+    samples = part.samples
+    return replace(part, samples=replace(samples, features=features)) if isinstance(samples, Csr) else part
 
 
-def _classes(part: Part, task: Task, sources: list[AnySource], name: str, together: Together) -> Ints:
-    assert part.labels is not None
-    classes = np.unique(together.gather(np.unique(part.labels)))
+def _classes(own: Array, task: Task, sources: list[AnySource], name: str, together: Together) -> Ints | None:
+    """The labels that occur on any rank, ascending; None for a regression."""
+    if task == "regression":
+        return None
+    classes = np.unique(together.gather(np.unique(own)))
     check_classes(classes, task, sources[0].label_file if len(sources) == 1 else name)
     return classes
 
 
-def _numbered(part: Part, classes: Ints | None) -> Array:
+def _labels(part: Part) -> Array:
     assert part.labels is not None
-    return part.labels if classes is None else class_numbers(part.labels, classes, part.places.where_label)
+    return part.labels
 
 
-def _blocks(part: Part, labels: Array, bounds: Sequence[int], owned: range) -> dict[int, Block]:
-    if not len(owned):
-        return {}
-    start = bounds[owned.start]
-    return {n: part.block(labels, bounds[n] - start, bounds[n + 1] - start) for n in owned}
+def _numbered(part: Part, classes: Ints | None) -> Array:
+    labels = _labels(part)
+    return labels if classes is None else class_numbers(labels, classes, part.places.where_label)
+
+
+def _blocks(share: Share, part: Part, labels: Array) -> dict[int, Block]:
+    return {n: part.block(labels, at.start, at.stop) for n, at in zip(share.owned, share.each(), strict=True)}

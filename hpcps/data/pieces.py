@@ -83,7 +83,7 @@ def read_part(sources: Sequence[Source], rows: Rows) -> Part:
         return _nothing(sources)
     labels = [piece.labels for piece in pieces if piece.labels is not None]
     return Part(
-        _join([piece.samples for piece in pieces], common_dtype(sources)),
+        join([piece.samples for piece in pieces], common_dtype(sources)),
         (labels[0] if len(labels) == 1 else np.concatenate(labels)) if labels else None,
         Places(tuple(places)),
     )
@@ -117,7 +117,8 @@ def _nothing(sources: Sequence[Source]) -> Part:
     return Part(np.zeros((0, source.features), common_dtype(sources)), labels, Places(()))
 
 
-def _join(parts: list[Samples], dtype: np.dtype[np.generic]) -> Samples:
+def join(parts: list[Samples], dtype: np.dtype[np.generic]) -> Samples:
+    """The samples of several parts, one part after the other; dense ones in ``dtype``."""
     sparse = [part for part in parts if isinstance(part, Csr)]
     if sparse:
         return join_sparse(sparse)

@@ -31,6 +31,7 @@ class Options:
     label_column: str = "auto"
     features: int = 0
     zero_based: bool = False
+    window: int = 0
 
 
 @dataclass

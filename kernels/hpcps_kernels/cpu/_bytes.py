@@ -75,7 +75,7 @@ trailing_zeros: Any = intrinsic(_trailing_zeros)
 
 @part
 def leading_digits(data: Array, at: int) -> tuple[int, int]:
-    """How many of the 8 bytes from `at` on, which must exist, are digits before the first that is none, and their value.
+    """How many of the 8 bytes from `at` on, which must exist, come before the first that is no digit, and their value.
 
     All eight at once (Lemire 2018, "Quickly parsing eight digits"), without a branch to mispredict.
     """
@@ -87,4 +87,4 @@ def leading_digits(data: Array, at: int) -> tuple[int, int]:
     digits = ((digits * np.uint64((10 << 8) + 1)) >> np.uint64(8)) & np.uint64(0x00FF00FF00FF00FF)
     digits = ((digits * np.uint64((100 << 16) + 1)) >> np.uint64(16)) & np.uint64(0x0000FFFF0000FFFF)
     digits = (digits * np.uint64((10000 << 32) + 1)) >> np.uint64(32)
-    return count, np.int64(digits)
+    return count, np.int64(digits)  # type: ignore[return-value]

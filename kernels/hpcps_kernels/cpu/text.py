@@ -116,7 +116,7 @@ def _token_end(data: Array, at: int) -> int:
 
 @part
 def _ends_token(byte: int) -> bool:
-    return byte == NEWLINE or byte == HASH or _is_blank(byte)
+    return byte in (NEWLINE, HASH) or _is_blank(byte)
 
 
 @part

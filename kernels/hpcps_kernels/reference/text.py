@@ -1,8 +1,8 @@
 """Text in which a line is a sample: where lines begin, and libsvm lines as sparse rows.
 
-libsvm: `LABEL INDEX:VALUE INDEX:VALUE … # comment`. Blank lines and `qid:` tokens are skipped. A token is a run of bytes with no blank in it; an error names the
-column at which its token starts. Numbers are decimal, with sign, fraction and exponent, or inf, infinity, nan
-in any case.
+libsvm: `LABEL INDEX:VALUE INDEX:VALUE … # comment`. Blank lines and `qid:` tokens are skipped. A token is a run
+of bytes with no blank in it; an error names the column at which its token starts. Numbers are decimal, with sign,
+fraction and exponent, or inf, infinity, nan in any case.
 
 A line has content unless it is blank or holds only blanks and a comment, which begins with the byte `comment`
 (-1: there are no comments). Only a newline ends a line; a carriage return is a blank.
