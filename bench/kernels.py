@@ -31,7 +31,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="small operands: does everything run? Figures mean nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="small operands: does everything run? Figures mean nothing"
+    )
     found = parser.parse_args()
     found.families = found.families.split(",")
     if unknown := set(found.families) - set(NAMES):

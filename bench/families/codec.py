@@ -22,7 +22,11 @@ def _half(name: str, way: str, n: int) -> Case:
     def operands() -> list[tuple[Array, ...]]:
         if way == "to":
             return [(np.empty(n, np.uint16), floats(0, n))]
-        bits = floats(0, n).view(np.uint32) >> 16 if name == "bfloat16" else floats(0, n).astype(np.float16).view(np.uint16)
+        bits = (
+            floats(0, n).view(np.uint32) >> 16
+            if name == "bfloat16"
+            else floats(0, n).astype(np.float16).view(np.uint16)
+        )
         return [(np.empty(n, np.float32), bits.astype(np.uint16))]
 
     def with_torch(torch, out, x) -> Any:
@@ -98,7 +102,9 @@ def _top_k(n: int) -> Case:
     def verify(ours: Any, peer: Any) -> Verdict:
         """The same elements in any order."""
         order, theirs = np.argsort(ours[0]), np.argsort(np.asarray(peer[0]))
-        picked = [(np.asarray(side[0])[o], np.asarray(side[1])[o], side[2]) for side, o in ((ours, order), (peer, theirs))]
+        picked = [
+            (np.asarray(side[0])[o], np.asarray(side[1])[o], side[2]) for side, o in ((ours, order), (peer, theirs))
+        ]
         return Verdict(differing(*picked))
 
     peers = {"torch": torch(operands, with_torch), "NumPy": numpy(operands, with_numpy)}

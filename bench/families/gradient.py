@@ -78,7 +78,9 @@ def _softmax_step(dtype: str) -> Case:
     def ours(kernels: Any) -> Call:
         gradient, sgd = kernels.softmax_loss_gradient, kernels.sgd
         params, gradients = (np.zeros(CLASSES * (FEATURES + 1), np.float32) for _ in range(2))
-        views = [(x[: CLASSES * FEATURES].reshape(CLASSES, FEATURES), x[CLASSES * FEATURES :]) for x in (params, gradients)]
+        views = [
+            (x[: CLASSES * FEATURES].reshape(CLASSES, FEATURES), x[CLASSES * FEATURES :]) for x in (params, gradients)
+        ]
         turn = cycle(batches())
 
         def call() -> tuple[Array, ...]:

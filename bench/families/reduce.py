@@ -57,7 +57,9 @@ def cases(quick: bool) -> list[Case]:
             of=lambda x: max(x.max(), -x.min()),
             at=lambda torch, x: torch.linalg.vector_norm(x, float("inf")),
         ),
-        case("add_fixed", 20, fixed, SCALE, of=_add_fixed, at=lambda torch, out, x: out.add_((x * SCALE).round_().long())),
+        case(
+            "add_fixed", 20, fixed, SCALE, of=_add_fixed, at=lambda torch, out, x: out.add_((x * SCALE).round_().long())
+        ),
         case(
             "from_fixed",
             12,

@@ -77,7 +77,9 @@ def _dense(name: str, optimizer: Optimizer, n: int) -> Case:
         if optimizer.torch and (how != "fused" or optimizer.torch != "RMSprop"):
             peers[f"torch {how}"] = torch(implementation)
     work = 4 * n * (2 * (1 + optimizer.states) + 1)
-    return Case(name, f"{n * 4 // MIB} MiB each", work, kernel(name, operands, *optimizer.scalars), peers, verify=_params)
+    return Case(
+        name, f"{n * 4 // MIB} MiB each", work, kernel(name, operands, *optimizer.scalars), peers, verify=_params
+    )
 
 
 def _rows(name: str, optimizer: Optimizer, rows: int) -> Case:
