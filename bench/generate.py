@@ -63,8 +63,8 @@ def criteo(n: int, seed: int = 0) -> Rows:
 def rcv1(n: int = DOCUMENTS, seed: int = 0) -> Rows:
     """n documents of two classes as tf-idf weights of distinct terms, in rows of Euclidean length 1.
 
-    Terms come by Zipf's law; one that leans to a class by p is kept with probability (1 +- p) / 2 in its documents, so that the
-    true log-odds are linear in the terms' counts.
+    Terms come by Zipf's law; one that leans to a class by p is kept with probability (1 +- p) / 2 in its documents, so
+    that the true log-odds are linear in the terms' counts.
     """
     rng = np.random.default_rng(seed)
     labels = rng.random(n) < 0.5

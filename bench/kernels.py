@@ -4,9 +4,9 @@
 
 The peers come with ``pip install -e '.[bench]'``; one that is not installed is said in its row. Each result is
 compared with the peers' before anything is timed. In every round the limit, our call and the peers' calls run in turn,
-so that a machine whose speed drifts is fair to all; figures are medians. Bytes are counted as STREAM does: an array once if
-it is read and once if it is written. STREAM's triad also reads what it overwrites without counting it, so kernels that only
-read, or that update in place, can exceed it.
+so that a machine whose speed drifts is fair to all; figures are medians. Bytes are counted as STREAM does: an array once
+if it is read and once if it is written. STREAM's triad also reads what it overwrites without counting it, so kernels
+that only read, or that update in place, can exceed it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from common import write_json
 from families import NAMES
 
 PACKAGES = ("numpy", "numba", "scipy", "torch", "scikit-learn", "vowpalwabbit", "liblinear-official", "threadpoolctl")
-HEADER = "| case | size | time | rate | of limit | peer | x peer | goal | verified |\n|---|---|---:|---:|---:|---|---:|---:|---|"
+HEADER = """| case | size | time | rate | of limit | peer | x peer | goal | verified |
+|---|---|---:|---:|---:|---|---:|---:|---|"""
 
 
 def options() -> argparse.Namespace:
@@ -66,10 +67,9 @@ def show(row: dict[str, object]) -> None:
 
 def run(chosen: argparse.Namespace) -> tuple[list[dict[str, object]], dict[str, float]]:
     """All cases, family by family; also the limits' medians."""
-    from hpcps_kernels import load
-
     from families.limits import Limits
     from families.measure import measure
+    from hpcps_kernels import load
 
     kernels, limits = load("cpu"), Limits()
     rows: list[dict[str, object]] = []

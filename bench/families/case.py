@@ -29,9 +29,9 @@ class Verdict(NamedTuple):
 class Case:
     """One row. ``ours`` makes our call from a table of kernels, ``peers`` make the peers' calls.
 
-    Each makes operands of its own, the same ones; what the calls return the first time is compared by ``verify``. A peer
-    that raises ImportError is not installed. ``work`` is what one call does: bytes, operations, rows or keys; bytes are
-    counted as STREAM does, each array once if it is read and once if it is written.
+    Each makes operands of its own, the same ones; what the calls return the first time is compared by ``verify``. A
+    peer that raises ImportError is not installed. ``work`` is what one call does: bytes, operations, rows or keys;
+    bytes are counted as STREAM does, each array once if it is read and once if it is written.
     """
 
     name: str
@@ -66,7 +66,7 @@ def differing(ours: Any, peer: Any, tolerance: float = FLOAT_TOLERANCE) -> int:
 
 
 def kernel(name: str, operands: Operands, *scalars: Any) -> Callable[[Any], Call]:
-    """Our side: the kernel on operands in its signature's order. A call gives what is written, or else what is returned."""
+    """Our side: the kernel on operands in its signature's order. A call gives what is written, or what is returned."""
 
     def make(kernels: Any) -> Call:
         function = getattr(kernels, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import cycle
+from itertools import cycle, pairwise
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def _backward(activation: str, rows: int) -> Case:
 
 def _step() -> Case:
     """Forward, backward and SGD on the next batch, with ReLU; the largest products are the limit's kind of work."""
-    pairs = list(zip(LAYERS[:-1], LAYERS[1:], strict=True))
+    pairs = list(pairwise(LAYERS))
 
     def batches() -> list[tuple[Array, Array]]:
         labels = np.random.default_rng(1).integers(0, LAYERS[-1], (BATCHES, BATCH))

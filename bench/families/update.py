@@ -16,7 +16,7 @@ BATCHES = 8  # sets of row numbers that take turns
 
 
 class Optimizer(NamedTuple):
-    """A kernel's states and scalars, and what PyTorch calls the same; ``sparse`` names its class for sparse gradients."""
+    """A kernel's states and scalars, and what PyTorch calls the same; ``sparse``: its class for sparse gradients."""
 
     states: int
     scalars: tuple[float, ...]

@@ -45,7 +45,9 @@ def check_delta(loss: int, delta: float) -> None:
 
 
 @part
-def point_residuals(scores: Array, labels: Array, sample_weight: Array, loss: int, delta: float, losses: Array) -> None:
+def point_residuals(
+    scores: Array, labels: Array, sample_weight: Array, loss: int, delta: float, losses: Array
+) -> None:
     """Scores become residuals; the loss of score i is added to losses[1, i]. `losses` is (2, >= n) float64."""
     n, each, sums = scores.shape[0], losses[0], losses[1]
     _check_labels(labels, loss)

@@ -3,15 +3,7 @@ from __future__ import annotations
 from kernel_cases import FLOATS, Case, positive
 
 LENGTHS = (0, 1, 7, 16, 17, 1000, 4097)
-TABLES = [
-    (0, 5, 3),
-    (3, 3, 1),
-    (50, 90, 1),
-    (20, 33, 5),
-    (41, 50, 16),
-    (9, 30, 64),
-    (30, 40, 33),
-]  # picked, rows, width
+TABLES = [(0, 5, 3), (3, 3, 1), (50, 90, 1), (20, 33, 5), (41, 50, 16), (9, 30, 64), (30, 40, 33)]  # picked, rows, width
 RATE = {"learning_rate": 0.3, "gradient_scale": 0.37}
 PENALTY = {"l1": 0.02, "l2": 0.1}
 ADAM = {**RATE, "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3, "step": 3}
