@@ -25,6 +25,7 @@ DTYPES = {
     "X": (*FLOATS, "float16", "uint8", "int8"),  # samples that a gradient converts as it reads them
 }
 ACTIVATIONS = ("identity", "relu", "tanh", "gelu")
+BAG_MODES = ("sum", "mean")
 POINT_LOSSES = ("squared", "huber", "logistic", "hinge", "squared_hinge", "poisson")  # of one score a sample
 
 

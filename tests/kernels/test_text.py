@@ -1,4 +1,4 @@
-"""libsvm text: what is accepted, what is refused and where, and how exact the numbers are."""
+"""Lines of text, and libsvm: what is accepted, what is refused and where, and how exact the numbers are."""
 
 from __future__ import annotations
 
@@ -153,3 +153,96 @@ def test_other_dtypes_are_refused(kernels: Kernels) -> None:
         parse(kernels, "1 1:2", dtype=np.int32)
     with pytest.raises(TypeError, match="parse_libsvm: data must be uint8, not float32"):
         kernels.parse_libsvm(np.ones(3, np.float32))
+
+
+PLAIN = st.one_of(
+    st.integers(0, 10**10).map(str),
+    st.decimals(0, 10**9, places=9, allow_nan=False).map(str),
+    st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)).map(lambda pair: f"{pair[0]}.{pair[1]}"),
+    st.sampled_from(["", ".", "5.", ".5", "-.5", "-", "1e3", "00000001", "12345678.12345678", "1.2.3", "1:2"]),
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(PLAIN, st.sampled_from(["", "-", "+"]), PLAIN), max_size=4),
+    st.sampled_from(["", " ", "#x", "\r\n"]),
+)
+def test_twins_agree_on_entries_with_and_without_room_behind_them(entries, end: str) -> None:
+    text = "1" + "".join(f" {index}:{sign}{value}" for index, sign, value in entries) + end
+    for room in ("", "\n" * 99):
+        wanted, got = (outcome(kernels, text + room, True) for kernels in (REFERENCE, CPU))
+        if isinstance(wanted, str) or isinstance(got, str):
+            assert got == wanted
+        else:
+            same(got, wanted)
+
+
+LINES = st.lists(
+    st.sampled_from([b"\n", b"\r\n", b" ", b"\t", b"\v\f", b"#", b"# 1", b"x", b"1 2:3", b"y" * 63, b"y" * 200, b"\0"]),
+    max_size=40,
+).map(b"".join)
+
+
+def content(text: bytes, comment: bytes) -> list[tuple[int, int, int]]:
+    """Begin, end and number of the lines with content, as a reader of lines finds them."""
+    found, at = [], 0
+    for number, line in enumerate(text.split(b"\n")):
+        if not ((line.partition(comment)[0] if comment else line) + b" ").isspace():
+            found.append((at, min(at + len(line) + 1, len(text)), number))
+        at += len(line) + 1
+    return found
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(LINES, st.sampled_from([b"", b"#"]), st.integers(1, 3), st.integers(1, 300))
+def test_lines_are_indexed_wherever_chunks_are_cut(kernels: Kernels, text, comment, every, chunk) -> None:
+    wanted = content(text, comment)
+    state, marks = np.array([0, 1, 0, 0, 0, 0, 0, 0]), []
+    data = np.frombuffer(text, np.uint8)
+    for low in range(0, len(text), chunk):
+        offsets, numbers = (np.full(chunk, 77) for _ in range(2))
+        found = kernels.index_lines(
+            offsets, numbers, state, data[low : low + chunk], comment[0] if comment else -1, every
+        )
+        marks += zip(offsets[:found].tolist(), numbers[:found].tolist(), strict=True)
+        assert not offsets[found:].any()
+        assert not numbers[found:].any()
+    assert marks == [(begin, number + 1) for begin, _, number in wanted[::every]]
+    assert state[[0, 4]].tolist() == [len(wanted), len(text)]
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(LINES, st.sampled_from([b"", b"#"]), st.integers(-2, 1))
+def test_lines_are_found_and_joined(kernels: Kernels, text, comment, more) -> None:
+    wanted = content(text, comment)
+    data = np.frombuffer(text, np.uint8)
+    begins, ends, numbers = (np.full(max(len(wanted) + more, 0), 77) for _ in range(3))
+    found = kernels.find_lines(begins, ends, numbers, data, comment[0] if comment else -1)
+    assert found == min(len(begins), len(wanted))
+    got = list(zip(begins.tolist(), ends.tolist(), numbers.tolist(), strict=True))
+    assert got == [*wanted[:found], *[(0, 0, 0)] * (len(begins) - found)]
+    joined = b"".join(text[begin:end] for begin, end, _ in got)
+    out = np.empty(len(joined), np.uint8)
+    kernels.join_spans(out, data, begins, ends)
+    assert out.tobytes() == joined
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+def test_spans_and_marks_that_do_not_fit_are_refused(kernels: Kernels) -> None:
+    data = np.arange(9, dtype=np.uint8)
+    for begin, end in ((-1, 3), (3, 2), (7, 10)):
+        with pytest.raises(IndexError, match="join_spans: a span is outside the text"):
+            kernels.join_spans(np.empty(3, np.uint8), data, np.array([0, begin]), np.array([2, end]))
+    for size in (0, 3, 5):
+        with pytest.raises(ValueError, match="join_spans: the spans do not fill out exactly"):
+            kernels.join_spans(np.empty(size, np.uint8), data, np.array([1, 7]), np.array([3, 9]))
+    state = np.array([0, 1, 0, 0, 0, 0, 0, 0])
+    for every, message in ((1, "more marks"), (0, "every must be at least 1")):
+        with pytest.raises(ValueError, match=f"index_lines: {message}"):
+            kernels.index_lines(
+                np.empty(1, np.int64), np.empty(1, np.int64), state, np.frombuffer(b"a\nb", np.uint8), -1, every
+            )
+        assert state.tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
