@@ -45,15 +45,16 @@ def measure(case: Case, kernels: Any, limits: Limits, rounds: int) -> dict[str, 
         result = ours.call()
     except (AttributeError, ImportError) as error:
         return row | {"missing": _line(error)}
-    except (TypeError, ValueError, IndexError) as error:
-        return row | {"failed": f"{type(error).__name__}: {_line(error)}"}
+    except Exception as error:  # one case must not end the others
+        return row | {"failed": _line(error)}
     peers, absent, wrong, notes = [], {}, 0, []
     for name, make in case.peers.items():
         try:
             peer = _Side(name, make())
             verdict = case.verify(result, peer.call())
-        except ImportError as error:
+        except Exception as error:  # mostly: it is not installed
             absent[name] = _line(error)
+            print(f"{case.name}: {name}: {absent[name]}", file=sys.stderr)
             continue
         wrong += verdict.wrong
         notes += [f"{name}: {verdict.note}"] if verdict.note else []
@@ -88,4 +89,4 @@ def _timed(case: Case, ours: _Side, peers: list[_Side], limits: Limits, rounds: 
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
