@@ -5,8 +5,8 @@
 The peers come with ``pip install -e '.[bench]'``; one that is not installed is said in its row. Each result is
 compared with the peers' before anything is timed. In every round the limit, our call and the peers' calls run in turn,
 so that a machine whose speed drifts is fair to all; figures are medians. Bytes are counted as STREAM does: an array
-once if it is read and once if it is written. STREAM's triad also reads what it overwrites without counting it, so kernels
-that only read, or that update in place, can exceed it.
+once if it is read and once if it is written. STREAM's triad also reads what it overwrites without counting it, so
+kernels that only read, or that update in place, can exceed it.
 """
 
 from __future__ import annotations

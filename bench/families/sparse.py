@@ -1,8 +1,8 @@
 """Linear models of sparse rows, beside scikit-learn, Vowpal Wabbit, LIBLINEAR and SciPy.
 
 Two data sets of ``generate.py``. Learners make one pass over Criteo-shaped rows in their given order, from nothing,
-with no penalty; a faster one counts only if its log-loss on held-out rows is not worse. For each learner, ours and others,
-the learning rate is the best of a small grid by that log-loss; all else is as its authors set it.
+with no penalty; a faster one counts only if its log-loss on held-out rows is not worse. For each learner, ours and
+others, the learning rate is the best of a small grid by that log-loss; all else is as its authors set it.
 """
 
 from __future__ import annotations
