@@ -16,10 +16,12 @@ class _Linear:
 
     task: Task
     can_predict = True
+    loss_name: str
 
     def __init__(self, features: int, classes: int, dtype: str, kernels: Any) -> None:
         self._kernels = kernels
         self._dtype = np.dtype(dtype)
+        self._unweighted = np.empty(0, self._dtype)
         self._shapes: Shapes = {"weight": (features,), "bias": (1,)}
 
     def init(self, rng: np.random.Generator) -> Params:
@@ -27,34 +29,41 @@ class _Linear:
 
     def scores(self, params: Params, samples: Array) -> Array:
         scores = np.empty(len(samples), self._dtype)
-        self._kernels.linear_scores(scores, samples, params["weight"], params["bias"])
+        self._kernels.dense_scores(scores, samples, params["weight"], params["bias"])
         return scores
+
+    def loss_gradient(self, params: Params, batch: Batch, gradient_out: Params) -> float:
+        labels = batch.labels.astype(self._dtype, copy=False)
+        loss: float = self._kernels.dense_loss_gradient(
+            gradient_out["weight"],
+            gradient_out["bias"],
+            batch.samples,
+            labels,
+            self._unweighted,
+            params["weight"],
+            params["bias"],
+            self.loss_name,
+            1.0,
+        )
+        return loss
+
+    def loss(self, params: Params, batch: Batch) -> float:
+        scores, labels = self.scores(params, batch.samples), batch.labels.astype(self._dtype, copy=False)
+        return float(self._kernels.point_loss(scores, labels, self._unweighted, self.loss_name, 1.0))
 
 
 class Regression(_Linear):
     """Linear regression with half the squared error, (score - label)**2 / 2."""
 
     task: Task = "regression"
-
-    def loss_gradient(self, params: Params, batch: Batch, gradient_out: Params) -> float:
-        kernel = self._kernels.linear_loss_gradient
-        return float(kernel(gradient_out["weight"], gradient_out["bias"], *batch, params["weight"], params["bias"]))
-
-    def loss(self, params: Params, batch: Batch) -> float:
-        return float(self._kernels.linear_loss(self.scores(params, batch.samples), batch.labels))
+    loss_name = "squared"
 
 
 class Logistic(_Linear):
     """Binary logistic regression: log(1 + exp(-score)) for class 1, log(1 + exp(score)) for class 0."""
 
     task: Task = "binary"
-
-    def loss_gradient(self, params: Params, batch: Batch, gradient_out: Params) -> float:
-        kernel = self._kernels.logistic_loss_gradient
-        return float(kernel(gradient_out["weight"], gradient_out["bias"], *batch, params["weight"], params["bias"]))
-
-    def loss(self, params: Params, batch: Batch) -> float:
-        return float(self._kernels.logistic_loss(self.scores(params, batch.samples), batch.labels))
+    loss_name = "logistic"
 
 
 class Softmax:
@@ -66,14 +75,22 @@ class Softmax:
     def __init__(self, features: int, classes: int, dtype: str, kernels: Any) -> None:
         self._kernels = kernels
         self._dtype = np.dtype(dtype)
+        self._unweighted = np.empty(0, self._dtype)
         self._shapes: Shapes = {"weight": (classes, features), "bias": (classes,)}
 
     def init(self, rng: np.random.Generator) -> Params:
         return Params.zeros(self._shapes, self._dtype)
 
     def loss_gradient(self, params: Params, batch: Batch, gradient_out: Params) -> float:
-        kernel = self._kernels.softmax_loss_gradient
-        return float(kernel(gradient_out["weight"], gradient_out["bias"], *batch, params["weight"], params["bias"]))
+        loss: float = self._kernels.softmax_loss_gradient(
+            gradient_out["weight"],
+            gradient_out["bias"],
+            *batch,
+            self._unweighted,
+            params["weight"],
+            params["bias"],
+        )
+        return loss
 
     def scores(self, params: Params, samples: Array) -> Array:
         scores = np.empty((len(samples), len(params["bias"])), self._dtype)
@@ -81,7 +98,7 @@ class Softmax:
         return scores
 
     def loss(self, params: Params, batch: Batch) -> float:
-        return float(self._kernels.softmax_loss(self.scores(params, batch.samples), batch.labels))
+        return float(self._kernels.softmax_loss(self.scores(params, batch.samples), batch.labels, self._unweighted))
 
 
 MODELS: dict[str, Callable[[int, int, str, Any], Model]] = {

@@ -21,10 +21,10 @@ kernels.gather(x, x.copy(), index, np.zeros(8, np.float32), np.ones(8, np.float3
 kernels.momentum(x[0], x[1], x[2], 0.1, 0.9, 0.0, 0.0, 1.0)
 gradient, bias = np.empty((3, 8), np.float32), np.zeros(3, np.float32)
 try:
-    kernels.softmax_loss_gradient(gradient, bias.copy(), x, index, gradient, bias)
+    kernels.softmax_loss_gradient(gradient, bias.copy(), x, index, x[0, :0], gradient, bias)
 except ValueError as error:  # a label is out of range: raising works in code from disk, too
     assert "label" in str(error)
-kernels.softmax_loss_gradient(gradient, bias.copy(), x, index % 3, np.zeros_like(gradient), bias)
+kernels.softmax_loss_gradient(gradient, bias.copy(), x, index % 3, x[0, :0], np.zeros_like(gradient), bias)
 from hpcps_kernels.cpu._jit import KERNELS
 compiled = sum(sum(d.stats.cache_misses.values()) for d in KERNELS.values())
 print(compiled, gradient.tobytes().hex(), sep="\\n")

@@ -52,8 +52,12 @@ def test_lengths_are_checked_across_arguments(kernels: Kernels) -> None:
     index, columns, values = np.zeros(2, np.int64), np.zeros(4, np.int32), np.zeros(4, np.float32)
     with pytest.raises(ValueError, match=r"gather_csr: indptr must have shape \(N\+1,\).*not \(0,\)"):
         kernels.gather_csr(out, indptr, columns, values, index, ONES[:3], ONES[:3])
-    with pytest.raises(ValueError, match=r"linear_loss_gradient: bias must have shape \(1,\), not \(2,\)"):
-        kernels.linear_loss_gradient(ONES[:3], ONES[:1], out, ONES[:2], ONES[:3], ONES[:2])
+    with pytest.raises(ValueError, match=r"dense_loss_gradient: bias must have shape \(1,\), not \(2,\)"):
+        kernels.dense_loss_gradient(ONES[:3], ONES[:1], out, ONES[:2], ONES[:0], ONES[:3], ONES[:2], "squared", 1.0)
+    with pytest.raises(ValueError, match=r"sample_weight must have shape \(n\?,\) with n = 2 as in scores, not \(3,\)"):
+        kernels.point_loss(ONES[:2], ONES[:2], ONES[:3], "squared", 1.0)
+    with pytest.raises(ValueError, match=r"point_loss: loss must be one of squared, huber, .*, not 'cubic'"):
+        kernels.point_loss(ONES[:2], ONES[:2], ONES[:0], "cubic", 1.0)
 
 
 @pytest.mark.parametrize("kernels", BACK_ENDS)

@@ -45,7 +45,7 @@ class _Formula:
         return self.builder.call(function, [x, y, total])
 
     def series(self, x: Value, factors: list[float]) -> Value:
-        """factors[0] + x (factors[1] + factors[2] x + …); the sum in brackets in two chains, or it would wait for itself."""
+        """factors[0] + x (factors[1] + factors[2] x + …); the sum in brackets in two chains, for their latency."""
         square = self.builder.fmul(x, x)
         even, odd = self._chain(square, factors[1::2]), self._chain(square, factors[2::2])
         return self.multiply_add(x, self.multiply_add(odd, x, even), self.number(factors[0]))

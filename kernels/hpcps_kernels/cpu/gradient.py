@@ -20,7 +20,8 @@ from hpcps_kernels.cpu.loss import check_delta, loss_sum, point_residuals, softm
 from hpcps_kernels.interface import Array
 
 BLOCK = 64  # samples, a multiple of 2 * ROWS
-SINGLE_BLOCK = 16  # the same where a sample meets one row of weights only
+SINGLE_BLOCK = 16  # the same, at least, where a sample meets one row of weights only; more where samples are short
+SINGLE_BLOCK_VALUES = 1 << 14
 PANEL = 1024  # features
 
 
@@ -35,9 +36,10 @@ def dense_loss_gradient(
     loss: int,
     delta: float,
 ) -> float:
-    return dense_pass(
+    total: float = dense_pass(
         weight_gradient, bias_gradient, _compiled(samples), labels, sample_weight, weight, bias, loss, delta
     )
+    return total
 
 
 def softmax_loss_gradient(
@@ -49,7 +51,8 @@ def softmax_loss_gradient(
     weight: Array,
     bias: Array,
 ) -> float:
-    return softmax_pass(weight_gradient, bias_gradient, _compiled(samples), labels, sample_weight, weight, bias)
+    total: float = softmax_pass(weight_gradient, bias_gradient, _compiled(samples), labels, sample_weight, weight, bias)
+    return total
 
 
 def dense_scores(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
@@ -136,10 +139,12 @@ def dense_pass(
     weight_gradient[:] = 0
     bias_gradient[0] = 0
     gradient, row = weight_gradient.reshape(1, weight.shape[0]), weight.reshape(1, weight.shape[0])
-    residual = np.empty((SINGLE_BLOCK, 1), weight.dtype)
-    losses = np.zeros((2, SINGLE_BLOCK))
-    for start in range(0, samples.shape[0], SINGLE_BLOCK):
-        stop = start + SINGLE_BLOCK
+    fitting = SINGLE_BLOCK_VALUES // max(weight.shape[0], 1) // SINGLE_BLOCK * SINGLE_BLOCK
+    rows = max(SINGLE_BLOCK, min(fitting, BLOCK))
+    residual = np.empty((rows, 1), weight.dtype)
+    losses = np.zeros((2, rows))
+    for start in range(0, samples.shape[0], rows):
+        stop = start + rows
         block = samples[start:stop]
         scores = residual[: block.shape[0]]
         _single_scores(scores, block, row, bias)
@@ -147,7 +152,8 @@ def dense_pass(
             scores.reshape(block.shape[0]), labels[start:stop], sample_weight[start:stop], loss, delta, losses
         )
         _add_single_gradient(gradient, bias_gradient, residual, block)
-    return loss_sum(losses)
+    total: float = loss_sum(losses)
+    return total
 
 
 @part

@@ -22,7 +22,8 @@ def point_residual(scores: Array, labels: Array, sample_weight: Array, loss: int
     for start in range(0, scores.shape[0], CHUNK):
         stop = start + CHUNK
         point_residuals(scores[start:stop], labels[start:stop], sample_weight[start:stop], loss, delta, losses)
-    return loss_sum(losses)
+    total: float = loss_sum(losses)
+    return total
 
 
 @kernel
@@ -35,7 +36,8 @@ def point_loss(scores: Array, labels: Array, sample_weight: Array, loss: int, de
         chunk = copied[: stop - start]
         chunk[:] = scores[start:stop]
         point_residuals(chunk, labels[start:stop], sample_weight[start:stop], loss, delta, losses)
-    return loss_sum(losses)
+    total: float = loss_sum(losses)
+    return total
 
 
 @part
@@ -45,9 +47,7 @@ def check_delta(loss: int, delta: float) -> None:
 
 
 @part
-def point_residuals(
-    scores: Array, labels: Array, sample_weight: Array, loss: int, delta: float, losses: Array
-) -> None:
+def point_residuals(scores: Array, labels: Array, sample_weight: Array, loss: int, delta: float, losses: Array) -> None:
     """Scores become residuals; the loss of score i is added to losses[1, i]. `losses` is (2, >= n) float64."""
     n, each, sums = scores.shape[0], losses[0], losses[1]
     _check_labels(labels, loss)
@@ -87,25 +87,9 @@ def loss_sum(losses: Array) -> float:
 
 
 @part
-def point(score: float, label: float, loss: int, delta: float) -> tuple[float, float]:
-    """Loss and residual of one score, in float64."""
-    if loss == SQUARED:
-        return _squared(score, label)
-    if loss == HUBER:
-        return _huber(score, label, delta)
-    if loss == LOGISTIC:
-        return _logistic(score, label)
-    if loss == HINGE:
-        return _hinge(score, label)
-    if loss == SQUARED_HINGE:
-        return _squared_hinge(score, label)
-    return _poisson(score, label)
-
-
-@part
 def _check_labels(labels: Array, loss: int) -> None:
     wrong = 0
-    if loss == LOGISTIC or loss == HINGE or loss == SQUARED_HINGE:
+    if loss in (LOGISTIC, HINGE, SQUARED_HINGE):
         for i in range(labels.shape[0]):
             wrong |= (labels[i] != 0) & (labels[i] != 1)
     elif loss == POISSON:

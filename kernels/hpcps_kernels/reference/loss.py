@@ -15,7 +15,7 @@ where the Huber loss turns from a parabola into a line; the other losses do not 
 
 Huber 1964; the others as in Hastie, Tibshirani and Friedman 2009, sections 4.4 and 10.6, and McCullagh and Nelder
 1989, chapter 6, without the term of the Poisson loss that does not depend on s. A nan score makes loss and residual
-nan; an infinite one does where the formula has no limit in F, and a hinge loss is 0 at the infinite score that is right.
+nan; an infinite one makes them infinite or nan, except that a hinge loss is 0 where the infinite score is right.
 """
 
 from __future__ import annotations
