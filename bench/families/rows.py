@@ -34,7 +34,7 @@ def _power_law(seed: int, shape: tuple[int, ...], end: int) -> Array:
 def _distinct(name: str, n: int) -> Case:
     def operands() -> list[tuple[Array, ...]]:
         dtype = np.int64 if name == "unique" else np.int32
-        scratch = [] if name == "unique" else [np.zeros(KEY_RANGE, np.int32)]
+        scratch = [] if name == "unique" else [np.full(KEY_RANGE, -1, np.int32)]
         batches = _power_law(0, (BATCHES, n), KEY_RANGE).astype(dtype)
         return [(np.empty(n, np.int64), np.empty(n, np.int32), x, *scratch) for x in batches]
 
