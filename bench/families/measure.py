@@ -79,12 +79,13 @@ def _timed(case: Case, ours: _Side, peers: list[_Side], limits: Limits, rounds: 
     seconds = {side.name: median(side.seconds) for side in sides}
     own = seconds.pop(ours.name)
     rate = case.work / own / PER[case.unit]
-    told: dict[str, object] = {"median_s": own, "rate": rate, "unit": case.unit}
+    told: dict[str, object] = {"median_s": own, "min_s": min(ours.seconds), "rate": rate, "unit": case.unit}
     if limited:
         told["fraction"] = rate / median(limited)
     if seconds:
         best = min(seconds, key=seconds.__getitem__)
         told |= {"peer": best, "peer_s": seconds[best], "ratio": seconds[best] / own, "peers": seconds}
+        told["peer_min_s"] = next(min(peer.seconds) for peer in peers if peer.name == best)
     return told
 
 

@@ -19,7 +19,7 @@ def cases(quick: bool) -> list[Case]:
         name: str, bytes_each: int, operands: Operands, *scalars: float, of: Callable[..., Any], at: Callable[..., Any]
     ) -> Case:
         """``of`` is NumPy's function of the operands, ``at`` torch's."""
-        peers = {"NumPy": numpy(operands, of), "torch": torch(operands, at)}
+        peers = {"SciPy BLAS" if of is _saxpy else "NumPy": numpy(operands, of), "torch": torch(operands, at)}
         ours = kernel(name, operands, *scalars)
         return Case(name, f"{n * 4 // MIB} MiB each", bytes_each * n, ours, peers, verify=within(1e-4))
 
