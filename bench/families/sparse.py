@@ -292,14 +292,16 @@ def _csr(name: str, count: int) -> Case:
         residual = 1 / (1 + np.exp(-scores)) - labels
         return matrix().T @ residual, residual.sum()
 
+    @functools.cache
+    def tensor(module: Any) -> Any:
+        arrays = map(module.from_numpy, (rows.indptr, rows.indices.astype(np.int64), rows.values))
+        return module.sparse_csr_tensor(*arrays, (len(rows.labels), features), check_invariants=False)
+
     def with_torch(module, weight_gradient, bias_gradient, indptr, indices, values, labels, _, weight, bias) -> Any:
-        rows_of = module.sparse_csr_tensor(
-            indptr, indices.long(), values, (len(labels), features), check_invariants=False
-        )
-        scores = rows_of @ weight + bias
+        scores = tensor(module) @ weight + bias
         module.nn.functional.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
         residual = module.sigmoid(scores).sub_(labels)
-        return rows_of.T @ residual, residual.sum()
+        return tensor(module).T @ residual, residual.sum()
 
     ours = kernel("csr_loss_gradient", operands, "logistic", 1.0)
     peers = {"SciPy": numpy(operands, with_scipy), "torch": torch(operands, with_torch)}
