@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from generate import HASH_BITS, TERMS, Rows, criteo, libsvm, log_loss, rcv1, vowpal_wabbit
 
-from families.case import Array, Call, Case, Verdict, kernel, numpy, torch, within
+from families.case import Array, Call, Case, Verdict, kernel, numpy, within
 
 NOTHING = np.empty(0, np.float32)
 NOT_WORSE = 0.001  # of log-loss, the noise of the held-out rows
@@ -292,19 +292,8 @@ def _csr(name: str, count: int) -> Case:
         residual = 1 / (1 + np.exp(-scores)) - labels
         return matrix().T @ residual, residual.sum()
 
-    @functools.cache
-    def tensor(module: Any) -> Any:
-        arrays = map(module.from_numpy, (rows.indptr, rows.indices.astype(np.int64), rows.values))
-        return module.sparse_csr_tensor(*arrays, (len(rows.labels), features), check_invariants=False)
-
-    def with_torch(module, weight_gradient, bias_gradient, indptr, indices, values, labels, _, weight, bias) -> Any:
-        scores = tensor(module) @ weight + bias
-        module.nn.functional.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
-        residual = module.sigmoid(scores).sub_(labels)
-        return tensor(module).T @ residual, residual.sum()
-
     ours = kernel("csr_loss_gradient", operands, "logistic", 1.0)
-    peers = {"SciPy": numpy(operands, with_scipy), "torch": torch(operands, with_torch)}
+    peers = {"SciPy": numpy(operands, with_scipy)}
     size = f"{len(rows.labels)} rows x {features}"
     return Case(
         f"csr_loss_gradient, {name}", size, len(rows.labels), ours, peers, "M rows/s", "none", verify=within(1e-4)
