@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
+
+from common import write_json
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "fashion-mnist.toml"
 PEER = Path(__file__).with_name("peers") / "torch_ddp.py"
@@ -168,20 +167,6 @@ def show(found: list[Case]) -> None:
         )
 
 
-def machine() -> dict[str, object]:
-    """Where this ran."""
-    cpu = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {"cpu": cpu[0] if cpu else platform.processor(), "cores": len(os.sched_getaffinity(0))}
-
-
-def commit() -> str:
-    """The commit that was measured, if this is a checkout."""
-    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=EXAMPLE.parent, capture_output=True, text=True, check=False)
-    return told.stdout.strip()
-
-
 def main() -> int:
     """Run all rounds; exit status 1 if a result is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,9 +185,7 @@ def main() -> int:
             case.once()
     show(found)
     if options.json:
-        packages = {name: version(name) for name in ("hpcps", "numpy", "numba", "mpi4py")}
-        told = {"machine": machine(), "versions": packages, "commit": commit(), "rows": rows(found, options)}
-        options.json.write_text(json.dumps(told, indent=2) + "\n")
+        write_json(options.json, ("hpcps", "numpy", "numba", "mpi4py"), rows(found, options))
     wrong = verify(found)
     print(*wrong, sep="\n", file=sys.stderr)
     return 1 if wrong else 0
