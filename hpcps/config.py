@@ -24,7 +24,11 @@ Positive = Annotated[int, Meta(ge=1, le=LARGEST)]
 Count = Annotated[int, Meta(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Rate = Annotated[float, Meta(gt=0, le=1e300)]
+<<<<<<< HEAD
 NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
+=======
+HashBits = Annotated[int, Meta(ge=0, le=30)]
+>>>>>>> data
 Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 
 
@@ -41,6 +45,7 @@ class Data(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     features: Count = 0
     zero_based: bool = False
     window: Count = 0
+    hash_bits: HashBits = 0
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -128,8 +133,14 @@ HELP = {
     "data.features": "libsvm: the number of features (0: the largest index seen)",
     "data.zero_based": "libsvm: whether indices begin at 0",
     "data.window": "libsvm, CSV: samples of a part in memory at a time, shuffled among themselves (0: all)",
+<<<<<<< HEAD
     "model.kind": "linear | logistic | softmax | mlp | fm | embedding | matrix-factorization | file.py:name (your own)",
     "model.task": "auto | regression | binary | multiclass: what the labels are",
+=======
+    "data.hash_bits": "CSV: columns are categories, hashed into 2^bits features, 8 <= bits <= 30 (0: numbers)",
+    "model.kind": "linear | logistic | softmax | file.py:name (your own training function)",
+    "model.task": "regression | binary | multiclass: what the labels are, for your own training function",
+>>>>>>> data
     "model.parameters": "names and shapes, for your own training function: weight = [10, 64]",
     "model.scores": "file.py:name of a function (params, samples) -> scores, so that your model can predict",
     "model.hidden": "mlp, embedding: the widths of the hidden layers",
@@ -348,6 +359,8 @@ def _help(key: str) -> str:
 def _check(config: Config, source: str) -> None:
     """What the types alone cannot say."""
     train, server = config.train, config.server
+    if 0 < config.data.hash_bits < 8:
+        raise ConfigError(f"{source}: data.hash_bits = {config.data.hash_bits}: must be 0 or 8 to 30")
     if train.reproducible and train.grains > train.batch:
         raise ConfigError(f"{source}: train.grains = {train.grains} is more than train.batch = {train.batch}")
     if server.staleness != 0:

@@ -18,7 +18,11 @@ CHUNK_ROWS = 4096
 
 @dataclass(frozen=True)
 class Csr:
-    """Sparse samples: row i has ``values[indptr[i]:indptr[i+1]]`` in the columns ``indices[...]``."""
+    """Sparse samples: row i has ``values[indptr[i]:indptr[i+1]]`` in the columns ``indices[...]``.
+
+    Columns are in any order within a row (libsvm: rising; hashed CSV: as the table has them). Hashed ones may occur
+    twice, as two entries; a dense row then gets the later value.
+    """
 
     indptr: Ints  # (m+1,) int64
     indices: npt.NDArray[np.int32]  # (nnz,) int32, 0..features-1

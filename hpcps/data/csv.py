@@ -1,4 +1,4 @@
-"""Text tables: a sample a line, numbers between commas, semicolons or tabs, the label in one column."""
+"""Text tables: a sample a line, numbers or categories between commas, semicolons or tabs, the label in one column."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import csv
 import msgspec
 import numpy as np
 
-from hpcps.data.blocks import Floats, Ints
+from hpcps.data.blocks import Array, Csr, Floats, Ints
 from hpcps.data.files import is_gzip
-from hpcps.data.lines import LineIndex, index_lines, read_lines
-from hpcps.data.pieces import Piece, Rows
+from hpcps.data.lines import LineIndex, Lines, index_lines, read_lines, read_text
+from hpcps.data.pieces import Piece, Rows, join_sparse
 from hpcps.errors import ConfigError, DataError
 
 DELIMITERS = "\t;,"  # the first of these that the first line contains
+BOM = b"\xef\xbb\xbf"
 LABEL_NAMES = ("label", "target", "class", "y")  # the first that a header has
 
 
@@ -26,10 +27,10 @@ class CsvSource(msgspec.Struct, frozen=True, tag="csv"):
     columns: int
     label: int  # its column; -1: the file has none
     index: LineIndex
+    hash_bits: int = 0  # columns are categories, hashed into 2^hash_bits features; 0: they are numbers
 
     noun = "line"
     dtype = "float32"
-    sparse = False
 
     @property
     def label_file(self) -> str:
@@ -40,8 +41,12 @@ class CsvSource(msgspec.Struct, frozen=True, tag="csv"):
         return self.index.count - self._lead
 
     @property
+    def sparse(self) -> bool:
+        return self.hash_bits > 0
+
+    @property
     def features(self) -> int:
-        return self.columns - self.labelled
+        return 1 << self.hash_bits if self.hash_bits else self.columns - self.labelled
 
     @property
     def labelled(self) -> bool:
@@ -52,13 +57,16 @@ class CsvSource(msgspec.Struct, frozen=True, tag="csv"):
         return 1 if self.header else 0
 
     def read(self, rows: Rows) -> Piece:
-        """Samples (m, D) float32, labels (m,) float64; raises DataError naming line and column."""
+        """Samples (m, D) float32 or Csr, labels (m,) float64; raises DataError naming line and column."""
+        moved = range(rows.start + self._lead, rows.stop + self._lead) if isinstance(rows, range) else rows + self._lead
+        return self._read_categories(moved) if self.hash_bits else self._read_numbers(moved)
+
+    def _read_numbers(self, rows: Rows) -> Piece:
         samples = np.empty((len(rows), self.features), np.float32)
         labels = np.empty(len(rows), np.float64) if self.labelled else None
         numbers = np.empty(len(rows), np.int64)
-        moved = range(rows.start + self._lead, rows.stop + self._lead) if isinstance(rows, range) else rows + self._lead
         filled = 0
-        for lines, at in read_lines(self.file, self.index, moved):
+        for lines, at in read_lines(self.file, self.index, rows):
             own = slice(filled, filled + len(lines))
             numbers[own] = at
             table = self._parse(lines, at)
@@ -70,9 +78,63 @@ class CsvSource(msgspec.Struct, frozen=True, tag="csv"):
             filled += len(lines)
         return Piece(samples, labels, numbers)
 
+    def _read_categories(self, rows: Rows) -> Piece:
+        """A sample has an entry 1 for each column but the label's, in the order of the columns."""
+        parts, labels, numbers = [], [], []
+        for lines in read_text(self.file, self.index, rows):
+            text, offsets = self._fields(lines)
+            parts.append(self._hashed(text, offsets))
+            labels.append(self._labels_of(text, offsets, lines.numbers))
+            numbers.append(lines.numbers)
+        return Piece(join_sparse(parts), np.concatenate(labels) if self.labelled else None, np.concatenate(numbers))
+
+    def _fields(self, lines: Lines) -> tuple[Array, Ints]:
+        """The text of all fields, and where each begins and the last ends (m * columns + 1,)."""
+        from hpcps_kernels import load  # late: brings the compiler
+
+        data = lines.text[len(BOM) :] if lines.text[: len(BOM)].tobytes() == BOM else lines.text
+        text, offsets = np.empty_like(data), np.empty(len(lines.numbers) * self.columns + 1, np.int64)
+        ragged = load("cpu").split_fields(text, offsets, data, ord(self.delimiter), self.columns)
+        if ragged:
+            fields = split_line(decoded(lines.split()[ragged - 1]), self.delimiter)
+            raise self._ragged(lines.numbers[ragged - 1], len(fields))
+        return text, offsets
+
+    def _hashed(self, text: Array, offsets: Ints) -> Csr:
+        from hpcps_kernels import load
+
+        count = (len(offsets) - 1) // self.columns
+        keys = np.empty(len(offsets) - 1, np.int64)
+        load("cpu").murmur3_64(keys, text, offsets, 0)
+        columns = np.tile(np.arange(self.columns), count)
+        load("cpu").hash_pairs(keys, columns, keys.copy(), 0, self.hash_bits)
+        kept = keys.reshape(count, self.columns).astype(np.int32)
+        if self.labelled:
+            kept = np.delete(kept, self.label, axis=1)
+        indptr = np.arange(count + 1) * kept.shape[1]
+        return Csr(indptr, kept.reshape(-1), np.ones(kept.size, np.float32), self.features)
+
+    def _labels_of(self, text: Array, offsets: Ints, numbers: Ints) -> Floats:
+        """The labels (m,), finite; raises DataError for one that is not."""
+        begins, ends = offsets[self.label :: self.columns], offsets[self.label + 1 :: self.columns]
+        content = text.tobytes()
+        words = [content[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=False)]
+        try:
+            if b"_" in b"".join(words):
+                raise ValueError
+            labels = np.array([float(word) for word in words])
+        except ValueError:
+            fields = [word.decode("utf-8", "replace") for word in words]
+            row = next(row for row, field in enumerate(fields) if not is_number(field))
+            raise self._no_number(numbers[row], self.label, fields[row]) from None
+        if not np.isfinite(labels).all():
+            row = int(np.argmin(np.isfinite(labels)))
+            raise DataError(f"{self._place(numbers[row], self.label)}: {labels[row]} is not a finite number")
+        return labels
+
     def _parse(self, lines: list[bytes], numbers: Ints) -> Floats:
         """Numbers (m, columns) of some lines; raises DataError for any that float32 cannot hold."""
-        text = [line.decode("utf-8-sig", "replace").rstrip("\r\n") for line in lines]
+        text = [decoded(line) for line in lines]
         try:
             table = np.loadtxt(text, delimiter=self.delimiter, comments=None, quotechar='"', ndmin=2)
         except (ValueError, OverflowError):
@@ -93,42 +155,55 @@ class CsvSource(msgspec.Struct, frozen=True, tag="csv"):
         for line, number in zip(text, numbers, strict=True):
             fields = split_line(line, self.delimiter)
             for column, field in enumerate(fields[: self.columns]):
-                if not is_number(field):
-                    what = f"{field.strip()!r} is not a number" if field.strip() else "the field is empty"
-                    remedy = "; labels must be numbers" if column == self.label and field.strip() else ""
-                    if len(fields) == self.columns or field.strip():
-                        return DataError(f"{self._place(number, column)}: {what}{remedy}")
+                if not is_number(field) and (len(fields) == self.columns or field.strip()):
+                    return self._no_number(number, column, field)
             if len(fields) != self.columns:
-                return DataError(f"{self.file}: line {number} has {len(fields)} columns instead of {self.columns}")
+                return self._ragged(number, len(fields))
         return DataError(f"{self.file}: lines {numbers[0]} to {numbers[-1]} cannot be read as a table of numbers")
+
+    def _no_number(self, number: int, column: int, field: str) -> DataError:
+        what = f"{field.strip()!r} is not a number" if field.strip() else "the field is empty"
+        remedy = "; labels must be numbers" if column == self.label and field.strip() else ""
+        return DataError(f"{self._place(number, column)}: {what}{remedy}")
+
+    def _ragged(self, number: int, columns: int) -> DataError:
+        return DataError(f"{self.file}: line {number} has {columns} columns instead of {self.columns}")
 
     def _place(self, number: int, column: int) -> str:
         name = f" ({self.header[column]})" if self.header else ""
         return f"{self.file}: line {number}, column {column + 1}{name}"
 
 
-def open_csv(path: str, label_column: str = "auto", features: int = 0, labelled: bool = True) -> CsvSource:
+def open_csv(
+    path: str, label_column: str = "auto", features: int = 0, labelled: bool = True, hash_bits: int = 0
+) -> CsvSource:
     """Survey a text table; raises DataError, and ConfigError for a label column that it does not have.
 
-    Where it need not be ``labelled`` and has exactly ``features`` columns, no column is taken as the label.
+    Where it need not be ``labelled`` and has exactly ``features`` columns, no column is taken as the label. With
+    ``hash_bits`` the features do not tell, and there must be one.
     """
     if is_gzip(path):
         raise DataError(f"{path}: compressed text is not read; unpack it first (gunzip)")
     index = index_lines(path)
     [([first], _)] = read_lines(path, index, range(1))
-    line = first.decode("utf-8-sig", "replace").rstrip("\r\n")
+    line = decoded(first)
     delimiter = delimiter_of(line)
     fields = [field.strip() for field in split_line(line, delimiter)]
     header = fields if is_header(fields, label_column) else []
     label = -1
-    if labelled or len(fields) != features:
+    if labelled or hash_bits or len(fields) != features:
         label = find_label(path, label_column, header, len(fields))
-    source = CsvSource(path, delimiter, header, len(fields), label, index)
+    source = CsvSource(path, delimiter, header, len(fields), label, index, hash_bits)
     if not source.count:
         raise DataError(f"{path}: holds a header, but no samples")
-    if not source.features:
+    if source.columns == source.labelled:
         raise DataError(f"{path}: has one column only; samples need at least one feature besides the label")
     return source
+
+
+def decoded(line: bytes) -> str:
+    """A line as text, without its end and what marks a file as UTF-8."""
+    return line.decode("utf-8-sig", "replace").rstrip("\r\n")
 
 
 def delimiter_of(line: str) -> str:

@@ -60,6 +60,8 @@ class DataOptions(Protocol):
     def zero_based(self) -> bool: ...
     @property
     def window(self) -> int: ...
+    @property
+    def hash_bits(self) -> int: ...
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -144,6 +146,8 @@ def _open_file(file: str, kind: str, how: Opening) -> tuple[AnySource, AnySource
     if how.labels and kind not in ("idx", "npy"):
         raise ConfigError(f"data.labels is for idx and npy; {file} ({kind}) holds its labels itself")
     options = how.options
+    if options.hash_bits and kind != "csv":
+        raise ConfigError(f"data.hash_bits is for CSV; {file} is {kind}")
     if kind == "idx":
         return open_idx(file, how.labels, how.labelled), None
     if kind == "npy":
@@ -151,7 +155,7 @@ def _open_file(file: str, kind: str, how: Opening) -> tuple[AnySource, AnySource
     if kind == "npz":
         return open_npz(file, how.labelled)
     if kind == "csv":
-        return open_csv(file, options.label_column, how.features, how.labelled), None
+        return open_csv(file, options.label_column, how.features, how.labelled, options.hash_bits), None
     return open_libsvm(file, how.features or options.features, options.zero_based), None
 
 
@@ -195,6 +199,8 @@ def check_agreement(sources: list[AnySource]) -> None:
         if source.features != first.features:
             raise DataError(f"{source.file}: {source.features} features, but {first.file} has {first.features}")
         if isinstance(source, CsvSource) and isinstance(first, CsvSource):
+            if source.columns != first.columns:
+                raise DataError(f"{source.file}: {source.columns} columns, but {first.file} has {first.columns}")
             if source.label != first.label:
                 raise DataError(f"{source.file}: its label is in another column than that of {first.file}")
             if source.header and first.header and source.header != first.header:

@@ -161,7 +161,7 @@ def make(options: Options, facts: Facts, dtype: str, kernels: Any) -> Model:
         from hpcps.models.custom import load
 
         return load(options, dtype)
-    module = importlib.import_module(f"hpcps.models.{KINDS[options.kind].module}")
+    module = importlib.import_module(f"hpcps.models.{KINDS[check_kind(options.kind)].module}")
     model: Model = module.make(options, task_of(options), facts, dtype, kernels)
     return model
 

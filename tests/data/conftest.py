@@ -32,6 +32,7 @@ class Options:
     features: int = 0
     zero_based: bool = False
     window: int = 0
+    hash_bits: int = 0
 
 
 @dataclass

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import struct
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -246,3 +248,39 @@ def test_spans_and_marks_that_do_not_fit_are_refused(kernels: Kernels) -> None:
                 np.empty(1, np.int64), np.empty(1, np.int64), state, np.frombuffer(b"a\nb", np.uint8), -1, every
             )
         assert state.tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
+
+
+FIELDS = st.lists(st.text('ab ,"\r;x', max_size=6), min_size=1, max_size=4)
+
+
+def fields_of(kernels: Kernels, data: bytes, columns: int, lines: int, mark: str = ",") -> list[bytes] | int:
+    text, offsets = np.full(len(data), 77, np.uint8), np.full(lines * columns + 1, 77)
+    wrong = kernels.split_fields(text, offsets, np.frombuffer(data, np.uint8), ord(mark), columns)
+    if wrong:
+        return wrong
+    assert not text[offsets[-1] :].any()
+    return [text[low:high].tobytes() for low, high in pairwise(offsets)]
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(FIELDS, min_size=1, max_size=4), st.sampled_from([",", ";"]), st.booleans())
+def test_fields_are_those_of_the_csv_module(kernels: Kernels, rows, mark: str, ended: bool) -> None:
+    lines = [mark.join(row).rstrip("\r") for row in rows]
+    wanted = [next(csv.reader([line.replace("\r", "\v")], delimiter=mark), [""]) for line in lines]
+    columns = len(wanted[0])
+    data = "\r\n".join(lines) + "\n" * ended
+    if not all(lines):  # blank lines are left out before
+        return
+    got = fields_of(kernels, data.encode(), columns, len(lines), mark)
+    ragged = next((number for number, row in enumerate(wanted, 1) if len(row) != columns), 0)
+    assert got == (ragged or [field.replace("\v", "\r").encode() for row in wanted for field in row])
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+def test_fields_for_which_there_is_no_room_are_refused(kernels: Kernels) -> None:
+    assert fields_of(kernels, b"", 2, 0) == []
+    assert fields_of(kernels, b'"a""b"c,\n,"x', 2, 2) == [b'a"bc', b"", b"", b"x"]
+    for lines in (1, 3):
+        with pytest.raises(ValueError, match="split_fields: offsets must have one more than lines"):
+            fields_of(kernels, b"1,2\n3,4\n", 2, lines)

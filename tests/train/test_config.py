@@ -98,7 +98,10 @@ def test_written_out_in_full_and_read_back_the_same(tmp_path):
         ("model.parameters.w = [1]", r"model\.parameters is for your own training function, not for softmax"),
         ("model.hidden = [64]", r"model\.hidden is mlp's, embedding's; softmax does not use it"),
         ('model.activation = "gelu"', r"model\.activation is mlp's, embedding's; softmax does not use it"),
-        ("model.hidden = [0]", r"model\.hidden\[0\]: expected `int` >= 1 \(mlp, embedding: the widths of the hidden layers\)"),
+        (
+            "model.hidden = [0]",
+            r"model\.hidden\[0\]: expected `int` >= 1 \(mlp, embedding: the widths of the hidden layers\)",
+        ),
         ("train.batch =", r"c\.toml: Invalid value"),
     ],
 )

@@ -80,7 +80,7 @@ def test_an_unknown_model_names_the_known_ones():
 def test_a_perceptron_is_its_layers_written_out(task):
     rng = np.random.default_rng(8)
     model = models.make(Options(kind="mlp", hidden=(6,), task=task), Facts(FEATURES, CLASSES), "float64", KERNELS)
-    assert (model.task, models.built_in_task(Options(kind="mlp", task=task))) == (task, task)
+    assert (model.task, models.task_of(Options(kind="mlp", task=task))) == (task, task)
     params = model.init(rng)
     params["bias1"][:] = rng.normal(size=6)
     samples = rng.normal(size=(SAMPLES, FEATURES))

@@ -148,7 +148,7 @@ def read_shapes(run):
 @pytest.mark.parametrize("bad", ["-1", "1.5", "16777217"])
 def test_what_is_no_id_is_named(tmp_path, bad):
     training = config(tmp_path, "matrix-factorization")
-    Path(training.data.path).write_text(f"user,item,label\n1,2,3\n{bad},1,2\n" * 60)
+    Path(training.data.path).write_text("user,item,label\n" + f"1,2,3\n{bad},1,2\n" * 60)
     with pytest.raises(DataError, match=r"line \d+, feature 0 is .*; ids are whole numbers from 0 to 16777215"):
         hpcps.train(training, out=tmp_path / "run")
 

@@ -84,7 +84,9 @@ def squeeze(numbers: Array, x: Array, base: int, segments: Array) -> None:
 
 
 @part
-def unique_by_bitmap(keys: Array, inverse: Array, x: Array, base: int, segments: Array, width: int, scratch: Array) -> int:
+def unique_by_bitmap(
+    keys: Array, inverse: Array, x: Array, base: int, segments: Array, width: int, scratch: Array
+) -> int:
     n, numbers = x.shape[0], inverse.view(np.uint32)
     squeeze(numbers, x, base, segments)
     words = 1 << max(width - 5, 0)
@@ -107,7 +109,9 @@ def unique_by_bitmap(keys: Array, inverse: Array, x: Array, base: int, segments:
 
 
 @part
-def unique_by_sorting(keys: Array, inverse: Array, x: Array, base: int, segments: Array, width: int, scratch: Array) -> int:
+def unique_by_sorting(
+    keys: Array, inverse: Array, x: Array, base: int, segments: Array, width: int, scratch: Array
+) -> int:
     n = x.shape[0]
     places = bits_needed(n - 1)  # bits of a position, the lower ones of a word
     kept = min(width, 64 - places)

@@ -13,7 +13,7 @@ from hpcps_kernels.interface import Array, ParseError, SparseRows
 
 BAD_LABEL, BAD_ENTRY, INDEX_RANGE, INDEX_ORDER, BAD_VALUE = range(1, 6)
 INT32_MAX = 2**31 - 1
-NEWLINE, HASH, COLON, PLUS, MINUS, POINT, ZERO = (ord(c) for c in "\n#:+-.0")
+NEWLINE, RETURN, QUOTE, HASH, COLON, PLUS, MINUS, POINT, ZERO = (ord(c) for c in '\n\r"#:+-.0')
 NAN, INFINITY = np.array([*b"nan"], np.uint8), np.array([*b"infinity"], np.uint8)
 DIGITS_KEPT = 19  # as many as surely fit 64 bits
 PLAIN_BYTES = 32  # 8 digits, a colon, a sign, 8 digits, a point, 8 digits and what ends it, rounded up
@@ -334,3 +334,47 @@ def join_spans(out: Array, data: Array, begins: Array, ends: Array) -> None:
         length = ends[i] - begins[i]
         out[at : at + length] = data[begins[i] : ends[i]]
         at += length
+
+
+@kernel
+def split_fields(text: Array, offsets: Array, data: Array, delimiter: int, columns: int) -> int:
+    found, line, at, to = 0, 0, 0, 0
+    offsets[:] = 0
+    while at < data.shape[0]:
+        line, after = line + 1, find_byte(data, at, NEWLINE)
+        end, fields = after, 0
+        while end > at and data[end - 1] == RETURN:
+            end -= 1
+        while True:
+            at, to = _copy_field(text, to, data, at, end, delimiter)
+            fields, found = fields + 1, found + 1
+            if fields > columns:
+                return line
+            if found >= offsets.shape[0]:
+                raise ValueError("split_fields: offsets must have one more than lines * columns")
+            offsets[found] = to
+            if at == end:
+                break
+            at += 1
+        if fields != columns:
+            return line
+        at = after + 1
+    if found + 1 != offsets.shape[0]:
+        raise ValueError("split_fields: offsets must have one more than lines * columns")
+    text[to:] = 0
+    return 0
+
+
+@part
+def _copy_field(text: Array, to: int, data: Array, at: int, end: int, delimiter: int) -> tuple[int, int]:
+    """Where the field ends, at its delimiter or the line's end, and where its text does."""
+    if at < end and data[at] == QUOTE:
+        at += 1
+        while at < end and (data[at] != QUOTE or (at + 1 < end and data[at + 1] == QUOTE)):
+            text[to] = data[at]
+            at, to = at + 1 + (data[at] == QUOTE), to + 1
+        at = min(at + 1, end)
+    while at < end and data[at] != delimiter:
+        text[to] = data[at]
+        at, to = at + 1, to + 1
+    return at, to

@@ -1,4 +1,4 @@
-"""Text in which a line is a sample: where lines begin, and libsvm lines as sparse rows.
+"""Text in which a line is a sample: where lines begin, the fields of tables, and libsvm lines as sparse rows.
 
 libsvm: `LABEL INDEX:VALUE INDEX:VALUE … # comment`. Blank lines and `qid:` tokens are skipped. A token is a run
 of bytes with no blank in it; an error names the column at which its token starts. Numbers are decimal, with sign,
@@ -22,6 +22,7 @@ BAD_LABEL, BAD_ENTRY, INDEX_RANGE, INDEX_ORDER, BAD_VALUE = range(1, 6)
 INT32_MAX = 2**31 - 1
 NEWLINE, BLANKS = 10, b" \t\r\v\f"
 _TOKEN = re.compile(rb"[^ \t\r\v\f]+")
+_QUOTED = re.compile(rb'"((?:[^"]|"")*)(?:"|\Z)')
 _NUMBER = re.compile(rb"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE)
 
 
@@ -143,3 +144,39 @@ def join_spans(out: Array, data: Array, begins: Array, ends: Array) -> None:
         raise ValueError("join_spans: the spans do not fill out exactly")
     if spans:
         np.concatenate([data[begin:end] for begin, end in spans], out=out)
+
+
+def split_fields(text: Array, offsets: Array, data: Array, delimiter: int, columns: int) -> int:
+    """The fields of whole lines, `columns` a line, without their quotes, one behind the other.
+
+    data, text (bytes,) uint8; offsets (k+1,) int64 with k = lines * columns: field i is
+    text[offsets[i]:offsets[i + 1]]; the rest of text is 0. Carriage returns that end a line are no part of it. A field
+    that begins with a quote ends with the next single one, and two of them stand for one; what lies
+    between it and the delimiter is kept. Gives 0, or the number from 1 of the first line with other than
+    `columns` fields; text and offsets then hold anything. Raises ValueError if k is not lines * columns.
+    """
+    fields = list[bytes]()
+    lines = data.tobytes().removesuffix(b"\n").split(b"\n") if len(data) else []
+    for number, line in enumerate(lines, start=1):
+        own = _fields(line.rstrip(b"\r"), bytes([delimiter]))
+        if len(own) != columns:
+            return number
+        fields += own
+    if len(fields) != len(offsets) - 1:
+        raise ValueError("split_fields: offsets must have one more than lines * columns")
+    offsets[:] = np.cumsum([0, *map(len, fields)])
+    text[:] = np.frombuffer(b"".join(fields).ljust(len(text), b"\0"), np.uint8)
+    return 0
+
+
+def _fields(line: bytes, delimiter: bytes) -> list[bytes]:
+    fields, at = [], 0
+    while True:
+        quoted = _QUOTED.match(line, at)
+        at = quoted.end() if quoted else at
+        end = line.find(delimiter, at)
+        rest = line[at : end if end >= 0 else None]
+        fields.append((quoted[1].replace(b'""', b'"') if quoted else b"") + rest)
+        if end < 0:
+            return fields
+        at = end + 1

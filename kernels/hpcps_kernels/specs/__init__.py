@@ -3,8 +3,40 @@
 from __future__ import annotations
 
 from hpcps_kernels.spec import Spec
-from hpcps_kernels.specs import codec, embedding, factor, gradient, hash, index, layer, loss, meet, online, reduce, rows, sparse, text, update
+from hpcps_kernels.specs import (
+    codec,
+    embedding,
+    factor,
+    gradient,
+    hash,
+    index,
+    layer,
+    loss,
+    meet,
+    online,
+    reduce,
+    rows,
+    sparse,
+    text,
+    update,
+)
 
-FAMILIES = (codec, embedding, factor, gradient, hash, index, layer, loss, meet, online, reduce, rows, sparse, text, update)
+FAMILIES = (
+    codec,
+    embedding,
+    factor,
+    gradient,
+    hash,
+    index,
+    layer,
+    loss,
+    meet,
+    online,
+    reduce,
+    rows,
+    sparse,
+    text,
+    update,
+)
 
 SPECS: dict[str, Spec] = {spec.name: spec for family in FAMILIES for spec in family.SPECS}

@@ -44,4 +44,15 @@ SPECS = (
             read("ends", "int64", "m"),
         ),
     ),
+    Spec(
+        "split_fields",
+        "text",
+        (
+            out("text", "uint8", "bytes"),
+            out("offsets", "int64", "k+1"),
+            read("data", "uint8", "bytes"),
+            whole("delimiter"),
+            whole("columns"),
+        ),
+    ),
 )
