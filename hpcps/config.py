@@ -24,11 +24,8 @@ Positive = Annotated[int, Meta(ge=1, le=LARGEST)]
 Count = Annotated[int, Meta(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Rate = Annotated[float, Meta(gt=0, le=1e300)]
-<<<<<<< HEAD
 NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
-=======
 HashBits = Annotated[int, Meta(ge=0, le=30)]
->>>>>>> data
 Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 
 
@@ -133,14 +130,9 @@ HELP = {
     "data.features": "libsvm: the number of features (0: the largest index seen)",
     "data.zero_based": "libsvm: whether indices begin at 0",
     "data.window": "libsvm, CSV: samples of a part in memory at a time, shuffled among themselves (0: all)",
-<<<<<<< HEAD
+    "data.hash_bits": "CSV: columns are categories, hashed into 2^bits features, 8 <= bits <= 30 (0: numbers)",
     "model.kind": "linear | logistic | softmax | mlp | fm | embedding | matrix-factorization | file.py:name (your own)",
     "model.task": "auto | regression | binary | multiclass: what the labels are",
-=======
-    "data.hash_bits": "CSV: columns are categories, hashed into 2^bits features, 8 <= bits <= 30 (0: numbers)",
-    "model.kind": "linear | logistic | softmax | file.py:name (your own training function)",
-    "model.task": "regression | binary | multiclass: what the labels are, for your own training function",
->>>>>>> data
     "model.parameters": "names and shapes, for your own training function: weight = [10, 64]",
     "model.scores": "file.py:name of a function (params, samples) -> scores, so that your model can predict",
     "model.hidden": "mlp, embedding: the widths of the hidden layers",
