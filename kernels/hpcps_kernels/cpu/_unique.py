@@ -9,15 +9,19 @@ themselves.
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import numpy as np
 
 from hpcps_kernels.cpu._jit import part
 from hpcps_kernels.cpu._prefetch import prefetch
 from hpcps_kernels.interface import Array
 
+Whole: TypeAlias = Any  # a NumPy integer, for the most part unsigned
+
 DENSE = 6  # a bitmap may have 2**DENSE bits a key: they are cleared and counted a word at a time
 HOLE = 8  # fewer bits than that are left in a number although they do not vary
-DIGIT = 11  # bits sorted in one pass
+DIGIT = 10  # bits sorted in one pass
 SMALL_DIGIT = 8  # the same, where few words are sorted
 FEW = 40  # words sorted by insertion
 SIGN = np.uint64(1 << 63)
@@ -32,13 +36,13 @@ def scratch_words(n: int) -> int:
 
 
 @part
-def widest_bitmap(n: int) -> int:
+def widest_bitmap(n: Whole) -> Whole:
     """The bits of the largest numbers that are marked; 32 at most, so that they fit where ranks will be."""
     return min(bits_needed(n) + DENSE, 32)
 
 
 @part
-def varying_bits(x: Array) -> tuple[int, int]:
+def varying_bits(x: Array) -> tuple[Whole, Whole]:
     """A base and a mask: unsigned x - base lies within the mask, in the order of x."""
     low = x[0]
     for i in range(x.shape[0]):
@@ -53,7 +57,7 @@ def varying_bits(x: Array) -> tuple[int, int]:
 
 
 @part
-def segments_of(mask: int) -> tuple[Array, int]:
+def segments_of(mask: Whole) -> tuple[Array, Whole]:
     """How `squeeze` takes the holes out of a number: (segments, 2) of shift and mask; and the width."""
     segments = np.zeros((64 // HOLE + 1, 2), np.uint64)
     count, width, start, last = 0, 0, 0, 0
@@ -64,13 +68,13 @@ def segments_of(mask: int) -> tuple[Array, int]:
                 segments[count, 0] = bit - width
                 count += 1
             last = bit
-            width = bit - np.int64(segments[count - 1, 0]) + 1
+            width = bit - int(segments[count - 1, 0]) + 1
             segments[count - 1, 1] = _ones(width) & ~_ones(start)
     return segments[: max(count, 1)], width
 
 
 @part
-def squeeze(numbers: Array, x: Array, base: int, segments: Array) -> None:
+def squeeze(numbers: Array, x: Array, base: Whole, segments: Array) -> None:
     """Unsigned x - base without the holes, in numbers' dtype."""
     to = numbers.dtype.type
     for s in range(segments.shape[0]):
@@ -85,8 +89,8 @@ def squeeze(numbers: Array, x: Array, base: int, segments: Array) -> None:
 
 @part
 def unique_by_bitmap(
-    keys: Array, inverse: Array, x: Array, base: int, segments: Array, width: int, scratch: Array
-) -> int:
+    keys: Array, inverse: Array, x: Array, base: Whole, segments: Array, width: Whole, scratch: Array
+) -> Whole:
     n, numbers = x.shape[0], inverse.view(np.uint32)
     squeeze(numbers, x, base, segments)
     words = 1 << max(width - 5, 0)
@@ -102,16 +106,16 @@ def unique_by_bitmap(
     for i in range(n):
         prefetch(marks, numbers[min(i + AHEAD, n - 1)] >> FIVE, 0)
         word, below = numbers[i] >> FIVE, (BIT << (numbers[i] & LOW)) - BIT
-        rank = marks[word, 1] + _bits_set(marks[word, 0] & below)
-        keys[rank] = x[i]
-        inverse[i] = rank
+        inverse[i] = marks[word, 1] + _bits_set(marks[word, 0] & below)
+    for i in range(n):  # by itself: see `unique_by_sorting`
+        keys[np.uint32(inverse[i])] = x[i]
     return count
 
 
 @part
 def unique_by_sorting(
-    keys: Array, inverse: Array, x: Array, base: int, segments: Array, width: int, scratch: Array
-) -> int:
+    keys: Array, inverse: Array, x: Array, base: Whole, segments: Array, width: Whole, scratch: Array
+) -> Whole:
     n = x.shape[0]
     places = bits_needed(n - 1)  # bits of a position, the lower ones of a word
     kept = min(width, 64 - places)
@@ -129,19 +133,20 @@ def unique_by_sorting(
         _sort_runs(words, other, low, places)
     if left_out:
         _sort_runs_by_key(words, other, x, base, places)
-    rank, place, before = -1, _ones(places), x[0]
+    place = _ones(places)
+    for j in range(n):  # by itself: loads must not wait for stores whose place they decide
+        keys[j] = x[words[j] & place]
+    rank, before = 0, keys[0]
     for j in range(n):
-        i = words[j] & place
-        key = x[i]
-        rank += (j == 0) | (key != before)
-        keys[rank] = key
-        inverse[i] = rank
-        before = key
+        key = keys[j]
+        rank += key != before
+        keys[rank] = before = key
+        inverse[words[j] & place] = rank
     return rank + 1
 
 
 @part
-def _radix_sort(words: Array, other: Array, low: int, high: int, digit: int) -> bool:
+def _radix_sort(words: Array, other: Array, low: Whole, high: Whole, digit: Whole) -> bool:
     """Sort by bits low .. high - 1, keeping the order of equals; true if the sorted words are in `other`."""
     starts, mask = np.empty(1 << digit, np.uint32), _ones(digit)
     in_other = False
@@ -168,7 +173,7 @@ def _radix_sort(words: Array, other: Array, low: int, high: int, digit: int) -> 
 
 
 @part
-def _sort_runs(words: Array, other: Array, low: int, places: int) -> None:
+def _sort_runs(words: Array, other: Array, low: Whole, places: Whole) -> None:
     """Sort words whose bits from `low` on agree by the rest."""
     n, shift, start = words.shape[0], np.uint64(low), 0
     while start < n:
@@ -181,7 +186,7 @@ def _sort_runs(words: Array, other: Array, low: int, places: int) -> None:
 
 
 @part
-def _sort_runs_by_key(words: Array, other: Array, x: Array, base: int, places: int) -> None:
+def _sort_runs_by_key(words: Array, other: Array, x: Array, base: Whole, places: Whole) -> None:
     """Sort words that agree in their numbers by what did not fit into them: the lower bits of their keys."""
     n, shift, place, start = words.shape[0], np.uint64(places), _ones(places), 0
     while start < n:
@@ -200,7 +205,7 @@ def _sort_runs_by_key(words: Array, other: Array, x: Array, base: int, places: i
 
 
 @part
-def _sort_few(words: Array, other: Array, low: int, high: int) -> None:
+def _sort_few(words: Array, other: Array, low: Whole, high: Whole) -> None:
     """Sort by bits low .. high - 1, keeping the order of equals; the others are the same, or in order."""
     n = words.shape[0]
     if n > FEW:
@@ -220,13 +225,13 @@ def _sort_few(words: Array, other: Array, low: int, high: int) -> None:
 
 
 @part
-def _ones(count: int) -> int:
+def _ones(count: Whole) -> Whole:
     """The number of that many low bits, 0..64."""
     return ~np.uint64(0) if count >= 64 else (ONE << np.uint64(count)) - ONE
 
 
 @part
-def bits_needed(value: int) -> int:
+def bits_needed(value: Whole) -> Whole:
     bits = 0
     while value >> bits:
         bits += 1
@@ -234,7 +239,7 @@ def bits_needed(value: int) -> int:
 
 
 @part
-def _bits_set(value: int) -> int:
+def _bits_set(value: Whole) -> Whole:
     v = np.uint64(value)  # LLVM knows this for what it is, one instruction
     v -= (v >> ONE) & np.uint64(0x5555555555555555)
     v = (v & np.uint64(0x3333333333333333)) + ((v >> np.uint64(2)) & np.uint64(0x3333333333333333))

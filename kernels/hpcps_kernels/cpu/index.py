@@ -5,6 +5,8 @@ Lookups in tables beyond the caches are bound by how many cache misses a core ke
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from hpcps_kernels.cpu._jit import kernel, part
@@ -91,7 +93,7 @@ def _clear(table: Array) -> None:
 
 
 @part
-def _cell(table: Array, key: int) -> int:
+def _cell(table: Array, key: Any) -> Any:
     """The cell that holds the key or is empty for it; -1 where a full table does not hold it."""
     cell, last = _first_cell(key, table), table.shape[0] - 1
     for _ in range(table.shape[0]):
@@ -102,7 +104,7 @@ def _cell(table: Array, key: int) -> int:
 
 
 @part
-def _first_cell(key: int, table: Array) -> int:
+def _first_cell(key: Any, table: Array) -> Any:
     """fmix64(key) modulo C."""
     h = np.uint64(key)
     h ^= h >> np.uint64(33)

@@ -105,7 +105,8 @@ def scatter_add_rows_fixed(table: Array, rows: Array, index: Array, scale: float
 
 @part
 def _rows_ahead(table: Array) -> int:
-    return max(1, min(MOST_AHEAD, 2 * AHEAD_BYTES // max(1, table.shape[1] * table.itemsize)))
+    row_bytes: int = table.shape[1] * table.itemsize
+    return max(1, min(MOST_AHEAD, 2 * AHEAD_BYTES // max(1, row_bytes)))
 
 
 @part
@@ -161,7 +162,7 @@ def number_distinct(keys: Array, inverse: Array, x: Array, scratch: Array) -> in
     base, mask = _unique.varying_bits(x)
     segments, width = _unique.segments_of(mask)
     if width <= _unique.widest_bitmap(n):
-        count = _unique.unique_by_bitmap(keys, inverse, x, base, segments, width, scratch)
+        count: int = _unique.unique_by_bitmap(keys, inverse, x, base, segments, width, scratch)
     else:
         count = _unique.unique_by_sorting(keys, inverse, x, base, segments, width, scratch[:n])
     keys[count:] = 0
