@@ -54,7 +54,8 @@ def online_sgd(
             for j in range(columns.shape[0]):
                 weight[np.uint32(columns[j])] -= w[j]
             bias[0] -= rate * r
-    return _finish(index.shape[0], loss, delta, seen, losses)
+    total: float = _finish(index.shape[0], loss, delta, seen, losses)
+    return total
 
 
 @kernel
@@ -91,7 +92,8 @@ def online_adagrad(
             step, square = _adagrad_step(bias[0], bias[1], r, rate, floor)
             bias[0] += step
             bias[1] += square
-    return _finish(index.shape[0], loss, delta, seen, losses)
+    total: float = _finish(index.shape[0], loss, delta, seen, losses)
+    return total
 
 
 @inlined
@@ -141,7 +143,8 @@ def online_ftrl(
             step, square = _ftrl_step(bias_weight, root, r, steepness)
             bias[0] += step
             bias[1] += square
-    return _finish(index.shape[0], loss, delta, seen, losses)
+    total: float = _finish(index.shape[0], loss, delta, seen, losses)
+    return total
 
 
 @inlined
@@ -214,19 +217,18 @@ def _dot(x: Array, w: Array, size: int) -> float:
         f += x[j + 5] * w[j + 5]
         g += x[j + 6] * w[j + 6]
         h += x[j + 7] * w[j + 7]
-    return ((a + e) + (c + g)) + ((b + f) + (d + h))
+    total: float = ((a + e) + (c + g)) + ((b + f) + (d + h))
+    return total
 
 
 @inlined
-def _residual(
-    score: float, label: float, loss: int, delta: float, i: int, seen: Array, losses: Array
-) -> float:
+def _residual(score: float, label: float, loss: int, delta: float, i: int, seen: Array, losses: Array) -> float:
     """The residual of sample number i. Its loss is for later, many at a time."""
     at = i % CHUNK
     seen[0, at], seen[1, at] = score, label
     if at == CHUNK - 1:
         point_residuals(seen[0], seen[1], seen[0, :0], loss, delta, losses)
-    _, slope = point(np.float64(score), np.float64(label), loss, delta)
+    slope: float = point(np.float64(score), np.float64(label), loss, delta)[1]
     return slope
 
 
@@ -234,7 +236,8 @@ def _residual(
 def _finish(samples: int, loss: int, delta: float, seen: Array, losses: Array) -> float:
     rest = samples % CHUNK
     point_residuals(seen[0, :rest], seen[1, :rest], seen[0, :0], loss, delta, losses)
-    return loss_sum(losses)
+    total: float = loss_sum(losses)
+    return total
 
 
 @inlined

@@ -54,7 +54,7 @@ def outside(indices: Array, columns: int) -> bool:
     largest = np.uint32(0)
     for j in range(indices.shape[0]):
         largest = max(largest, np.uint32(indices[j]))  # a negative one becomes 2^31 or more
-    return indices.shape[0] > 0 and (largest >= columns or largest >= 1 << 31)
+    return bool(indices.shape[0] > 0 and (largest >= columns or largest >= 1 << 31))
 
 
 @inlined
@@ -78,7 +78,8 @@ def row_score(indices: Array, values: Array, start: int, stop: int, weight: Arra
             d += weight[np.uint32(indices[j + 3])]
         for j in range(whole, stop):
             a += weight[np.uint32(indices[j])]
-    return (a + b) + (c + d)
+    total: float = (a + b) + (c + d)
+    return total
 
 
 @kernel

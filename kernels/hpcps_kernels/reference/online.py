@@ -6,8 +6,8 @@ the sum of the losses that the samples had before their steps, a held-out loss w
 D features; F is float32 or float64, the same for all arrays that are not said to be of another dtype. Samples as in
 `sparse`, with values (nnz,) float32 or float64, or empty; labels (n,) F; index (m,) int64, in which samples may be left
 out or come again. A step touches the features of its sample only, and so does l2: a feature decays when it is seen, not
-in between. Where a sample names a column twice, each entry steps from the state before the sample, and the steps add up. The bias is not regularised.
-Losses, labels and delta are those of `loss`.
+in between. Where a sample names a column twice, each entry steps from the state before the sample, and the steps add
+up. The bias is not regularised. Losses, labels and delta are those of `loss`.
 
 All raise IndexError for an index outside 0..n-1, or a row whose entries lie outside the arrays or columns outside
 0..D-1, and ValueError for a label that the loss does not take; the samples before that one may have been learned.
@@ -22,6 +22,7 @@ import numpy as np
 
 from hpcps_kernels.interface import Array
 from hpcps_kernels.reference.loss import point_residual
+
 
 def online_sgd(
     weight: Array,
@@ -114,7 +115,8 @@ def online_ftrl(
     def weights(pairs: Array, l1: Any, l2: Any) -> Array:
         z, n = pairs.T
         slope = (start + np.sqrt(n)) * steepness + l2
-        return np.divide(np.copysign(l1, z) - z, slope, out=np.zeros_like(z), where=~(np.abs(z) <= l1))
+        found: Array = np.divide(np.copysign(l1, z) - z, slope, out=np.zeros_like(z), where=~(np.abs(z) <= l1))
+        return found
 
     def step(pairs: Array, w: Array, g: Array) -> Array:
         """What is added to pairs (k, 2) of weights w (k,) for gradients g (k,)."""
