@@ -57,6 +57,12 @@ def part(function: Function) -> Function:
     return compiled
 
 
+def inlined(function: Function) -> Function:
+    """A part for inner loops: copied to where it is called, since a call counts references to each array it passes."""
+    compiled: Function = numba.njit(**OPTIONS, forceinline=True)(function)
+    return compiled
+
+
 @functools.cache
 def _folder() -> Path | None:
     return cache_folder().folder

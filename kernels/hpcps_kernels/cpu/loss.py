@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from hpcps_kernels.cpu._exp import exp, log1p
-from hpcps_kernels.cpu._jit import kernel, part
+from hpcps_kernels.cpu._jit import inlined, kernel, part
 from hpcps_kernels.interface import Array
 from hpcps_kernels.spec import POINT_LOSSES
 
@@ -86,7 +86,7 @@ def loss_sum(losses: Array) -> float:
     return total
 
 
-@part
+@inlined
 def point(score: float, label: float, loss: int, delta: float) -> tuple[float, float]:
     """Loss and residual of one score, in float64."""
     found: tuple[float, float]
@@ -124,13 +124,13 @@ def check_labels(labels: Array, loss: int) -> None:
         raise ValueError("poisson: a label is not 0 or more")
 
 
-@part
+@inlined
 def _squared(score: float, label: float) -> tuple[float, float]:
     r = score - label
     return 0.5 * (r * r), r
 
 
-@part
+@inlined
 def _huber(score: float, label: float, delta: float) -> tuple[float, float]:
     r = score - label
     line = delta * (abs(r) - 0.5 * delta)
@@ -138,7 +138,7 @@ def _huber(score: float, label: float, delta: float) -> tuple[float, float]:
     return 0.5 * (r * r) if abs(r) <= delta else line, slope
 
 
-@part
+@inlined
 def _logistic(score: float, label: float) -> tuple[float, float]:
     small = exp(-abs(score))
     sigmoid = (small if score < 0 else 1.0) / (1.0 + small)
@@ -146,7 +146,7 @@ def _logistic(score: float, label: float) -> tuple[float, float]:
     return positive - label * score + log1p(small), sigmoid - label
 
 
-@part
+@inlined
 def _hinge(score: float, label: float) -> tuple[float, float]:
     z = 2 * label - 1
     margin = 1 - z * score
@@ -154,7 +154,7 @@ def _hinge(score: float, label: float) -> tuple[float, float]:
     return margin, -z if margin > 0 else margin
 
 
-@part
+@inlined
 def _squared_hinge(score: float, label: float) -> tuple[float, float]:
     z = 2 * label - 1
     margin = 1 - z * score
@@ -162,7 +162,7 @@ def _squared_hinge(score: float, label: float) -> tuple[float, float]:
     return margin * margin, -2 * z * margin
 
 
-@part
+@inlined
 def _poisson(score: float, label: float) -> tuple[float, float]:
     rate = exp(score)
     return rate - label * score, rate - label

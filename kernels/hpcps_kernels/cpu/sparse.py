@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpcps_kernels.cpu._jit import kernel, part
+from hpcps_kernels.cpu._jit import inlined, kernel, part
 from hpcps_kernels.cpu._prefetch import prefetch_at
 from hpcps_kernels.cpu.loss import check_delta, loss_sum, point_residuals, softmax_residuals
 from hpcps_kernels.interface import Array
@@ -49,15 +49,15 @@ def check_rows(indptr: Array, indices: Array, columns: int) -> None:
         raise IndexError("csr: a row has entries outside the arrays or columns outside 0..D-1")
 
 
-@part
+@inlined
 def outside(indices: Array, columns: int) -> bool:
     largest = np.uint32(0)
     for j in range(indices.shape[0]):
         largest = max(largest, np.uint32(indices[j]))  # a negative one becomes 2^31 or more
-    return indices.shape[0] > 0 and (largest >= columns or largest >= 1 << 31)
+    return bool(indices.shape[0] > 0 and (largest >= columns or largest >= 1 << 31))
 
 
-@part
+@inlined
 def row_score(indices: Array, values: Array, start: int, stop: int, weight: Array) -> float:
     """The sum of value * weight over a row: four sums side by side, since one would wait for each addition."""
     a = b = c = d = weight.dtype.type(0)
@@ -78,7 +78,8 @@ def row_score(indices: Array, values: Array, start: int, stop: int, weight: Arra
             d += weight[np.uint32(indices[j + 3])]
         for j in range(whole, stop):
             a += weight[np.uint32(indices[j])]
-    return (a + b) + (c + d)
+    total: float = (a + b) + (c + d)
+    return total
 
 
 @kernel
@@ -223,9 +224,9 @@ def _place_rows(indptr_out: Array, indptr: Array, entries: int, index: Array) ->
         indptr_out[i + 1] = indptr_out[i] + (stop - start)
 
 
-@part
+@inlined
 def send_for_row(indices: Array, values: Array, start: int, stop: int) -> None:
-    for j in range(start, stop, LINE_BYTES // indices.itemsize):
+    for j in range(start, stop, LINE_BYTES // 4):
         prefetch_at(indices, j)
-    for j in range(start, min(stop, values.shape[0]), LINE_BYTES // values.itemsize):
+    for j in range(start, min(stop, values.shape[0]), LINE_BYTES // 8):
         prefetch_at(values, j)

@@ -6,8 +6,8 @@ the sum of the losses that the samples had before their steps, a held-out loss w
 D features; F is float32 or float64, the same for all arrays that are not said to be of another dtype. Samples as in
 `sparse`, with values (nnz,) float32 or float64, or empty; labels (n,) F; index (m,) int64, in which samples may be left
 out or come again. A step touches the features of its sample only, and so does l2: a feature decays when it is seen, not
-in between. Where a sample names a column twice, the entries are taken one after the other. The bias is not regularised.
-Losses, labels and delta are those of `loss`.
+in between. Where a sample names a column twice, each entry steps from the state before the sample, and the steps add
+up. The bias is not regularised. Losses, labels and delta are those of `loss`.
 
 All raise IndexError for an index outside 0..n-1, or a row whose entries lie outside the arrays or columns outside
 0..D-1, and ValueError for a label that the loss does not take; the samples before that one may have been learned.
@@ -15,15 +15,13 @@ All raise IndexError for an index outside 0..n-1, or a row whose entries lie out
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from hpcps_kernels.interface import Array
 from hpcps_kernels.reference.loss import point_residual
-
-Samples = Iterator[tuple[list[tuple[int, Any]], Array]]
 
 
 def online_sgd(
@@ -45,11 +43,11 @@ def online_sgd(
     """
     to, total = weight.dtype.type, 0.0
     rate, decay = to(learning_rate), to(l2)
-    for entries, label in _samples(indptr, indices, values, labels, index, len(weight), to):
-        each, r = _residual(entries, label, lambda d: weight[d], bias[0], loss, delta)
+    for columns, x, label in _samples(indptr, indices, values, labels, index, len(weight), to):
+        w = weight[columns]
+        each, r = _residual(x @ w + bias[0], label, loss, delta)
         total += each
-        for d, x in entries:
-            weight[d] -= rate * (r * x + decay * weight[d])
+        np.subtract.at(weight, columns, rate * (r * x + decay * w))
         bias[0] -= rate * r
     return total
 
@@ -75,17 +73,18 @@ def online_adagrad(
     to, total = state.dtype.type, 0.0
     rate, floor, decay = to(learning_rate), to(epsilon), to(l2)
 
-    def step(pair: Array, g: Any) -> None:
-        if g != 0:
-            pair[1] += g * g
-            pair[0] -= rate * g / (np.sqrt(pair[1]) + floor)
+    def step(pairs: Array, g: Array) -> Array:
+        """What is added to pairs (k, 2) for gradients g (k,)."""
+        some = g != 0
+        root = np.sqrt(pairs[:, 1] + g * g)
+        return np.stack([np.divide(-rate * g, root + floor, out=g.copy(), where=some), g * g], axis=1)
 
-    for entries, label in _samples(indptr, indices, values, labels, index, len(state), to):
-        each, r = _residual(entries, label, lambda d: state[d, 0], bias[0], loss, delta)
+    for columns, x, label in _samples(indptr, indices, values, labels, index, len(state), to):
+        w = state[columns, 0]
+        each, r = _residual(x @ w + bias[0], label, loss, delta)
         total += each
-        for d, x in entries:
-            step(state[d], r * x + decay * state[d, 0])
-        step(bias, r)
+        np.add.at(state, columns, step(state[columns], r * x + decay * w))
+        bias += step(bias[None], np.array([r]))[0]
     return total
 
 
@@ -111,48 +110,46 @@ def online_ftrl(
     s = (sqrt(n + g^2) - sqrt(n)) / alpha; z += g - s w; n += g^2.
     """
     to, total = state.dtype.type, 0.0
-    steepness, start, sparsity, decay, nothing = to(1 / alpha), to(beta), to(l1), to(l2), to(0)
+    steepness, start = to(1 / alpha), to(beta)
 
-    def weight(pair: Array, l1: Any, l2: Any) -> Any:
-        z, n = pair
-        if abs(z) <= l1:
-            return nothing
-        return (np.copysign(l1, z) - z) / ((start + np.sqrt(n)) * steepness + l2)
+    def weights(pairs: Array, l1: Any, l2: Any) -> Array:
+        z, n = pairs.T
+        slope = (start + np.sqrt(n)) * steepness + l2
+        found: Array = np.divide(np.copysign(l1, z) - z, slope, out=np.zeros_like(z), where=~(np.abs(z) <= l1))
+        return found
 
-    def step(pair: Array, g: Any, w: Any) -> None:
-        n = pair[1] + g * g
-        pair[0] += g - (np.sqrt(n) - np.sqrt(pair[1])) * steepness * w
-        pair[1] = n
+    def step(pairs: Array, w: Array, g: Array) -> Array:
+        """What is added to pairs (k, 2) of weights w (k,) for gradients g (k,)."""
+        n = pairs[:, 1]
+        return np.stack([g - (np.sqrt(n + g * g) - np.sqrt(n)) * steepness * w, g * g], axis=1)
 
-    for entries, label in _samples(indptr, indices, values, labels, index, len(state), to):
-        bias_weight = weight(bias, nothing, nothing)
-        each, r = _residual(entries, label, lambda d: weight(state[d], sparsity, decay), bias_weight, loss, delta)
+    for columns, x, label in _samples(indptr, indices, values, labels, index, len(state), to):
+        w, bias_weight = weights(state[columns], to(l1), to(l2)), weights(bias[None], to(0), to(0))
+        each, r = _residual(x @ w + bias_weight[0], label, loss, delta)
         total += each
-        for d, x in entries:
-            step(state[d], r * x, weight(state[d], sparsity, decay))
-        step(bias, r, bias_weight)
+        np.add.at(state, columns, step(state[columns], w, r * x))
+        bias += step(bias[None], bias_weight, np.array([r]))[0]
     return total
 
 
 def _samples(
     indptr: Array, indices: Array, values: Array, labels: Array, index: Array, features: int, to: Any
-) -> Samples:
-    """Entries (column, value) and label of each sample in turn."""
+) -> Iterator[tuple[Array, Array, Array]]:
+    """Columns, values and label of each sample in turn."""
     if ((index < 0) | (index >= len(labels))).any():
         raise IndexError("online: an index is outside 0..n-1")
-    for i in index:
-        start, stop = indptr[i], indptr[i + 1]
+    starts, stops = indptr[index], indptr[index + 1]
+    if ((starts < 0) | (stops < starts) | (stops > len(indices))).any():
+        raise IndexError("csr: a row has entries outside the arrays or columns outside 0..D-1")
+    for i, start, stop in zip(index, starts, stops, strict=True):
         columns = indices[start:stop]
-        if start < 0 or stop < start or stop > len(indices) or ((columns < 0) | (columns >= features)).any():
+        if ((columns < 0) | (columns >= features)).any():
             raise IndexError("csr: a row has entries outside the arrays or columns outside 0..D-1")
-        factors = values[start:stop].astype(to) if len(values) else np.ones(stop - start, to)
-        yield list(zip(columns.tolist(), factors, strict=True)), labels[i : i + 1]
+        yield columns, values[start:stop].astype(to) if len(values) else np.ones(stop - start, to), labels[i : i + 1]
 
 
-def _residual(
-    entries: list[tuple[int, Any]], label: Array, weight: Callable[[int], Any], bias: Any, loss: int, delta: float
-) -> tuple[float, Any]:
+def _residual(score: Any, label: Array, loss: int, delta: float) -> tuple[float, Any]:
     """Loss and residual of one sample."""
-    score = np.array([sum((weight(d) * x for d, x in entries), bias)], label.dtype)
-    each = point_residual(score, label, label[:0], loss, delta)
-    return each, score[0]
+    scores = np.array([score], label.dtype)
+    each = point_residual(scores, label, label[:0], loss, delta)
+    return each, scores[0]
