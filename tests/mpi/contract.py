@@ -13,15 +13,18 @@ import pytest
 import hpcps
 from hpcps import optim
 from hpcps.comm import mpi, ring, shared
+from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds
 from hpcps.config import Optimizer
 from hpcps.errors import CommTimeout, DataError
+from hpcps.params import Params
+from hpcps.rows import Merger, Rows
 from hpcps.server.client import RemoteClient
 from hpcps.server.serve import Server
-from hpcps.server.sharding import roles, shard_slices
+from hpcps.server.sharding import roles, rows_of_shard, shard_slices
 from hpcps.server.store import Shard
-from hpcps.sums import Decoder
+from hpcps.sums import Decoder, Summed
 from hpcps.together import agree
 
 KERNELS = hpcps_kernels.load("cpu")
@@ -107,37 +110,56 @@ def memory(t):
 
 
 def server(t):
-    """Workers and shards on ranks of their own end with what one place computes."""
+    """Workers and shards on ranks of their own end with what one place computes, dense parameters and a table."""
     if t.size == 1:
         return
     shards = 2 if t.size > 3 else 1
     workers = roles(t.size, shards).workers
-    count = 101
+    count, rows = 101, 13
     slices = shard_slices(count, shards)
     optimizer = optim.make(Optimizer(kind="adagrad"), KERNELS)
-    decoder = Decoder(False, np.float32, KERNELS)
+    decoder, merger = Decoder(False, np.float32, KERNELS), Merger(KERNELS)
 
     def gradient(step, worker):
-        return np.random.default_rng(10 * step + worker).normal(size=count).astype(np.float32)
+        rng = np.random.default_rng(10 * step + worker)
+        dense = rng.normal(size=count).astype(np.float32)
+        keys = rng.permutation(rows)[: 2 + worker]
+        return Summed(dense, 1.0, {"table": Rows(keys, rng.normal(size=(len(keys), 2)).astype(np.float32))})
 
-    params = np.arange(count, dtype=np.float32)
+    params = Params.zeros({"dense": (count,), "table": (rows, 2)}, np.float32, ("table",))
     if t.rank >= workers:
         number = t.rank - workers
-        shard = Shard(params[slices[number]].copy(), optimizer, decoder, workers, 0.5)
+        stored = {"table": params["table"][rows_of_shard(number, shards)].copy()}
+        shard = Shard(params["dense"][slices[number]].copy(), optimizer, decoder, merger, workers, 0.5, stored)
         Server(t, shard, number, list(range(workers)), decoder).run()
         return
     client = RemoteClient(t, params, slices, list(range(workers, t.size)), t.rank, decoder)
     for step in range(1, 6):
-        client.push_pull(step, gradient(step, t.rank), 1.0).wait()
+        client.push(step, gradient(step, t.rank))
+        client.pull(step, {"table": np.arange(0, rows, 2)} if step < 5 else None)
     client.finish()
-    expected = np.arange(count, dtype=np.float32)
-    state = optimizer.init(expected)
+    assert np.array_equal(params.flat, in_one_place(optimizer, gradient, workers, params))
+    together = all_gather_rows(t.group(range(workers)), [tuple(gradient(1, t.rank).rows["table"])])
+    for worker, [(keys, values)] in enumerate(together):
+        expected = gradient(1, worker).rows["table"]
+        assert np.array_equal(keys, expected.keys)
+        assert np.array_equal(values, expected.values)
+
+
+def in_one_place(optimizer, gradient, workers, like):
+    params = like.on(np.zeros_like(like.flat))
+    states = [optimizer.init(params[name]) for name in ("dense", "table")]
     for step in range(1, 6):
-        total = gradient(step, 0)
-        for worker in range(1, workers):
-            total += gradient(step, worker)
-        optimizer.update(expected, state, total, 0.5, step)
-    assert np.array_equal(params, expected)
+        parts = [gradient(step, worker) for worker in range(workers)]
+        dense, table, touched = np.zeros_like(params["dense"]), np.zeros_like(params["table"]), set()
+        for part in parts:
+            dense += part.dense
+            table[part.rows["table"].keys] += part.rows["table"].values
+            touched |= set(part.rows["table"].keys.tolist())
+        keys = np.array(sorted(touched))
+        optimizer.update(params["dense"], states[0], dense, 0.5, step)
+        optimizer.update_rows(params["table"], states[1], table[keys], keys, 0.5, step)
+    return params.flat
 
 
 def main():

@@ -58,22 +58,30 @@ def test_the_transport_keeps_its_promises(launcher, ranks):
 def alone(tmp_path_factory):
     """What one process gets."""
     settings = ["train.epochs=2", "train.reproducible=true"]
-    run = hpcps.train(read(EXAMPLES / "digits.toml", {}, settings), out=tmp_path_factory.mktemp("alone") / "run")
-    return run.summary["params_sha256"]
+
+    def one_process(example):
+        run = hpcps.train(
+            read(EXAMPLES / f"{example}.toml", {}, settings), out=tmp_path_factory.mktemp("alone") / "run"
+        )
+        return run.summary["params_sha256"]
+
+    return {example: one_process(example) for example in ("digits", "matrix_factorization")}
 
 
 @pytest.mark.parametrize("strategy", ["ring", "server"])
-@pytest.mark.parametrize("ranks", [2, 3, 5])
-def test_ranks_that_hpcps_starts_get_the_same_bits(launcher, tmp_path, alone, ranks, strategy):
+@pytest.mark.parametrize(
+    ("example", "ranks"), [("digits", 2), ("digits", 3), ("digits", 5), ("matrix_factorization", 4)]
+)
+def test_ranks_that_hpcps_starts_get_the_same_bits(launcher, tmp_path, alone, example, ranks, strategy):
     settings = [f"train.strategy={strategy}", "train.reproducible=true"]
     words = [word for setting in settings for word in ("--set", setting)]
-    config = EXAMPLES / "digits.toml"
+    config = EXAMPLES / f"{example}.toml"
     done = program("train", config, "--ranks", ranks, "--out", tmp_path / "run", *QUICK, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     found = summary(tmp_path / "run")
-    assert found["params_sha256"] == alone
+    assert found["params_sha256"] == alone[example]
     assert (found["ranks"], found["transport"][:3]) == (ranks, "MPI")
-    assert done.stdout.count(f"params_sha256 {alone}") == 1
+    assert done.stdout.count(f"params_sha256 {alone[example]}") == 1
 
 
 def test_a_launcher_starts_the_ranks(launcher, tmp_path, alone):
@@ -81,7 +89,7 @@ def test_a_launcher_starts_the_ranks(launcher, tmp_path, alone):
     command = ["-m", "hpcps", "train", EXAMPLES / "digits.toml", "--out", tmp_path / "run", *QUICK, *settings]
     done = mpirun(launcher, 3, *command)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert summary(tmp_path / "run")["params_sha256"] == alone
+    assert summary(tmp_path / "run")["params_sha256"] == alone["digits"]
     assert done.stdout.count("params_sha256") == 1
 
 
