@@ -94,10 +94,11 @@ class SparseLoader:
             self._all_ones = self._is_unscaled and bool((samples.values == 1).all())
         count = int((samples.indptr[index + 1] - samples.indptr[index]).sum())
         indptr, entries = np.empty(len(index) + 1, np.int64), np.empty(count, np.int32)
-        values = np.empty(count, self._scale.dtype)
-        columns = (samples.indptr, samples.indices, samples.values)
-        self._kernels.csr_take(indptr, entries, values, *columns, index, self._scale)
-        return indptr, entries, values[:0] if self._all_ones else values
+        values = np.empty(0 if self._all_ones else count, self._scale.dtype)
+        stored = (samples.indptr, samples.indices, samples.values)
+        scale = self._scale[:0] if self._is_unscaled else self._scale
+        self._kernels.csr_take(indptr, entries, values, *stored, index, scale, len(self._scale))
+        return indptr, entries, values
 
     def _all_features(self, samples: Array, index: Array) -> tuple[Array, Array, Array]:
         """Dense samples, every feature an entry."""

@@ -141,7 +141,7 @@ def test_a_label_that_the_loss_does_not_take_is_an_error(kernels: Kernels, model
 
 def take(kernels: Kernels, rows, index, scale, entries: int):
     out = np.empty(len(index) + 1, np.int64), np.empty(entries, np.int32), np.empty(entries, scale.dtype)
-    kernels.csr_take(*out, *rows, index, scale)
+    kernels.csr_take(*out, *rows, index, scale, len(scale))
     return out
 
 

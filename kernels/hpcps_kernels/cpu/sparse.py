@@ -194,22 +194,36 @@ def csr_take(
     values: Array,
     index: Array,
     scale: Array,
+    columns: int,
 ) -> None:
     _place_rows(indptr_out, indptr, indices.shape[0], index)
     if indptr_out[-1] != indices_out.shape[0]:
         raise ValueError("csr_take: the rows picked have more or fewer entries than the outputs")
-    to, last = scale.dtype.type, index.shape[0] - 1
+    last, read = index.shape[0] - 1, values if values_out.shape[0] > 0 else values[:0]
     for i in range(index.shape[0]):
         soon = index[min(i + TAKE_AHEAD, last)]
-        send_for_row(indices, values, indptr[soon], indptr[soon + 1])
+        send_for_row(indices, read, indptr[soon], indptr[soon + 1])
         start, stop = indptr[index[i]], indptr[index[i] + 1]
-        columns, numbers = indices[start:stop], values[start:stop]
-        if outside(columns, scale.shape[0]):
+        row = indices[start:stop]
+        if outside(row, columns):
             raise IndexError("csr: a row has entries outside the arrays or columns outside 0..D-1")
-        into, numbers_into = indices_out[indptr_out[i] :], values_out[indptr_out[i] :]
+        into = indices_out[indptr_out[i] :]
+        for j in range(row.shape[0]):
+            into[j] = row[j]
+        if values_out.shape[0] > 0:
+            _take_values(values_out[indptr_out[i] : indptr_out[i + 1]], read[start:stop], row, scale)
+
+
+@part
+def _take_values(out: Array, values: Array, columns: Array, scale: Array) -> None:
+    to = out.dtype.type
+    if values.shape[0] == 0:
+        out[:] = 1
+    for j in range(values.shape[0]):
+        out[j] = to(values[j])
+    if scale.shape[0] > 0:  # a random access an entry
         for j in range(columns.shape[0]):
-            into[j] = columns[j]
-            numbers_into[j] = to(numbers[j]) * scale[np.uint32(columns[j])]
+            out[j] *= scale[np.uint32(columns[j])]
 
 
 @part

@@ -101,11 +101,13 @@ def csr_take(
     values: Array,
     index: Array,
     scale: Array,
+    columns: int,
 ) -> None:
-    """The rows `index` one after the other, each value in F times its column's scale; overwrites the three outputs.
+    """The rows `index` one after the other, each value in F times its column's scale; overwrites the outputs.
 
-    indptr_out (m + 1,) int64, from 0; indices_out (e,) int32 and values_out (e,) F, where e is the sum of the rows'
-    lengths; indptr (N + 1,); values (nnz,) float32 or float64, not left out; index (m,) int64; scale (D,) F.
+    indptr_out (m + 1,) int64, from 0; indices_out (e,) int32 and values_out (e,) F, left out if not wanted, where e is
+    the sum of the rows' lengths; indptr (N + 1,); values (nnz,) float32 or float64, left out if all are 1; index (m,)
+    int64; scale (D,) F, left out if all are 1; columns, D.
     Raises IndexError for an index outside 0..N-1 and as `csr_scores` does, ValueError if e does not fit.
     """
     if ((index < 0) | (index >= len(indptr) - 1)).any():
@@ -118,11 +120,13 @@ def csr_take(
     if indptr_out[-1] != len(indices_out):
         raise ValueError("csr_take: the rows picked have more or fewer entries than the outputs")
     entries = np.arange(len(indices_out)) - np.repeat(indptr_out[:-1] - starts, stops - starts)
-    columns = indices[entries]
-    if ((columns < 0) | (columns >= len(scale))).any():
+    found = indices[entries]
+    if ((found < 0) | (found >= columns)).any():
         raise _malformed()
-    indices_out[:] = columns
-    values_out[:] = values[entries].astype(scale.dtype) * scale[columns]
+    indices_out[:] = found
+    if len(values_out):
+        values_out[:] = values[entries] if len(values) else 1
+        values_out *= scale[found] if len(scale) else 1
 
 
 def _entries(indptr: Array, indices: Array, values: Array, weight: Array) -> tuple[Array, Array, Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpcps_kernels.spec import Argument, Spec, out, read
+from hpcps_kernels.spec import Argument, Spec, out, read, whole
 from hpcps_kernels.specs.loss import POINT, SAMPLE_WEIGHT
 
 POINTERS, COLUMNS = read("indptr", "int64", "n+1"), read("indices", "int32", "nnz")
@@ -42,12 +42,13 @@ SPECS = (
         (
             out("indptr_out", "int64", "m+1"),
             out("indices_out", "int32", "e"),
-            out("values_out", "F", "e"),
+            out("values_out", "F", "e?"),
             read("indptr", "int64", "N+1"),
             COLUMNS,
-            read("values", "V", "nnz"),
+            read("values", "V", "nnz?"),
             read("index", "int64", "m"),
-            read("scale", "F", "D"),
+            read("scale", "F", "D?"),
+            whole("columns"),
         ),
     ),
 )

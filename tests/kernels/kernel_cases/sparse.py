@@ -43,14 +43,14 @@ def _case(kernel: str, size, dtype: str, loss: str = "logistic", left_out=()) ->
     return Case(kernel, lengths, {"F": dtype}, {"loss": loss, "delta": 0.7}, make)
 
 
-def _take(m: int, n: int, d: int, each: int, stored: str, dtype: str) -> Case:
+def _take(m: int, n: int, d: int, each: int, stored: str, dtype: str, left_out=()) -> Case:
     make = {
         "indptr": lambda shape, dtype, rng: each * np.arange(n + 1),
         "indices": below(d),
         "index": below(n),
     }
-    lengths = {"m": m, "N": n, "D": d, "nnz": each * n, "e": each * m}
-    return Case("csr_take", lengths, {"F": dtype, "V": stored}, make=make)
+    lengths = {"m": m, "N": n, "D": d, "nnz": each * n, "e": each * m, **dict.fromkeys(left_out, NOTHING)}
+    return Case("csr_take", lengths, {"F": dtype, "V": stored}, {"columns": d}, make)
 
 
 MODELS = ("csr_scores", "csr_loss_gradient", "csr_softmax_scores", "csr_softmax_loss_gradient")
@@ -64,6 +64,16 @@ CASES = [
         for dtype in FLOATS
     ),
     *(_case("csr_loss_gradient", SIZES[-1], dtype, loss) for loss in POINT_LOSSES for dtype in FLOATS),
+    *(
+        _take(33, 20, 50, 39, "float32", "float64", left_out)
+        for left_out in (
+            ("values",),
+            ("scale",),
+            ("values", "scale"),
+            ("values_out",),
+            ("values_out", "values", "scale"),
+        )
+    ),
     *(
         _take(*size, stored, dtype)
         for size in ((0, 3, 2, 1), (1, 1, 1, 1), (9, 4, 5, 0), (33, 20, 50, 39))
