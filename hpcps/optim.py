@@ -49,8 +49,8 @@ class _Rule:
     numbers: Numbers
 
 
-def make(options: Options, kernels: Any) -> Optimizer:
-    """The optimiser that the options name, on a back end's kernels."""
+def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
+    """The optimiser that the options name, on a back end's kernels; large updates are shared out over threads."""
     rule = _rule(options)
     dense, by_rows = getattr(kernels, rule.kernel), getattr(kernels, f"{rule.kernel}_rows")
 
@@ -58,13 +58,13 @@ def make(options: Options, kernels: Any) -> Optimizer:
         return {name: np.zeros_like(params) for name in rule.states}
 
     def update(params: Array, state: State, gradient: Array, gradient_scale: float, step: int) -> None:
-        dense(params, *[state[s] for s in rule.states], gradient, *rule.numbers(step), gradient_scale)
+        dense(params, *[state[s] for s in rule.states], gradient, *rule.numbers(step), gradient_scale, threads=threads)
 
     def update_rows(
         params: Array, state: State, gradient: Array, index: Array, gradient_scale: float, step: int
     ) -> None:
         states = [state[s] for s in rule.states]
-        by_rows(params, *states, gradient, index, *rule.numbers(step), gradient_scale)
+        by_rows(params, *states, gradient, index, *rule.numbers(step), gradient_scale, threads=threads)
 
     return Optimizer(
         _ftrl_init(options) if options.kind == "ftrl" else init,

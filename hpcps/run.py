@@ -221,7 +221,7 @@ def make_exchange(job: Job, workers: Transport, params: Params, gradients: Sum) 
     merger = Merger(job.kernels)
     if job.strategy == "server":
         return ServerExchange(make_client(job, params), gradients, merger)
-    optimizer = optim.make(job.config.optimizer, job.kernels)
+    optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
     way = decoder(job)
     allreduce = make_allreduce(job, workers, len(params.dense.flat), way.wire_dtype)
     gather = partial(all_gather_rows, workers)
@@ -243,7 +243,7 @@ def make_client(job: Job, params: Params) -> Client:
 
 def make_shard(job: Job, params: Array, tables: dict[str, Array]) -> Shard:
     """A shard of the given parameters."""
-    optimizer = optim.make(job.config.optimizer, job.kernels)
+    optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
     merger = Merger(job.kernels)
     return Shard(params, optimizer, decoder(job), merger, job.roles.workers, job.gradient_scale, tables)
 

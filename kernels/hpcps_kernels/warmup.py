@@ -25,13 +25,13 @@ def warm(names: Sequence[str], dtype: str) -> int:
 
     kernels = load("cpu")
     for name in names:
-        for arguments in _calls(SPECS[name], dtype):
+        for arguments in calls(SPECS[name], dtype):
             with contextlib.suppress(ValueError, IndexError):  # of what it is called with: it is compiled by then
                 getattr(kernels, name)(*arguments)
     return sum(sum(dispatcher.stats.cache_misses.values()) for dispatcher in KERNELS.values())
 
 
-def _calls(spec: Spec, dtype: str) -> Iterator[list[Any]]:
+def calls(spec: Spec, dtype: str) -> Iterator[list[Any]]:
     """Small arguments for each combination of dtypes that a job in ``dtype`` may need."""
     letters = list(dict.fromkeys(a.dtype for a in spec.arrays if a.dtype in DTYPES))
     for dtypes in product(*[(dtype,) if letter == "F" else DTYPES[letter] for letter in letters]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import hpcps_kernels
 import pytest
+from hpcps_kernels.warmup import calls
 
 TIMEOUT_S = 120
 
@@ -78,12 +80,33 @@ def test_the_package_does_not_import_the_compiler(tmp_path: Path) -> None:
 
 
 def test_processes_that_start_together_compile_each_kernel_once(tmp_path: Path) -> None:
-    together = [finish(p) for p in [start(TRAIN, tmp_path) for _ in range(4)]]
+    together = [finish(p) for p in [start(TRAIN, tmp_path) for _ in range(8)]]
     later = finish(start(TRAIN, tmp_path))
     assert sum(int(compiled) for compiled, _ in together) == USED
     assert later[0] == "0"
     assert len({bits for _, bits in [*together, later]}) == 1
     assert len(list(tmp_path.rglob("*.nbc"))) == USED
+
+
+WARM = "from hpcps_kernels.warmup import warm; print(warm(['add_into', 'gather', 'momentum'], 'float32'))"
+
+
+def test_what_was_warmed_up_is_not_compiled_again(tmp_path: Path) -> None:
+    assert finish(start(WARM, tmp_path)) == ["11"]  # 3 dtypes of sums, 7 of data
+    assert finish(start(WARM, tmp_path)) == ["0"]
+    assert finish(start(THREADS, tmp_path)) == ["0"]
+    assert int(finish(start(TRAIN, tmp_path))[0]) == 1  # the gradient alone
+
+
+@pytest.mark.parametrize("name", hpcps_kernels.SPECS)
+def test_every_kernel_can_be_warmed_up(name: str) -> None:
+    kernel = getattr(hpcps_kernels.load("reference"), name)
+    for arguments in calls(hpcps_kernels.SPECS[name], "float64"):
+        with contextlib.suppress(ValueError, IndexError):  # compiled by then: arguments are checked before
+            kernel(*arguments)
+            continue
+        with pytest.raises((ValueError, IndexError), match=r"^(?!.*must (have|be)).*"):
+            kernel(*arguments)
 
 
 def test_threads_compile_a_kernel_once(tmp_path: Path) -> None:
