@@ -51,11 +51,22 @@ def test_the_readmes_own_function_trains(tmp_path):
     rng = np.random.default_rng(1)
     samples = rng.normal(size=(200, 4))
     np.savez(tmp_path / "d.npz", samples=samples, labels=samples @ [1.0, 2.0, 3.0, 4.0])
-    text = 'data.path = "d.npz"\ntrain.batch = 20\ntrain.epochs = 40\n' + blocks("toml")[1]
+    text = 'data.path = "d.npz"\ntrain.batch = 20\ntrain.epochs = 40\n' + blocks("toml")[2]
     (tmp_path / "own.toml").write_text(text)
     config = read(tmp_path / "own.toml", {}, ["optimizer.learning_rate=0.5"])
     run = hpcps.train(config, ranks=2, out=tmp_path / "run")
     assert run.summary["loss"] < 0.01
+
+
+def test_the_readmes_sparse_configuration_trains(tmp_path):
+    rng = np.random.default_rng(2)
+    truth = rng.normal(size=1000)
+    rows = [np.sort(rng.choice(1000, 20, replace=False)) for _ in range(3000)]
+    lines = [f"{int(truth[row].sum() > 0)} " + " ".join(f"{column + 1}:1" for column in row) for row in rows]
+    (tmp_path / "clicks.svm").write_text("\n".join(lines))
+    (tmp_path / "clicks.toml").write_text(blocks("toml")[1])
+    config = read(tmp_path / "clicks.toml", {}, ["train.epochs=20", "train.batch=64", "data.window=500"])
+    assert hpcps.train(config, ranks=2, out=tmp_path / "run").summary["accuracy"] > 0.85
 
 
 QUALITY = {
