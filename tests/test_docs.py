@@ -66,7 +66,7 @@ def test_the_readmes_sparse_configuration_trains(tmp_path):
     (tmp_path / "clicks.svm").write_text("\n".join(lines))
     (tmp_path / "clicks.toml").write_text(blocks("toml")[1])
     config = read(tmp_path / "clicks.toml", {}, ["train.epochs=20", "train.batch=64", "data.window=500"])
-    assert hpcps.train(config, ranks=2, out=tmp_path / "run").summary["accuracy"] > 0.85
+    assert hpcps.train(config, ranks=2, out=tmp_path / "run").summary["accuracy"] > 0.78
 
 
 QUALITY = {
