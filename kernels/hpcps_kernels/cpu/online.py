@@ -15,7 +15,7 @@ from hpcps_kernels.cpu.loss import CHUNK, check_delta, check_labels, loss_sum, p
 from hpcps_kernels.cpu.sparse import outside, send_for_row
 from hpcps_kernels.interface import Array
 
-AHEAD = 4  # samples
+AHEAD = 2  # samples
 LANES = 8  # a row is filled up with zeros to a multiple of these
 
 
