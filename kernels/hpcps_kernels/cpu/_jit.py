@@ -58,8 +58,12 @@ def part(function: Function) -> Function:
 
 
 def inlined(function: Function) -> Function:
-    """A part for inner loops: copied to where it is called, since a call counts references to each array it passes."""
-    compiled: Function = numba.njit(**OPTIONS, forceinline=True)(function)
+    """A part for inner loops: its source is copied to where it is called.
+
+    A call counts references to every array that it passes, and so does a slice that is given a name, at some 20 cycles
+    each. Parts for a few entries take whole arrays and unsigned bounds, which need no check for numbers from the end.
+    """
+    compiled: Function = numba.njit(**OPTIONS, inline="always")(function)
     return compiled
 
 

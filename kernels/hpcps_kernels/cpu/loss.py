@@ -185,9 +185,7 @@ def softmax_residuals(scores: Array, labels: Array, sample_weight: Array) -> flo
     for i in range(n):
         if labels[i] < 0 or labels[i] >= classes:
             raise ValueError("softmax: a label is outside 0..K-1")
-        largest = scores[i, 0]
-        for k in range(1, classes):
-            largest = max(largest, scores[i, k])
+        largest = _row_max(scores, i)
         for k in range(classes):
             scores[i, k] -= largest
         picked[i] = scores[i, labels[i]]
@@ -196,9 +194,7 @@ def softmax_residuals(scores: Array, labels: Array, sample_weight: Array) -> flo
         flat[j] = exp(flat[j])
     loss = 0.0
     for i in range(n):
-        total = one - one
-        for k in range(classes):
-            total += scores[i, k]
+        total = _row_sum(scores, i)
         weight = sample_weight[i] if sample_weight.shape[0] > 0 else one
         share = weight / total
         for k in range(classes):
@@ -208,21 +204,46 @@ def softmax_residuals(scores: Array, labels: Array, sample_weight: Array) -> flo
     return loss
 
 
+@inlined
+def _row_max(x: Array, i: int) -> float:
+    """The largest of a row; as `_row_sum`, in four strands, since one would wait for itself."""
+    a = b = c = d = x[i, 0]
+    whole = x.shape[1] // 4 * 4
+    for k in range(0, whole, 4):
+        a, b = max(a, x[i, k]), max(b, x[i, k + 1])
+        c, d = max(c, x[i, k + 2]), max(d, x[i, k + 3])
+    for k in range(whole, x.shape[1]):
+        a = max(a, x[i, k])
+    largest: float = max(max(a, b), max(c, d))
+    return largest
+
+
+@inlined
+def _row_sum(x: Array, i: int) -> float:
+    a = b = c = d = x.dtype.type(0)
+    whole = x.shape[1] // 4 * 4
+    for k in range(0, whole, 4):
+        a += x[i, k]
+        b += x[i, k + 1]
+        c += x[i, k + 2]
+        d += x[i, k + 3]
+    for k in range(whole, x.shape[1]):
+        a += x[i, k]
+    total: float = (a + b) + (c + d)
+    return total
+
+
 @kernel
 def softmax_loss(scores: Array, labels: Array, sample_weight: Array) -> float:
     loss = 0.0
-    odds = np.empty(scores.shape[1])
+    odds = np.empty((1, scores.shape[1]))
     for i in range(scores.shape[0]):
         if labels[i] < 0 or labels[i] >= scores.shape[1]:
             raise ValueError("softmax: a label is outside 0..K-1")
-        largest = np.float64(scores[i, 0])
-        for k in range(1, odds.shape[0]):
-            largest = max(largest, np.float64(scores[i, k]))
-        for k in range(odds.shape[0]):
-            odds[k] = exp(np.float64(scores[i, k]) - largest)
-        total = 0.0
-        for k in range(odds.shape[0]):
-            total += odds[k]
+        largest = np.float64(_row_max(scores, i))
+        for k in range(odds.shape[1]):
+            odds[0, k] = exp(np.float64(scores[i, k]) - largest)
+        total = _row_sum(odds, 0)
         weight = np.float64(sample_weight[i]) if sample_weight.shape[0] > 0 else 1.0
         loss += weight * (math.log(total) - (np.float64(scores[i, labels[i]]) - largest))
     return loss
