@@ -6,8 +6,8 @@ the sum of the losses that the samples had before their steps, a held-out loss w
 D features; F is float32 or float64, the same for all arrays that are not said to be of another dtype. Samples as in
 `sparse`, with values (nnz,) float32 or float64, or empty; labels (n,) F; index (m,) int64, in which samples may be left
 out or come again. A step touches the features of its sample only, and so does l2: a feature decays when it is seen, not
-in between. Where a sample names a column twice, each entry steps from the state before the sample, and the steps add
-up. The bias is not regularised. Losses, labels and delta are those of `loss`.
+in between. The entries of a sample step one after the other. The bias is not regularised. Losses, labels and delta are
+those of `loss`.
 
 All raise IndexError for an index outside 0..n-1, or a row whose entries lie outside the arrays or columns outside
 0..D-1, and ValueError for a label that the loss does not take; the samples before that one may have been learned.
@@ -42,12 +42,12 @@ def online_sgd(
     weight (D,); bias (1,).
     """
     to, total = weight.dtype.type, 0.0
-    rate, decay = to(learning_rate), to(l2)
+    rate, keep = to(learning_rate), to(1 - learning_rate * l2)
     for columns, x, label in _samples(indptr, indices, values, labels, index, len(weight), to):
-        w = weight[columns]
-        each, r = _residual(x @ w + bias[0], label, loss, delta)
+        each, r = _residual(x @ weight[columns] + bias[0], label, loss, delta)
         total += each
-        np.subtract.at(weight, columns, rate * (r * x + decay * w))
+        for d, value in zip(columns, x, strict=True):
+            weight[d] = keep * weight[d] - rate * r * value
         bias[0] -= rate * r
     return total
 
@@ -73,18 +73,17 @@ def online_adagrad(
     to, total = state.dtype.type, 0.0
     rate, floor, decay = to(learning_rate), to(epsilon), to(l2)
 
-    def step(pairs: Array, g: Array) -> Array:
-        """What is added to pairs (k, 2) for gradients g (k,)."""
-        some = g != 0
-        root = np.sqrt(pairs[:, 1] + g * g)
-        return np.stack([np.divide(-rate * g, root + floor, out=g.copy(), where=some), g * g], axis=1)
+    def step(pair: Array, g: Any) -> None:
+        pair[1] += g * g
+        if g != 0:
+            pair[0] -= rate * g / (np.sqrt(pair[1]) + floor)
 
     for columns, x, label in _samples(indptr, indices, values, labels, index, len(state), to):
-        w = state[columns, 0]
-        each, r = _residual(x @ w + bias[0], label, loss, delta)
+        each, r = _residual(x @ state[columns, 0] + bias[0], label, loss, delta)
         total += each
-        np.add.at(state, columns, step(state[columns], r * x + decay * w))
-        bias += step(bias[None], np.array([r]))[0]
+        for d, value in zip(columns, x, strict=True):
+            step(state[d], r * value + decay * state[d, 0])
+        step(bias, r)
     return total
 
 
@@ -118,17 +117,19 @@ def online_ftrl(
         found: Array = np.divide(np.copysign(l1, z) - z, slope, out=np.zeros_like(z), where=~(np.abs(z) <= l1))
         return found
 
-    def step(pairs: Array, w: Array, g: Array) -> Array:
-        """What is added to pairs (k, 2) of weights w (k,) for gradients g (k,)."""
-        n = pairs[:, 1]
-        return np.stack([g - (np.sqrt(n + g * g) - np.sqrt(n)) * steepness * w, g * g], axis=1)
+    def step(pair: Array, w: Any, g: Any) -> None:
+        """A step of weight w, as it was before the sample."""
+        root = np.sqrt(pair[1])
+        pair[1] += g * g
+        pair[0] += g - (np.sqrt(pair[1]) - root) * steepness * w
 
     for columns, x, label in _samples(indptr, indices, values, labels, index, len(state), to):
         w, bias_weight = weights(state[columns], to(l1), to(l2)), weights(bias[None], to(0), to(0))
         each, r = _residual(x @ w + bias_weight[0], label, loss, delta)
         total += each
-        np.add.at(state, columns, step(state[columns], w, r * x))
-        bias += step(bias[None], bias_weight, np.array([r]))[0]
+        for d, before, value in zip(columns, w, x, strict=True):
+            step(state[d], before, r * value)
+        step(bias, bias_weight[0], r)
     return total
 
 
