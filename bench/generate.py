@@ -29,6 +29,11 @@ class Rows(NamedTuple):
     values: Array  # (nnz,) float32
     labels: Array  # (n,) float32, 0 or 1
 
+    def plain(self) -> tuple[Array, Array, Array, Array]:
+        """The same, with no values where all are 1."""
+        values = self.values[:0] if (self.values[:1000] == 1).all() and (self.values == 1).all() else self.values
+        return self.indptr, self.indices, values, self.labels
+
     def cut(self, begin: int, end: int) -> Rows:
         """Rows begin .. end - 1."""
         entries = slice(self.indptr[begin], self.indptr[end])
