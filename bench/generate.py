@@ -18,6 +18,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 FIELDS, HASH_BITS = 39, 22
+PIECE_ROWS = 250_000
 DOCUMENTS, TERMS, TERMS_EACH = 20_242, 47_236, 74
 
 
@@ -133,7 +134,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
-    chosen.out.write_text(libsvm({"criteo": criteo, "rcv1": rcv1}[chosen.kind](chosen.rows, chosen.seed)))
+    with chosen.out.open("w") as file:
+        if chosen.kind == "rcv1":
+            file.write(libsvm(rcv1(chosen.rows, chosen.seed)))
+        else:  # of any number, piece by piece
+            for piece, begin in enumerate(range(0, chosen.rows, PIECE_ROWS)):
+                file.write(libsvm(criteo(min(PIECE_ROWS, chosen.rows - begin), chosen.seed + piece)))
 
 
 if __name__ == "__main__":

@@ -116,16 +116,17 @@ def predict(folder: Path, source: str, output: Path | None) -> int:
 
 @cli.command()
 @click.argument("configs", type=click.Path(path_type=Path), nargs=-1)
-def warmup(configs: tuple[Path, ...]) -> int:
+@click.option("--dtype", "given", type=click.Choice(["float32", "float64"]), multiple=True, help="Repeatable.")
+def warmup(configs: tuple[Path, ...], given: tuple[str, ...]) -> int:
     """Compile the kernels now, and keep them, so that no rank of a job waits for the compiler.
 
-    CONFIGS tell in which dtype (float32 if there are none).
+    In which dtype says --dtype, or else the CONFIGS (float32 if there are none).
     """
     from hpcps import warmup
     from hpcps.config import read
 
-    dtypes = dict.fromkeys(read(config, os.environ).train.dtype for config in configs)
-    click.echo(warmup.run(list(dtypes) or ["float32"]))
+    dtypes = [*given, *(read(config, os.environ).train.dtype for config in configs)]
+    click.echo(warmup.run(list(dict.fromkeys(dtypes or ["float32"]))))
     return 0
 
 

@@ -81,7 +81,7 @@ def predict(folder: Path, source: str) -> Array:
         if not np.isfinite(values).all():
             raise DataError(data.find_bad(block) or f"{source}: a sample is not finite once scaled")
         seen = run.loaders.tables.pick(run.trained.params, batch)
-        found.append(models.predict(run.model.task, run.model.scores(seen, batch.samples)))
+        found.append(models.predict(run.model, run.model.scores(seen, batch.samples)))
     predicted = np.concatenate(found)
     return predicted if run.trained.classes is None else run.trained.classes[predicted]
 

@@ -90,7 +90,7 @@ def prepare(transport: Transport, config: Config) -> Job:
 def choose_strategy(config: Config) -> tuple[str, str]:
     """The strategy, and why."""
     if config.train.strategy == "auto":
-        return "ring", "every gradient is dense"
+        return "ring", "every worker holds all parameters"
     return config.train.strategy, "as configured"
 
 

@@ -113,6 +113,8 @@ def facts_of(job: Job, dataset: Dataset) -> models.Facts:
     """What the model needs to know of the data. A collective of all ranks."""
     classes = 0 if dataset.classes is None else len(dataset.classes)
     ids: tuple[int, ...] = ()
+    if job.config.model.loss == "poisson":
+        data.check_counts(dataset, job.together)
     if models.takes_ids(job.config.model) and not dataset.sparse:
         ids = data.count_ids(dataset, job.together)
     entries = data.count_entries(dataset, job.together) if models.takes_as_many(job.config.model) else 0

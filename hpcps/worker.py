@@ -134,7 +134,7 @@ def evaluate(model: Model, params: Params, tables: Tables, block: Block, loader:
 
 
 def _quality(model: Model, params: Arrays, batch: Batch) -> float:
-    predicted = models.predict(model.task, model.scores(params, batch.samples))
+    predicted = models.predict(model, model.scores(params, batch.samples))
     if predicted.shape != batch.labels.shape:
         raise ModelError(f"the scores of {len(batch.labels)} samples gave {predicted.shape} predictions")
     if model.task == "regression":

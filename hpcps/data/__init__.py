@@ -1,7 +1,7 @@
 """Training and held-out samples for the ranks of a job: a rank reads only the blocks that it owns."""
 
 from hpcps.data.blocks import Block, Csr, Dataset, find_bad
-from hpcps.data.load import count_entries, count_ids, load_data, load_samples
+from hpcps.data.load import check_counts, count_entries, count_ids, load_data, load_samples
 from hpcps.data.source import DataOptions
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Csr",
     "DataOptions",
     "Dataset",
+    "check_counts",
     "count_entries",
     "count_ids",
     "find_bad",

@@ -199,6 +199,23 @@ def count_ids(dataset: Dataset, together: Together) -> tuple[int, ...]:
     return tuple(int(count) + 1 for count in largest.max(axis=0))
 
 
+def check_counts(dataset: Dataset, together: Together) -> None:
+    """Raise DataError, on all ranks, for a negative label in any rank's samples. A collective."""
+
+    def look_through() -> None:
+        for block in [*dataset.train.values(), *dataset.test.values()]:
+            for start in range(0, len(block), CHUNK_ROWS):
+                _, labels, index = block.near(np.arange(start, min(start + CHUNK_ROWS, len(block))))
+                bad = np.flatnonzero(labels[index] < 0)
+                if bad.size:
+                    where = block.where_label(start + int(bad[0]))
+                    raise DataError(
+                        f"{where}: the label is {labels[index][bad[0]]}; model.loss = 'poisson' needs counts"
+                    )
+
+    agree(together, look_through)
+
+
 def count_entries(dataset: Dataset, together: Together) -> int:
     """How many entries every sample of all ranks has, held-out ones included; 0 where they differ. A collective.
 

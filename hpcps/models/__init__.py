@@ -147,6 +147,11 @@ def takes_ids(options: Options) -> bool:
     return options.kind == "matrix-factorization"
 
 
+def is_log(model: Model) -> bool:
+    """Whether the scores are logarithms of what is predicted, a count."""
+    return getattr(model, "loss_name", "") == "poisson"
+
+
 def takes_as_many(options: Options) -> bool:
     """Whether all samples must have as many entries."""
     return options.kind == "embedding" and options.combine == "concat"
@@ -174,12 +179,14 @@ def check_kind(kind: str) -> str:
     return kind
 
 
-def predict(task: Task, scores: Array) -> Array:
-    """Class numbers (n,) int64 of a classifier's scores; a regression's scores as they are."""
+def predict(model: Model, scores: Array) -> Array:
+    """Class numbers (n,) int64 of a classifier's scores; a regression's scores, or e to their power (Poisson)."""
+    task = model.task
     if scores.ndim not in (1, 2) or (task == "regression" and scores.size != len(scores)):
         raise ModelError(f"scores have shape {scores.shape}, expected (n,), or (n, K) of a multiclass model")
     if task == "regression":
-        return scores.reshape(len(scores))
+        flat = scores.reshape(len(scores))
+        return np.exp(flat) if is_log(model) else flat
     if scores.ndim == 1 or scores.shape[1] == 1:
         return (scores.reshape(len(scores)) > 0).astype(np.int64)
     best: Array = scores.argmax(axis=1)

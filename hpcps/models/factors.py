@@ -38,7 +38,7 @@ class _Factors:
 
     def __init__(self, task: Task, loss: str, options: Options, dtype: str, kernels: Any) -> None:
         self.task = task
-        self._loss = loss
+        self.loss_name = loss
         self._delta = options.delta
         self._width = 1 + options.factors
         self._dtype = np.dtype(dtype)
@@ -58,7 +58,7 @@ class _Factors:
 
     def loss(self, params: Arrays, batch: Batch) -> float:
         scores, labels = self.scores(params, batch.samples), self._labels(batch)
-        return float(self._kernels.point_loss(scores, labels, self._unweighted, self._loss, self._delta))
+        return float(self._kernels.point_loss(scores, labels, self._unweighted, self.loss_name, self._delta))
 
     def _labels(self, batch: Batch) -> Array:
         return batch.labels.astype(self._dtype, copy=False)
@@ -82,7 +82,9 @@ class FactorizationMachine(_Factors):
         samples = batch.samples.indptr, batch.samples.columns[0], batch.samples.values
         weights = params["features"], params["bias"]
         kernel = self._kernels.fm_loss_gradient
-        return float(kernel(*outs, *samples, self._labels(batch), self._unweighted, *weights, self._loss, self._delta))
+        return float(
+            kernel(*outs, *samples, self._labels(batch), self._unweighted, *weights, self.loss_name, self._delta)
+        )
 
     def scores(self, params: Arrays, samples: Any) -> Array:
         scores = np.empty(len(samples), self._dtype)
@@ -111,7 +113,7 @@ class MatrixFactorization(_Factors):
         tables = params["user"], params["item"], params["bias"]
         labels = self._labels(batch), self._unweighted
         kernel = self._kernels.mf_loss_gradient
-        return float(kernel(*outs, *batch.samples.columns, *labels, *tables, self._loss, self._delta))
+        return float(kernel(*outs, *batch.samples.columns, *labels, *tables, self.loss_name, self._delta))
 
     def scores(self, params: Arrays, samples: Any) -> Array:
         scores = np.empty(len(samples), self._dtype)

@@ -51,7 +51,7 @@ class Linear(_Convex):
     def __init__(self, task: Task, loss: str, delta: float, features: int, dtype: str, kernels: Any) -> None:
         super().__init__({"weight": (features,), "bias": (1,)}, dtype, kernels)
         self.task = task
-        self._loss = loss
+        self.loss_name = loss
         self._delta = delta
 
     def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
@@ -59,7 +59,7 @@ class Linear(_Convex):
         labels = _floats(batch.labels, self._dtype)
         weights = params["weight"], params["bias"]
         kernel = self._kernels.dense_loss_gradient
-        return float(kernel(*outs, batch.samples, labels, self._unweighted, *weights, self._loss, self._delta))
+        return float(kernel(*outs, batch.samples, labels, self._unweighted, *weights, self.loss_name, self._delta))
 
     def scores(self, params: Arrays, samples: Any) -> Array:
         scores = np.empty(len(samples), self._dtype)
@@ -68,7 +68,7 @@ class Linear(_Convex):
 
     def loss(self, params: Arrays, batch: Batch) -> float:
         scores, labels = self.scores(params, batch.samples), _floats(batch.labels, self._dtype)
-        return float(self._kernels.point_loss(scores, labels, self._unweighted, self._loss, self._delta))
+        return float(self._kernels.point_loss(scores, labels, self._unweighted, self.loss_name, self._delta))
 
 
 class SparseLinear(Linear):
@@ -81,7 +81,7 @@ class SparseLinear(Linear):
         samples, labels = _rows(batch.samples), _floats(batch.labels, self._dtype)
         weights = params["weight"], params["bias"]
         kernel = self._kernels.csr_loss_gradient
-        return float(kernel(*outs, *samples, labels, self._unweighted, *weights, self._loss, self._delta))
+        return float(kernel(*outs, *samples, labels, self._unweighted, *weights, self.loss_name, self._delta))
 
     def scores(self, params: Arrays, samples: Any) -> Array:
         scores = np.empty(len(samples), self._dtype)

@@ -65,7 +65,7 @@ def test_losses_agree_with_scikit_learn_at_the_same_parameters():
         params["bias"][...] = theirs.intercept_
         expected = metrics.log_loss(labels, theirs.predict_proba(samples))
         assert ours.loss(params, Batch(samples, labels)) / 200 == pytest.approx(expected, abs=1e-5)
-        predicted = models.predict(ours.task, ours.scores(params, samples))
+        predicted = models.predict(ours, ours.scores(params, samples))
         assert np.array_equal(predicted, theirs.predict(samples))
 
 

@@ -9,6 +9,7 @@ import pytest
 import hpcps
 from hpcps import inference
 from hpcps.config import from_tree, read
+from hpcps.errors import DataError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUICK = ["train.epochs=2", "train.batch=100", "train.grains=7"]
@@ -198,3 +199,22 @@ def test_sparse_text_trains_as_the_same_dense_data_does(tmp_path):
     dense = train(tmp_path, "digits.toml", "train.reproducible=true").summary
     sparse = hpcps.train(from_tree(tree), ranks=2, out=tmp_path / "sparse").summary
     assert sparse["params_sha256"] == dense["params_sha256"]
+
+
+def test_counts_are_predicted_by_a_poisson_model_and_others_refused(tmp_path):
+    rng = np.random.default_rng(4)
+    samples = rng.normal(size=(1000, 3))
+    rates = np.exp(samples @ [0.5, -0.4, 0.2] + 1)
+    np.savez(tmp_path / "counts.npz", samples=samples, labels=rng.poisson(rates).astype(float))
+    tree = {
+        "data": {"path": str(tmp_path / "counts.npz"), "test_fraction": 0.2},
+        "model": {"kind": "linear", "loss": "poisson"},
+        "train": {"epochs": 20, "batch": 50},
+    }
+    run = hpcps.train(from_tree(tree), ranks=2, out=tmp_path / "run")
+    predicted = inference.predict(run.folder, str(tmp_path / "counts.npz"))
+    assert np.corrcoef(np.log(predicted), np.log(rates))[0, 1] > 0.99
+    assert (predicted > 0).all()
+    np.savez(tmp_path / "counts.npz", samples=samples, labels=np.where(np.arange(1000) == 77, -1.0, 2.0))
+    with pytest.raises(DataError, match=r"sample 77: the label is -1.0; model\.loss = 'poisson' needs counts"):
+        hpcps.train(from_tree(tree), ranks=2, out=tmp_path / "other")

@@ -306,7 +306,7 @@ def _check_visits(index: Array, indptr: Array, entries: int) -> int:
 
 
 @inlined
-def _send_for(table: Array, indices: Array, indptr: Array, index: Array, i: int, largest: int) -> int:
+def _send_for(table: Array, indices: Array, indptr: Array, index: Array, i: int, largest: Any) -> Any:
     """Begin to bring the state that the sample AHEAD of visit i needs, and the entries of one as far again; returns the
     largest column seen so far, a negative one being 2^31 or more."""
     last = index.shape[0] - 1
