@@ -13,7 +13,8 @@ DEMO   ?= runs/demo
 demo: $(VENV)/.installed
 	$(BIN)/hpcps train examples/digits.toml --ranks 2 --out $(DEMO) --overwrite
 
-test: $(VENV)/.tests
+test: $(VENV)/.tests  # the whole suite needs nearly all kernels: they are compiled first, side by side
+	$(if $(PYTEST),,$(BIN)/hpcps warmup --dtype float32 --dtype float64)
 	$(BIN)/python -m pytest $(PYTEST)
 
 check: lint test
