@@ -80,11 +80,11 @@ def _step() -> Case:
 
     def ours(kernels: Any) -> Call:
         from hpcps.config import Model as Options
-        from hpcps.models import Batch, make
+        from hpcps.models import Batch, Facts, make
         from hpcps.params import Params
 
         options = Options(kind="mlp", hidden=LAYERS[1:-1], activation="relu")
-        model = make(options, LAYERS[0], LAYERS[-1], "float32", kernels)
+        model = make(options, Facts(LAYERS[0], LAYERS[-1]), "float32", kernels)
         params = model.init(np.random.default_rng(0))
         gradients = Params.zeros(params.shapes, np.float32)
         matrices = [params[name] for name in params if params[name].ndim == 2]

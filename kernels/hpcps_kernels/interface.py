@@ -31,7 +31,7 @@ class ParseError(ValueError):
         "",
         "the line does not begin with a number as its label",
         "expected INDEX:VALUE",
-        "the index is outside the range of int32",
+        "the index is outside 1 .. 2^31 (from 0 with data.zero_based)",
         "indices must rise within a line",
         "the value is not a number",
     )

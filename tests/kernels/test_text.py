@@ -55,7 +55,7 @@ def test_no_samples(kernels: Kernels, text: str) -> None:
 @pytest.mark.parametrize("kernels", BACK_ENDS)
 def test_indices_may_count_from_zero(kernels: Kernels) -> None:
     assert parse(kernels, "1 0:5 3:6 2147483647:1", zero_based=True).indices.tolist() == [0, 3, 2147483647]
-    with pytest.raises(ParseError, match="line 1, column 3: the index is outside the range of int32"):
+    with pytest.raises(ParseError, match="line 1, column 3: the index is outside 1 "):
         parse(kernels, "1 0:5 3:6")
     assert parse(kernels, "1 1:5 2147483648:6").indices.tolist() == [0, 2147483647]
 
