@@ -48,7 +48,7 @@ class Data(NamedTuple):
 def cases(quick: bool) -> list[Case]:
     count = 20_000 if quick else 300_000
     return [
-        *(_in_memory(name, count, 3.0) for name in LEARNERS),
+        *(_in_memory(name, count, 3.0 if name == "online_sgd" else 1.0) for name in LEARNERS),
         *(
             _in_memory(name, count, 5.0, {"Vowpal Wabbit, text": _vowpal_wabbit(count, cached=False)})
             for name in ADAPTIVE
