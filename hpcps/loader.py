@@ -111,7 +111,8 @@ class SparseLoader:
     def _ids(self, samples: Array, near: Array, index: Array) -> tuple[Array, Array, Array]:
         """Dense samples whose features are ids."""
         found = samples[near]
-        entries = found.astype(np.int32)
+        with np.errstate(invalid="ignore"):  # what is no int32 is found below
+            entries = found.astype(np.int32)
         if not (entries == found).all():
             sample, field = (int(n) for n in np.argwhere(entries != found)[0])
             where = self._block.where(int(index[sample]))
@@ -135,5 +136,5 @@ class SparseLoader:
 
 def _labels(labels: Array, index: Array, dtype: np.dtype[Any]) -> Array:
     """Class numbers as they are, values in the training dtype."""
-    chosen = labels[index]
+    chosen: Array = labels.take(index)
     return chosen.astype(dtype) if chosen.dtype.kind == "f" else chosen

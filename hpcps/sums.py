@@ -83,6 +83,8 @@ class FloatSum:
             self._rows.append(rows)
 
     def finish(self) -> Summed:
+        if not self._rows:
+            return Summed(self.parts[0], 1.0)
         rows = self._merger.merge(self._rows)
         self._rows = []
         return Summed(self.parts[0], 1.0, rows)

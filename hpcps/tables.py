@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -70,4 +71,8 @@ def room_for_rows(params: Params, batch: Batch) -> dict[str, Array]:
 
 def as_rows(batch: Batch, gradient: Mapping[str, Array]) -> dict[str, Rows]:
     """The gradients of a batch's rows, with their keys."""
-    return {name: Rows(keys, gradient[name].reshape(len(keys), -1)) for name, keys in batch.keys.items()}
+    rows = {}
+    for name, keys in batch.keys.items():
+        values = gradient[name]
+        rows[name] = Rows(keys, values.reshape(len(keys), math.prod(values.shape[1:])))  # -1 fails where there are none
+    return rows

@@ -27,7 +27,11 @@ def run(dtypes: Sequence[str]) -> str:
     names = sorted(hpcps_kernels.SPECS)
     workers = len(os.sched_getaffinity(0))
     processes = [_start(dtype, names[worker::workers]) for dtype in dtypes for worker in range(workers)]
-    compiled = sum(_finish(process) for process in processes)
+    try:
+        compiled = sum(_finish(process) for process in processes)
+    finally:
+        for process in processes:
+            process.kill()  # the others, where one has failed
     seconds = time.perf_counter() - started
     return f"{len(names)} kernels for {', '.join(dtypes)}: {compiled} compiled in {seconds:.1f} s, in {found.folder}"
 
@@ -42,8 +46,6 @@ def _finish(process: subprocess.Popen[str]) -> int:
     try:
         told, complaint = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
         raise HpcpsError(f"compiling the kernels took longer than {TIMEOUT_S:g} s") from None
     if process.returncode != 0:
         last = (complaint.strip().splitlines() or ["no message"])[-1]

@@ -5,6 +5,7 @@ Each feature or id has a row of a table: a weight of its own, then its factors.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def make(options: Options, task: Task, facts: Facts, dtype: str, kernels: Any) -
     return MatrixFactorization(task, loss, options, users, items, dtype, kernels)
 
 
-class _Factors:
+class _Factors(ABC):
     """What both have in common: rows that begin with a weight of 0 and small random factors."""
 
     can_predict = True
@@ -53,8 +54,9 @@ class _Factors:
             params[name][:, 1:] = DEVIATION * factors
         return params
 
+    @abstractmethod
     def scores(self, params: Arrays, samples: Any) -> Array:
-        raise NotImplementedError
+        """Raw scores (n,)."""
 
     def loss(self, params: Arrays, batch: Batch) -> float:
         scores, labels = self.scores(params, batch.samples), self._labels(batch)

@@ -100,8 +100,8 @@ class Message:
         magic, version, kind, worker, shard, step, count, encoding, scale, keys = _HEADER.unpack_from(self.buffer.data)
         if magic != MAGIC or version != VERSION:
             raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
-        if kind not in list(Kind) or encoding >= len(_ENCODINGS):
-            raise CommError(f"a message of unknown kind {kind} or encoding {encoding} came")
+        if kind not in list(Kind) or encoding >= len(_ENCODINGS) or keys < ALL_ROWS:
+            raise CommError(f"a message of unknown kind {kind} or encoding {encoding}, or with {keys} keys, came")
         header = Header(Kind(kind), worker, shard, step, count, _ENCODINGS[encoding], scale, keys)
         if header.count and (header.dtype != self.payload.dtype or not 0 <= header.count <= len(self.payload)):
             raise CommError(f"{header.count} {header.dtype} numbers came for {len(self.payload)} {self.payload.dtype}")

@@ -14,7 +14,7 @@ DTYPES = ("float32", "float64", "int64")
 LOW, HIGH = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
-def unique(x: np.ndarray) -> None:
+def check_unique(x: np.ndarray) -> None:
     """Call it and compare with NumPy's."""
     keys, inverse = np.full(len(x), 99), np.full(len(x), 99, np.int32)
     wanted, position = np.unique(x, return_inverse=True)
@@ -33,7 +33,7 @@ def unique(x: np.ndarray) -> None:
 @example([LOW] * 50 + [HIGH] * 50, 0)
 @example([7] * 100, 0)
 def test_unique_is_numpy_s(values: list[int], shift: int) -> None:
-    unique(np.array(values, np.int64) << shift)
+    check_unique(np.array(values, np.int64) << shift)
 
 
 RNG = np.random.default_rng(11)
@@ -56,7 +56,7 @@ KEYS = {
 @pytest.mark.parametrize("name", KEYS)
 def test_unique_of_many(name: str) -> None:
     for n in (1000, None):
-        unique(np.ascontiguousarray(KEYS[name][:n]))
+        check_unique(np.ascontiguousarray(KEYS[name][:n]))
 
 
 @pytest.mark.parametrize("kernels", BACK_ENDS)

@@ -198,7 +198,7 @@ def test_a_message_of_anything_else_is_refused(on_ranks):
     def body(transport):
         message = Message(transport, 4, np.float32)
         message.write(Header(Kind.PUSH_PULL, 0, 0, 1, 4))
-        damaged = {0: b"X", 4: b"\x01", 24: b"\x05", 32: b"\x01"}
+        damaged = {0: b"X", 4: b"\x01", 24: b"\x05", 32: b"\x01", 55: b"\xff"}
         for place, value in damaged.items():
             before = message.buffer.copy()
             message.buffer[place] = value[0]

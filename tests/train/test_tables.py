@@ -161,6 +161,18 @@ def test_samples_of_various_lengths_are_not_put_side_by_side(tmp_path):
         hpcps.train(training, out=tmp_path / "run")
 
 
+@pytest.mark.parametrize("case", ["logistic", "softmax", "fm", "embedding"])
+@pytest.mark.parametrize("strategy", ["ring", "server"])
+def test_parts_without_any_entry_are_fine(tmp_path, case, strategy):
+    training = config(tmp_path, case, train__strategy=strategy)
+    labels = "0\n1\n2\n" if case == "softmax" else "0\n1\n"
+    Path(training.data.path).write_text(labels * 80 + "1 900:1\n" + labels * 40)
+    hashes = {
+        hpcps.train(training, ranks=ranks, out=tmp_path / f"run{ranks}").summary["params_sha256"] for ranks in (1, 3)
+    }
+    assert len(hashes) == 1
+
+
 def test_clipping_by_the_norm_is_refused_with_tables(tmp_path):
     with pytest.raises(ConfigError, match=r"optimizer\.clip_norm .* tables"):
         hpcps.train(config(tmp_path, "fm", optimizer__clip_norm=1.0), out=tmp_path / "run")
