@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hpcps.comm import launcher
+from hpcps.comm.memory import Memory, ProcessMemory
 from hpcps.comm.transport import TIMEOUT_S, Array, Ticket, Transport, timeout_message
 from hpcps.errors import CommTimeout, HpcpsError, PeerLost
 
@@ -84,6 +85,14 @@ class MpiTransport(Transport):
     def group(self, ranks: Sequence[int]) -> Transport:
         members = self.comm.Get_group().Incl(list(ranks))
         return MpiTransport(self.comm.Create_group(members), self.timeout_s, self.spins)
+
+    def make_memory(self) -> Memory:
+        return ProcessMemory(self)
+
+    has_native_allreduce = True
+
+    def native_allreduce(self, x: Array) -> Ticket:
+        return MpiTicket(self.comm.Iallreduce(_mpi().IN_PLACE, x), self.rank, "finish MPI_Iallreduce on")
 
     def abort(self, error: BaseException) -> None:
         abort(error.exit_status if isinstance(error, HpcpsError) else 1)

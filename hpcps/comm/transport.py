@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+if TYPE_CHECKING:
+    from hpcps.comm.memory import Memory
+
 Array = np.ndarray[Any, Any]
 
 TIMEOUT_S = 300.0
-ALIGNMENT_BYTES = 64
 BARRIER_TAG = 1
 
 
@@ -85,12 +88,32 @@ class Transport(ABC):
     def crowded(self, is_crowded: bool) -> None:
         """Told whether the node has more ranks than cores: then a wait gives its core away at once."""
 
+    has_native_allreduce = False
+    """Whether :meth:`native_allreduce` can be used."""
+
+    engine: Any = None
+    """Of :mod:`hpcps.collectives`, which sets it up at the first collective on this transport"""
+
+    def native_allreduce(self, x: Array) -> Ticket:
+        """Start a sum of ``x`` (one-dimensional; float32, float64 or int64) in place by the library below."""
+        raise NotImplementedError(f"{self.description} has no all-reduce of its own")
+
+    def check(self) -> None:
+        """Raise PeerLost if another rank is known to have failed: for waits that are not for messages."""
+
+    @abstractmethod
+    def make_memory(self) -> Memory:
+        """The memory that these ranks share on their nodes. A collective."""
+
+    @cached_property
+    def memory(self) -> Memory:
+        """The memory that these ranks share on their nodes. The first use is a collective."""
+        return self.make_memory()
+
     def empty(self, count: int, dtype: DTypeLike) -> Array:
-        """An uninitialised array of ``count`` elements whose data starts at a cache line."""
-        size_bytes = count * np.dtype(dtype).itemsize
-        raw = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
-        start = -raw.ctypes.data % ALIGNMENT_BYTES
-        return raw[start : start + size_bytes].view(dtype)
+        """An array of ``count`` elements, zero at first, that the other ranks of the node see: what collectives are
+        fastest with. A collective: all ranks give the same count and dtype. It stays for as long as the transport."""
+        return self.memory.empty(count, dtype)
 
     def barrier(self) -> None:
         """Block until every rank has come. Cost: ceil(log2 P) empty messages a rank (dissemination barrier,
