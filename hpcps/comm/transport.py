@@ -22,6 +22,8 @@ Array = np.ndarray[Any, Any]
 
 TIMEOUT_S = 300.0
 BARRIER_TAG = 1
+COLLECTIVE_TAGS = range(1024, 32768)
+"""Taken in turn by collectives. MPI promises tags up to 32767 and no more."""
 
 
 class Ticket(ABC):
@@ -49,6 +51,7 @@ class Transport(ABC):
     rank: int
     size: int
     timeout_s: float
+    _collectives = 0
 
     @abstractmethod
     def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
@@ -114,6 +117,19 @@ class Transport(ABC):
         """An array of ``count`` elements, zero at first, that the other ranks of the node see: what collectives are
         fastest with. A collective: all ranks give the same count and dtype. It stays for as long as the transport."""
         return self.memory.empty(count, dtype)
+
+    @cached_property
+    def in_flight(self) -> list[Any]:
+        """The collectives that this rank has started and not finished: :class:`~hpcps.comm.pending.Pending`. A group
+        shares the list of the transport that it was made of."""
+        return []
+
+    def collective_tag(self) -> int:
+        """A tag for the messages of one collective, so that several on their way do not mix. All ranks start their
+        collectives in one order, and so get the same tags; to be called when a collective is started, not later."""
+        tag = COLLECTIVE_TAGS[self._collectives % len(COLLECTIVE_TAGS)]
+        self._collectives += 1
+        return tag
 
     def barrier(self) -> None:
         """Block until every rank has come. Cost: ceil(log2 P) empty messages a rank (dissemination barrier,

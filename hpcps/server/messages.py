@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpcps.comm.memory import private
 from hpcps.comm.transport import Array, Transport
 from hpcps.errors import CommError
 
