@@ -52,6 +52,7 @@ class Transport(ABC):
     size: int
     timeout_s: float
     _collectives = 0
+    _memory: Memory | None = None
 
     @abstractmethod
     def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
@@ -108,10 +109,12 @@ class Transport(ABC):
     def make_memory(self) -> Memory:
         """The memory that these ranks share on their nodes. A collective."""
 
-    @cached_property
+    @property
     def memory(self) -> Memory:
         """The memory that these ranks share on their nodes. The first use is a collective."""
-        return self.make_memory()
+        if self._memory is None:  # no cached_property: that of Python 3.11 holds a lock which all ranks' threads share
+            self._memory = self.make_memory()
+        return self._memory
 
     def empty(self, count: int, dtype: DTypeLike) -> Array:
         """An array of ``count`` elements, zero at first, that the other ranks of the node see: what collectives are
