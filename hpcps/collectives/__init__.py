@@ -40,9 +40,9 @@ def start_allreduce(array: Array, transport: Transport) -> Pending:
 def reduce_scatter(array: Array, transport: Transport, bounds: Sequence[int] | None = None) -> slice:
     """Sum a one-dimensional ``array`` over the ranks; each rank gets one chunk. Blocks.
 
-    ``bounds``: P + 1 ascending numbers from 0 to n, chunk r is bounds[r] .. bounds[r + 1]; equal chunks if None. Returns
-    the slice of ``array`` that holds this rank's sum; the rest is unspecified then. float32, float64, int64. Raises as
-    :func:`allreduce`.
+    ``bounds``: P + 1 ascending numbers from 0 to n, chunk r is bounds[r] .. bounds[r + 1]; equal chunks if None.
+    Returns the slice of ``array`` that holds this rank's sum; the rest is unspecified then. float32, float64, int64.
+    Raises as :func:`allreduce`.
     """
     given = _plain(array, "reduce_scatter")
     engine = _engine(transport)
@@ -62,16 +62,18 @@ def all_gather(array: Array, transport: Transport, bounds: Sequence[int] | None 
 
 def _engine(transport: Transport) -> Engine:
     """The transport's own, made by its first collective."""
-    engine = transport.engine
-    if engine is None:
-        engine = transport.engine = Engine(transport, hpcps_kernels.load("cpu"))
+    if transport.engine is None:
+        transport.engine = Engine(transport, hpcps_kernels.load("cpu"))
+    engine: Engine = transport.engine
     return engine
 
 
 def _plain(array: Array, what: str) -> Flat:
     given = flat(array, what)
     if array.ndim != 1 or given.format != "own":
-        raise TypeError(f"{what} takes one-dimensional float32, float64 or int64, not {array.ndim} dimensions of {array.dtype}")
+        raise TypeError(
+            f"{what} takes one-dimensional float32, float64 or int64, not {array.ndim} dimensions of {array.dtype}"
+        )
     return given
 
 

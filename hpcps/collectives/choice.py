@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from hpcps.errors import ConfigError
 
 ALGORITHMS = ("memory", "ring", "doubling", "hierarchical", "mpi")
+IN_WORDS = {
+    "memory": "shared memory",
+    "ring": "ring",
+    "doubling": "recursive doubling",
+    "hierarchical": "shared memory in nodes, rings between them",
+    "mpi": "the MPI library's",
+}
 DOUBLING_BYTES = 32 << 10
 """Between nodes: up to here fewer messages are faster than fewer bytes, if nobody has measured."""
 
@@ -45,8 +52,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Choice:
-    """``algorithm``: one of ALGORITHMS, or "auto": then ``table`` decides, rows of (largest bytes, algorithm), ascending,
-    and where it is empty a rule."""
+    """``algorithm``: one of ALGORITHMS, or "auto": then ``table`` decides, rows of (largest bytes, algorithm),
+    ascending, and where it is empty a rule."""
 
     algorithm: str = "auto"
     table: tuple[tuple[int, str], ...] = ()
@@ -62,7 +69,9 @@ class Choice:
         """Raise ConfigError where the algorithm cannot be used."""
         reason = layout.why_not(self.algorithm)
         if reason and layout.ranks > 1:
-            raise ConfigError(f"train.algorithm = {self.algorithm!r}: {reason}; use 'auto'")
+            error = ConfigError(f"train.algorithm = {self.algorithm!r}: {reason}; use 'auto'")
+            error.known_to_all = True  # all ranks have the same layout
+            raise error
 
     def pick(self, size_bytes: int, layout: Layout) -> str:
         """The algorithm for arrays of so many bytes."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hpcps import machine
-from hpcps.collectives.choice import Choice, Layout
+from hpcps.collectives.choice import IN_WORDS, Choice, Layout
 from hpcps.collectives.node import NO_BOUNDS, Channel
 from hpcps.collectives.pending import Finished, Pending, Queue
 from hpcps.comm import doubling, ring
@@ -23,12 +23,12 @@ from hpcps.errors import CommError
 class Engine:
     """The collectives of a transport. Making one is a collective; all ranks call its methods in the same order.
 
-    ``kernels``: a back end of hpcps_kernels; ``choice``: which algorithm for how many bytes. Arrays are one-dimensional,
-    C-contiguous float32, float64 or int64, or uint16 with ``format`` "float16" or "bfloat16", which are added as
-    float32. All ranks get the same bits. Several may be under way: those started first end first.
+    ``kernels``: a back end of hpcps_kernels; ``choice``: which algorithm for how many bytes. Arrays are
+    one-dimensional, C-contiguous float32, float64 or int64, or uint16 with ``format`` "float16" or "bfloat16", which
+    are added as float32. All ranks get the same bits. Several may be under way: those started first end first.
 
-    Algorithms: *memory*: the ranks of one node add up each other's arrays where they lie, n elements read and written by
-    each; fastest for arrays from ``transport.empty``, others go through scratch in segments. *ring*, *doubling*:
+    Algorithms: *memory*: the ranks of one node add up each other's arrays where they lie, n elements read and written
+    by each; fastest for arrays from ``transport.empty``, others go through scratch in segments. *ring*, *doubling*:
     messages, see ``comm/ring.py``, ``comm/doubling.py``. *hierarchical*: on each node a reduce-scatter in memory, then
     rank i of every node all-reduces its chunk along a ring with the i-th of the others, then an all-gather in memory:
     the links carry what they would carry with one rank a node. *mpi*: the MPI library's own.
@@ -61,7 +61,7 @@ class Engine:
 
     def name(self, size_bytes: int) -> str:
         """What an all-reduce of so many bytes is done by, for people."""
-        return self.choice.pick(size_bytes, self.layout)
+        return IN_WORDS[self.choice.pick(size_bytes, self.layout)] if self.layout.ranks > 1 else "none"
 
     def allreduce(self, x: Array, format: str = "own") -> None:
         """Sum ``x`` over the ranks, in place. Blocks."""
@@ -164,3 +164,11 @@ class Engine:
 
 def _bounds(bounds: Sequence[int] | None) -> Array:
     return NO_BOUNDS if bounds is None else np.array(bounds, np.int64)
+
+
+class EngineAllreduce:
+    """All-reduces of arrays of ``size_bytes`` by an engine."""
+
+    def __init__(self, engine: Engine, size_bytes: int) -> None:
+        self.name = engine.name(size_bytes)
+        self.start = engine.start

@@ -23,7 +23,7 @@ from hpcps_kernels.desk import (
     make_desk,
 )
 
-from hpcps.comm.memory import Memory
+from hpcps.comm.memory import Memory, private
 from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.transport import Array
 from hpcps.errors import CommError, CommTimeout
@@ -34,13 +34,11 @@ SCRATCH_BYTES = 1 << 17
 """Of a set. Arrays that not all ranks see go through it, larger ones in segments, which stay in the cache."""
 SMALL_BYTES = 4096
 """Up to here every rank adds up all arrays itself: to wait once more costs more than to add twice."""
-WORK_ELEMENTS = 16384
-"""2048 for each sum that is kept at a time: a tree over 128 pieces keeps 8."""
+WORK_BYTES = 1 << 17
+"""2048 numbers for each sum that is kept at a time: a tree over 128 pieces keeps 8."""
 
 NO_BOUNDS = np.empty(0, np.int64)
 NO_PROGRAM = np.empty((0, 3), np.int64)
-WORK_DTYPES = {"float32": "float32", "float64": "float64", "int64": "int64", "uint16": "float32"}
-"""What arrays of a dtype are added in."""
 
 
 class Channel:
@@ -59,7 +57,7 @@ class Channel:
         self._meet = meet
         self._transport = memory.near
         self._looks = 1 if is_crowded else LOOKS
-        self._work = {dtype: np.empty(WORK_ELEMENTS, work) for dtype, work in WORK_DTYPES.items()}
+        self._work = private(WORK_BYTES, np.uint8)
         self._desk = self._make_desk(settled=0)
         self._regions = len(memory.regions)
         self._number = 0
@@ -146,18 +144,16 @@ class Channel:
     ) -> int:
         if len(self._memory.regions) != self._regions:
             self._desk, self._regions = self._make_desk(int(self._desk[SETTLED])), len(self._memory.regions)
-        work = self._work[x.dtype.name]
         reached: int = self._meet(
-            x, work, bounds, program, self._desk, operation, format, count, number, state, looks
+            x, self._work, bounds, program, self._desk, operation, format, count, number, state, looks
         )
         return reached
 
     def _reach(self, round: Round, state: int) -> None:
         if state < 0:
-            raise CommError(
-                f"rank {self._name(self._transport.rank)} and rank {self._name(-1 - state)} called different collectives: "
-                f"here {round.operation} of {round.count} elements of {round.x.dtype}; all ranks must call the same"
-            )
+            both = f"rank {self._name(self._transport.rank)} and rank {self._name(-1 - state)}"
+            here = f"{round.operation} of {round.count} elements of {round.x.dtype}"
+            raise CommError(f"{both} called different collectives: here {here}; all ranks must call the same")
         round.state = state
         if state == UNSEEN:
             self._stage(round)

@@ -164,7 +164,7 @@ def _open(path: str, size_bytes: int) -> Array:
 
 def _check_is_shared(meeting: Meeting, memory: Array) -> None:
     """Every rank writes its number and must find all numbers; then the memory is zero again."""
-    marks = memory[: len(memory) // meeting.size * meeting.size].reshape(meeting.size, -1)[:, :MARK_BYTES]
+    marks = memory.reshape(meeting.size, -1)
     marks[meeting.rank, 0] = meeting.rank % 255 + 1
     meeting.gather(np.empty(0, np.uint8))
     found = marks[:, 0].tolist() == [rank % 255 + 1 for rank in range(meeting.size)]
@@ -178,4 +178,5 @@ def _not_shared() -> None:
 
 
 def _at(address: int, size_bytes: int) -> Array:
-    return np.frombuffer((ctypes.c_uint8 * size_bytes).from_address(address), np.uint8)
+    array: Array = np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(address))
+    return array

@@ -102,7 +102,7 @@ class Transport(ABC):
         """Start a sum of ``x`` (one-dimensional; float32, float64 or int64) in place by the library below."""
         raise NotImplementedError(f"{self.description} has no all-reduce of its own")
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  (a transport that learns of it in no other way than by messages)
         """Raise PeerLost if another rank is known to have failed: for waits that are not for messages."""
 
     @abstractmethod

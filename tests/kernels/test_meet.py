@@ -28,7 +28,7 @@ class Node:
     def call(self, rank, number, x, state, spins=1, **more):
         given = {"bounds": NO_BOUNDS, "program": NO_PROGRAM, "operation": "sum", "format": "own", "count": len(x)}
         given |= more
-        work = np.empty(8192, np.float32 if x.dtype == np.uint16 else x.dtype)
+        work = np.empty(1 << 15, np.uint8)
         return self.kernels.meet(x, work, desk=self.desks[rank], number=number, state=state, spins=spins, **given)
 
     def round(self, number, xs, **more):

@@ -12,7 +12,9 @@ import pytest
 
 import hpcps
 from hpcps import optim
-from hpcps.comm import mpi, ring, shared
+from hpcps.collectives.choice import ALGORITHMS, Choice
+from hpcps.collectives.engine import Engine
+from hpcps.comm import mpi, ring
 from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds
@@ -98,15 +100,39 @@ def groups(t):
 
 
 def memory(t):
-    """The all-reduce through shared memory, twice in turn, and nothing left behind."""
-    counts = (0, 1, 1001)
-    ways = [shared.SharedAllreduce(t, n, "float32", KERNELS.deposit, KERNELS.collect, t.size > 2) for n in counts]
-    for number in range(50):
-        for count, way in zip(counts, ways, strict=True):
-            x = np.full(count, t.rank + number, np.float32)
-            way.start(x).wait()
-            assert (x == t.size * number + t.size * (t.size - 1) // 2).all(), (number, count, x)
-    assert not list(shared.FOLDER.glob("hpcps-*"))
+    """Memory of the node: seen by all, and sums of arrays in it and outside, in and out of turn."""
+    mine = t.empty(1001, np.int64)
+    mine[:] = t.rank
+    t.barrier()
+    for rank, piece in enumerate(t.memory.pieces(8)):
+        assert rank == t.rank or not piece.any()
+    for number in range(30):
+        arrays = [mine, np.empty(3), np.empty(70_001, np.float32)]
+        for x in arrays:
+            x[:] = t.rank + number
+        tickets = [hpcps.start_allreduce(x, t) for x in arrays]
+        for ticket in tickets if t.rank % 2 else tickets[::-1]:
+            ticket.wait()
+        for x in arrays:
+            assert (x == t.size * number + t.size * (t.size - 1) // 2).all(), (number, x)
+
+
+def algorithms(t):
+    """Every all-reduce that can be used here, of every dtype; the same bits on all ranks."""
+    layout = Engine(t, KERNELS).layout
+    for algorithm in [name for name in ALGORITHMS if not layout.why_not(name)]:
+        engine = Engine(t, KERNELS, Choice(algorithm))
+        for dtype in ("float32", "float64", "int64", "float16"):
+            for count in SIZES:
+                x = (np.arange(count) % 40 + t.rank).astype(dtype)
+                flat = x.view(np.uint16) if dtype == "float16" else x
+                engine.allreduce(flat, "float16" if dtype == "float16" else "own")
+                expected = np.arange(count) % 40 * t.size + t.size * (t.size - 1) // 2
+                assert np.array_equal(x, expected.astype(dtype)), (algorithm, dtype, count)
+        noise = np.random.default_rng(t.rank).normal(size=1001)
+        engine.allreduce(noise)
+        bits = Meeting(t).gather(noise.view(np.int64)).reshape(t.size, -1)
+        assert (bits == bits[0]).all(), algorithm
 
 
 def server(t):
@@ -165,7 +191,7 @@ def in_one_place(optimizer, gradient, workers, like):
 def main():
     transport = mpi.world(timeout_s=60)
     transport.crowded(transport.size > 2)
-    checks = (collectives, facts, waits, groups, memory, server)
+    checks = (collectives, facts, waits, groups, memory, algorithms, server)
     try:
         for check in checks:
             check(transport)

@@ -57,7 +57,7 @@ float_of_bits: Any = intrinsic(_float_of_bits)
 
 
 @inlined
-def bfloat16_of(x: float) -> int:
+def bfloat16_of(x: float) -> Any:
     """The upper 16 bits of a float32, rounded to nearest, of two the even one; a nan stays one, made quiet."""
     bits = bits_of_float(x)
     upper = bits >> np.uint32(16)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 from hpcps_kernels.cpu._half import bfloat16_of, float_of_bits, from_half, to_half
 from hpcps_kernels.cpu._jit import kernel, part
@@ -53,6 +57,7 @@ def meet(
     spins: int,
 ) -> int:
     _check(x, bounds, program, desk, count)
+    sums = _sums_in(work, x)
     signature = ((count * 4 + operation) * 4 + format) * 16 + x.itemsize
     is_small = operation == SUM and program.shape[0] == 0 and x.itemsize * count <= desk[SMALL_BYTES]
     if state == WAITING_FOR_SETS:
@@ -67,11 +72,11 @@ def meet(
     if state == WAITING_FOR_ARRAYS:
         if not _all_reached(desk, READY, number << ROUND_BITS, spins):
             return WAITING_FOR_ARRAYS
-        other = _who_differs(desk, number, signature)
+        other: int = _who_differs(desk, number, signature)
         if other >= 0:
             return -1 - other
         if is_small:
-            _sum_scratch(x, work, desk, format, count, number)
+            _sum_scratch(x, sums, desk, format, count, number)
             _say(desk, WORKED, number)
             return FINISHED
         if not _all_are_seen(desk, number):
@@ -80,13 +85,28 @@ def meet(
         if operation == GATHER:
             _gather(x, bounds, desk, count, number)
         else:
-            _sum_chunk(x, work, bounds, program, desk, operation, format, count, number)
+            _sum_chunk(x, sums, bounds, program, desk, operation, format, count, number)
         _say(desk, WORKED, number)
     if not _all_reached(desk, WORKED, number, spins):
         return WAITING_FOR_WORK
     if operation == SUM and _region(desk, x) < 0:
         _copy(x, 0, _scratch(x, desk, desk[RANK], number), 0, count)
     return FINISHED
+
+
+def _sums_in(work: Array, x: Array) -> Array:
+    """``work`` as numbers of the dtype in which x is added."""
+    raise NotImplementedError("compiled code alone")
+
+
+@overload(_sums_in, inline="always")
+def _overload_sums_in(work: Any, x: Any) -> Any:
+    dtype = np.float32 if x.dtype == types.uint16 else np.dtype(str(x.dtype))
+
+    def sums(work: Any, x: Any) -> Any:
+        return work.view(dtype)
+
+    return sums
 
 
 @part
@@ -159,7 +179,8 @@ def _base(desk: Array, region: int, rank: int) -> int:
 @part
 def _scratch(x: Array, desk: Array, rank: int, number: int) -> Array:
     address = desk[HEAD + desk[RANKS] + rank] + number % SETS * desk[SCRATCH_BYTES]
-    return array_at(address, desk[SCRATCH_BYTES] // x.itemsize, x)
+    found: Array = array_at(address, desk[SCRATCH_BYTES] // x.itemsize, x)
+    return found
 
 
 @part
@@ -167,9 +188,11 @@ def _array_of(x: Array, desk: Array, rank: int, number: int) -> Array:
     """What a rank has brought to a round: as many elements as the one that reads it may need."""
     place = load_acquire(desk[HEAD + rank] + WORD * (PLACES + number % SETS))
     if place == IN_SCRATCH:
-        return _scratch(x, desk, rank, number)
-    region, offset = place >> OFFSET_BITS, place & ((1 << OFFSET_BITS) - 1)
-    return array_at(_base(desk, region, rank) + offset, (_base(desk, region, -1) - offset) // x.itemsize, x)
+        found: Array = _scratch(x, desk, rank, number)
+    else:
+        region, offset = place >> OFFSET_BITS, place & ((1 << OFFSET_BITS) - 1)
+        found = array_at(_base(desk, region, rank) + offset, (_base(desk, region, -1) - offset) // x.itemsize, x)
+    return found
 
 
 @part
@@ -188,7 +211,7 @@ def _who_differs(desk: Array, number: int, signature: int) -> int:
 
 @part
 def _all_are_seen(desk: Array, number: int) -> bool:
-    for rank in range(desk[RANKS]):  # noqa: SIM110  (Numba knows no all())
+    for rank in range(desk[RANKS]):
         if load_acquire(desk[HEAD + rank] + WORD * (PLACES + number % SETS)) == NOT_SEEN:
             return False
     return True

@@ -9,6 +9,7 @@ wrote before it raised a word is seen by whoever finds the word raised.
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 
@@ -52,8 +53,7 @@ def meet(
     times, add the last sum to the one before it. The sum is written to every rank's first piece.
 
     ``format`` tells what uint16 are: "bfloat16" or "float16". They are added as float32 and rounded once. ``work``
-    (w,), of the dtype in which is added (float32 for uint16), is overwritten; 2048 elements for each sum that the
-    program keeps at a time are best.
+    (w,) uint8, w a multiple of 8, is overwritten: 2048 numbers for each sum that the program keeps at a time are best.
 
     Raises ValueError where bounds, program, count or work cannot be right.
     """
@@ -89,14 +89,14 @@ def meet(
         if at.NOT_SEEN not in places:
             arrays = [_array(x, desk, r, number, place) for r, place in enumerate(places)]
             if is_small:
-                x[:count] = _total(arrays, program, slice(0, count), count, name, work.dtype)
+                x[:count] = _total(arrays, program, slice(0, count), count, name)
             elif operation == GATHER:
                 for r in range(ranks):
                     if r != rank:
                         x[_chunk(bounds, count, ranks, r)] = arrays[r][_chunk(bounds, count, ranks, r)]
             else:
                 own = _chunk(bounds, count, ranks, rank)
-                total = _total(arrays, program, own, count, name, work.dtype)
+                total = _total(arrays, program, own, count, name)
                 for array in arrays if operation == SUM else [x]:
                     array[own] = total
         lines[rank][at.WORKED] = number
@@ -111,11 +111,11 @@ def meet(
     return at.FINISHED
 
 
-def _total(arrays: list[Array], program: Array, chunk: slice, count: int, format: str, dtype: np.dtype) -> Array:
+def _total(arrays: list[Array], program: Array, chunk: slice, count: int, format: str) -> Array:
     rows = program.tolist() or [(rank, 0, int(rank > 0)) for rank in range(len(arrays))]
     sums: list[Array] = []
     for rank, piece, additions in rows:
-        sums.append(_wide(arrays[rank][piece * count + chunk.start : piece * count + chunk.stop], format).astype(dtype))
+        sums.append(_wide(arrays[rank][piece * count + chunk.start : piece * count + chunk.stop], format))
         for _ in range(additions):
             last = sums.pop()
             sums[-1] = sums[-1] + last
@@ -125,7 +125,7 @@ def _total(arrays: list[Array], program: Array, chunk: slice, count: int, format
 def _wide(x: Array, format: str) -> Array:
     if format == "bfloat16":
         return (x.astype(np.uint32) << 16).view(np.float32)
-    return x.view(np.float16) if format == "float16" else x
+    return x.view(np.float16).astype(np.float32) if format == "float16" else x
 
 
 def _narrow(x: Array, format: str) -> Array:
@@ -138,10 +138,10 @@ def _narrow(x: Array, format: str) -> Array:
     return x.astype(np.float16).view(np.uint16) if format == "float16" else x
 
 
-def _at(address: int, count: int, dtype: np.dtype) -> Array:
+def _at(address: int, count: int, dtype: np.dtype[Any]) -> Array:
     """``count`` elements at an address."""
-    raw = (ctypes.c_uint8 * (count * dtype.itemsize)).from_address(address)
-    return np.frombuffer(raw, dtype, count)
+    raw: Array = np.ctypeslib.as_array((ctypes.c_uint8 * (count * dtype.itemsize)).from_address(address))
+    return raw.view(dtype)
 
 
 def _scratch(x: Array, desk: Array, rank: int, number: int) -> Array:
@@ -158,7 +158,7 @@ def _regions(desk: Array) -> Array:
 def _place(x: Array, desk: Array) -> int:
     """Where the others find x; IN_SCRATCH where it is in no region and fits there."""
     for region, (size, *starts) in enumerate(_regions(desk).tolist()):
-        offset = x.ctypes.data - starts[int(desk[at.RANK])]
+        offset: int = x.ctypes.data - starts[int(desk[at.RANK])]
         if 0 <= offset <= size - x.nbytes:
             return region << at.OFFSET_BITS | offset
     return at.IN_SCRATCH if x.nbytes <= desk[at.SCRATCH_BYTES] else at.NOT_SEEN

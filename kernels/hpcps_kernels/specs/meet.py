@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpcps_kernels.spec import WIDE_FORMATS, Spec, choice, inout, read, whole
+from hpcps_kernels.spec import WIDE_FORMATS, Spec, choice, inout, out, read, whole
 
 SPECS = (
     Spec(
@@ -10,7 +10,7 @@ SPECS = (
         "meet",
         (
             inout("x", "W", "N"),
-            inout("work", "A", "w"),
+            out("work", "uint8", "w"),
             read("bounds", "int64", "b?"),
             read("program", "int64", "K?", "3"),
             inout("desk", "int64", "d"),
@@ -21,6 +21,6 @@ SPECS = (
             whole("state"),
             whole("spins"),
         ),
-        accumulates="A",
+        accumulates="W",
     ),
 )
