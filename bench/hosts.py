@@ -7,6 +7,7 @@ put into the machine's own namespace. Links are shaped both ways by a token buck
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,15 @@ LIMIT_BYTES = 300 * 1024
 HEADERS = 1514 / 1448
 """Bytes that the token bucket counts for each byte of payload: Ethernet, IPv4 and TCP with time stamps, MTU 1500."""
 SETUP_TIMEOUT_S = 20
+VARIABLES = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "FI_PROVIDER": "tcp",
+    "FI_TCP_IFACE": "eth0",
+    "UCX_TLS": "tcp,self,sm",
+    "UCX_NET_DEVICES": "eth0",
+}
+"""What keeps Open MPI and MPICH to TCP on the hosts' links, and lets root use them."""
 
 AGENT = """#!/bin/sh
 # Stands in for ssh: [-x ...] HOST COMMAND... runs the command on the host.
@@ -37,11 +47,11 @@ def why_not() -> str:
     missing = [program for program in ("ip", "tc", "unshare") if shutil.which(program) is None]
     if missing:
         return f"no {', '.join(missing)} (Debian: iproute2, util-linux)"
-    name = f"hpcps{os.getpid()}try"
-    tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if tried.returncode == 0:
-        subprocess.run(["ip", "netns", "del", name], check=False)
-    return tried.stderr.strip()
+    try:
+        with Hosts(1, "1gbit"):
+            return ""
+    except OSError as error:
+        return str(error)
 
 
 class Hosts:
@@ -70,10 +80,8 @@ class Hosts:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        for name in [*map(self._namespace, range(1, self.count + 1)), self._switch]:
-            inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
-            for process in inside.stdout.split():
-                _kill(int(process))
+        self._end_processes()
+        for name in self._namespaces():
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
             shutil.rmtree(f"/etc/netns/{name}", ignore_errors=True)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -87,22 +95,35 @@ class Hosts:
         variables: Mapping[str, str] | None = None,
         timeout_s: float = 60,
     ) -> subprocess.CompletedProcess[str]:
-        """Run Python with ``command`` on all hosts under the MPI that this Python's environment holds. Blocks; raises
-        subprocess.TimeoutExpired."""
-        environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **(variables or {})}
-        launcher = _open_mpi if is_open_mpi else _mpich
-        environment, line = launcher(self._host_file(is_open_mpi, ranks_per_host), str(self._agent), environment)
-        words = [str(self._agent), "h1", "env", *(f"{name}={value}" for name, value in environment.items())]
-        words += [*line, *options, sys.executable, *map(str, command)]
-        with subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        ) as job:
-            try:
-                out, err = job.communicate(timeout=timeout_s)
-            except BaseException:
-                os.killpg(job.pid, signal.SIGKILL)
-                raise
-        return subprocess.CompletedProcess(words, job.returncode, out, err)
+        """Run this Python with ``command`` on all hosts, under the MPI of its environment, and wait for the end.
+
+        ``options`` are the launcher's; ``variables`` are added to the ranks' environment. Raises
+        subprocess.TimeoutExpired; then, too, no process is left on the hosts.
+        """
+        line = _open_mpi if is_open_mpi else _mpich
+        job = [*line(str(self._host_file(is_open_mpi, ranks_per_host)), str(self._agent)), *options]
+        words = [str(self._agent), "h1", shlex.join([*job, sys.executable, *map(str, command)])]
+        environment = {**os.environ, **VARIABLES, **(variables or {})}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        try:
+            return subprocess.run(
+                words, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+            )
+        finally:
+            self._end_processes()
+
+    def processes(self) -> list[int]:
+        """What runs on the hosts."""
+        told = [_told("ip", "netns", "pids", name) for name in self._namespaces()]
+        return [int(process) for text in told for process in text.split()]
+
+    def _namespaces(self) -> list[str]:
+        names = [line.split()[0] for line in _told("ip", "netns", "list").splitlines() if line.strip()]
+        return [name for name in names if name.startswith(self._prefix)]
+
+    def _end_processes(self) -> None:
+        for process in self.processes():
+            _kill(process)
 
     def _add(self, number: int) -> None:
         name, port = self._namespace(number), f"h{number}"
@@ -132,22 +153,14 @@ class Hosts:
         return f"{self._prefix}h{number}"
 
 
-Environment = dict[str, str]
-
-
-def _open_mpi(host_file: Path, agent: str, environment: Environment) -> tuple[Environment, list[str]]:
-    environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    line = ["mpirun", "--hostfile", str(host_file), "--prtemca", "plm", "ssh", "--prtemca", "plm_ssh_agent", agent]
+def _open_mpi(host_file: str, agent: str) -> list[str]:
+    line = ["mpirun", "--hostfile", host_file, "--prtemca", "plm", "ssh", "--prtemca", "plm_ssh_agent", agent]
     line += ["--bind-to", "none", "--mca", "btl", "tcp,sm,self", "--mca", "btl_tcp_if_include", "eth0"]
-    line += ["--mca", "mpi_yield_when_idle", "1"]  # the hosts share this machine's cores
-    return environment, [*line, *(word for name in environment if name.startswith("HPCPS") for word in ("-x", name))]
+    return [*line, "--mca", "mpi_yield_when_idle", "1"]  # the hosts share this machine's cores
 
 
-def _mpich(host_file: Path, agent: str, environment: Environment) -> tuple[Environment, list[str]]:
-    environment |= {"FI_PROVIDER": "tcp", "FI_TCP_IFACE": "eth0"}
-    environment |= {"UCX_TLS": "tcp,self,sm", "UCX_NET_DEVICES": "eth0"}
-    line = ["mpiexec", "-f", str(host_file), "-launcher", "ssh", "-launcher-exec", agent, "-iface", "eth0"]
-    return environment, line
+def _mpich(host_file: str, agent: str) -> list[str]:
+    return ["mpiexec", "-f", host_file, "-launcher", "ssh", "-launcher-exec", agent, "-iface", "eth0"]
 
 
 def _address(number: int) -> str:
@@ -156,6 +169,10 @@ def _address(number: int) -> str:
 
 def _ip(*words: str) -> None:
     _call("ip", *words)
+
+
+def _told(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, timeout=SETUP_TIMEOUT_S, check=False).stdout
 
 
 def _call(*words: str) -> None:

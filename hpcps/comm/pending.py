@@ -27,9 +27,11 @@ class Pending:
         self._step()
 
     def done(self) -> bool:
-        """Whether the collective is finished on this rank. Never blocks: goes as far as it can without waiting, so
-        that calls between pieces of other work overlap the two. Raises what went wrong; a peer that does not come is
-        noticed by :meth:`wait` alone."""
+        """Whether the collective is finished on this rank. Never blocks: takes all that are on their way as far as they
+        come without waiting, so that calls between pieces of other work overlap the two. Raises what went wrong;
+        a peer that does not come is noticed by :meth:`wait` alone."""
+        for pending in list(self._transport.in_flight):
+            pending._advance()
         return not self._advance()
 
     def wait(self) -> None:
