@@ -75,6 +75,7 @@ ARROWS = {
     }
     | {"kernels"},
     "collectives": {"comm", "kernels"},
+    "torch": {"collectives", "comm", "errors"},
     "starter": {"comm", "errors", "run_folder"},
     "doctor": {"comm", "errors", "launch", "machine", "starter", "kernels"},
     "warmup": {"errors", "kernels"},
@@ -93,7 +94,7 @@ ONLY_IN = {
     "rich": {"hpcps/report.py"},
     "safetensors": {"hpcps/run_folder.py"},
     "sklearn": set(),
-    "torch": set(),
+    "torch": {"hpcps/torch.py"},
 }
 
 
