@@ -6,6 +6,7 @@ Every rank runs all of it; an assertion that fails ends the job. Rank 0 ends wit
 import sys
 import threading
 
+import hpcps_kernels
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch.distributed as dist
 
 import hpcps
 import hpcps.torch
-from hpcps.comm import ring
+from hpcps.comm import ring, shared
 from hpcps.comm.meeting import Meeting
 from hpcps.errors import CommTimeout, PeerLost
 
@@ -102,6 +103,16 @@ def halves(t):
     assert (own == t.size).all()
 
 
+def memory(t):
+    """Ranks that know each other through gloo alone share memory all the same."""
+    kernels = hpcps_kernels.load("cpu")
+    way = shared.SharedAllreduce(t, 1001, "float32", kernels.deposit, kernels.collect, t.size > 2)
+    for number in range(50):
+        x = np.full(1001, t.rank + number, np.float32)
+        way.start(x).wait()
+        assert (x == t.size * number + t.size * (t.size - 1) // 2).all(), (number, x)
+
+
 def watched_waits(t):
     """A wait_any for what does not come ends and names the peers; what comes late is received after all."""
     if t.rank == 0:
@@ -153,7 +164,7 @@ def main():
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     transport = hpcps.torch.TorchTransport(timeout_s=60)
     assert (transport.rank, transport.size) == (rank, size)
-    checks = [collectives, order, tickets, groups, halves, watched_waits]
+    checks = [collectives, order, tickets, groups, halves, memory, watched_waits]
     for check in checks:
         check(transport)
         transport.barrier()

@@ -1,6 +1,7 @@
 """DistributedDataParallel over hpcps, and hpcps over gloo: ranks are processes that meet in a file."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,23 +58,40 @@ def test_the_hook(ranks, tmp_path, how, size):
     assert said.splitlines()[-1] == "done", said
 
 
-@pytest.mark.mpi
-def test_the_hook_over_mpi(environment, tmp_path):
+def mpirun(*command):
+    """What two ranks of an MPI launcher print."""
     launcher = starter.find()
     if launcher is None:
         pytest.skip("mpi4py finds no MPI library")
-    command = [
-        *starter.command_line(launcher, 2),
-        sys.executable,
-        HERE / "training.py",
-        "mpi",
-        0,
-        0,
-        tmp_path / "store",
-    ]
+    words = [str(word) for word in (*starter.command_line(launcher, 2), sys.executable, *command)]
     variables = starter.environment(os.environ, 2)
-    done = subprocess.run(
-        [str(word) for word in command], env=variables, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+    done = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "done"
+    return done.stdout
+
+
+@pytest.mark.mpi
+def test_the_hook_over_mpi(environment, tmp_path):
+    assert mpirun(HERE / "training.py", "mpi", 0, 0, tmp_path / "store").splitlines()[-1] == "done"
+
+
+def programs():
+    return re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
+
+
+def test_the_documents_program_runs_under_torchrun(environment, tmp_path):
+    (tmp_path / "train.py").write_text(programs()[0])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert float(re.fullmatch(r"loss ([\d.]+)\n", done.stdout)[1]) < 1e-4
+
+
+@pytest.mark.mpi
+def test_the_documents_lines_for_mpi_run(environment, tmp_path):
+    complete, lines = programs()
+    start = complete.index('dist.init_process_group("gloo")')
+    end = complete.index("torch.manual_seed(dist")
+    before = f"import hpcps\nstore, net = {str(tmp_path / 'store')!r}, torch.nn.Linear(3, 1)\ntorch.manual_seed(0)\n"
+    (tmp_path / "train.py").write_text(complete[:start] + before + lines + complete[end:])
+    assert float(re.fullmatch(r"loss ([\d.]+)\n", mpirun(tmp_path / "train.py"))[1]) < 1e-4
