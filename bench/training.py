@@ -5,9 +5,9 @@ Softmax regression 784 x 10, global batch 256, SGD with momentum 0.9, the same e
     python bench/training.py --torch-python VENV/bin/python --json training.json
 
 Data: Debian's package ``dataset-fashion-mnist`` (or any folder with its four IDX files). PyTorch lives in an
-environment of its own, because it brings its own libraries: ``pip install torch==2.13.0 numpy`` there; without it the
-peer's rows say so. All cases run in turn, ``--rounds`` times, so that a machine whose speed drifts is fair to all;
-the table gives medians. A case counts only if its accuracy is right.
+environment of its own, because it brings its own libraries: ``pip install torch==2.13.0 numpy`` there, and hpcps for
+its hook; without them the peer's rows say so. All cases run in turn, ``--rounds`` times, so that a machine whose speed
+drifts is fair to all; the table gives medians. A case counts only if its accuracy is right.
 """
 
 from __future__ import annotations
@@ -86,14 +86,14 @@ def hpcps(options: argparse.Namespace, ranks: int, threads: int, *settings: str)
     return summary["samples_per_s"], summary["accuracy"]
 
 
-def torch(options: argparse.Namespace, ranks: int, threads: int) -> tuple[float, float]:
+def torch(options: argparse.Namespace, ranks: int, threads: int, *settings: str) -> tuple[float, float]:
     """One run of the peer."""
     if not options.torch_python:
         raise FileNotFoundError("not run: give --torch-python, an interpreter with torch==2.13.0")
     with tempfile.TemporaryDirectory() as folder:
         command = [options.torch_python, str(PEER), "--data", options.data, "--ranks", str(ranks)]
         command += ["--threads", str(threads), "--epochs", str(options.epochs), "--json", f"{folder}/peer.json"]
-        command += ["--learning-rate", str(LEARNING_RATE)]
+        command += ["--learning-rate", str(LEARNING_RATE), *settings]
         subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
         found = json.loads(Path(folder, "peer.json").read_text())
     return found["samples_per_s"], found["accuracy"]
@@ -110,6 +110,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
         Case("PyTorch, 1 process", lambda: torch(options, 1, 1)),
         Case("PyTorch, 1 process, 2 threads", lambda: torch(options, 1, 2)),
         Case("PyTorch DDP gloo, 2 processes", lambda: torch(options, 2, 1)),
+        Case("PyTorch DDP, hpcps hook, 2 processes", lambda: torch(options, 2, 1, "--hook", "hpcps")),
     ]
 
 

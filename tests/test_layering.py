@@ -78,6 +78,7 @@ ARROWS = {
     "collectives": {"comm", "errors", "kernels", "machine"},
     "tuning": {"collectives", "comm", "errors", "kernels"},
     "starter": {"comm", "errors"},
+    "torch": {"collectives", "comm", "errors"},
     "doctor": {"comm", "errors", "launch", "machine", "starter", "kernels"},
     "warmup": {"errors", "kernels"},
     "cli": {"_version", "comm", "config", "doctor", "errors", "inference", "launch", "report", "run", "run_folder"}
@@ -95,7 +96,7 @@ ONLY_IN = {
     "rich": {"hpcps/report.py"},
     "safetensors": {"hpcps/run_folder.py"},
     "sklearn": set(),
-    "torch": set(),
+    "torch": {"hpcps/torch.py"},
 }
 
 

@@ -1,8 +1,9 @@
-"""Train softmax regression on Fashion-MNIST with PyTorch and report samples per second.
+"""Train on Fashion-MNIST with PyTorch and report samples per second.
 
-The peer of the training bench: `nn.Linear(784, 10)`, mean cross-entropy, SGD with momentum, one global batch split
-evenly over the ranks. Several ranks use `DistributedDataParallel` on gloo over the loopback device; one rank is plain
-PyTorch. It runs alone, in an environment that holds torch and NumPy only:
+The peer of the training bench: softmax regression, `nn.Linear(784, 10)`, or a perceptron 784-512-256-10 with ReLU
+(`--model mlp`), mean cross-entropy, SGD with momentum, one global batch split evenly over the ranks. Several ranks use
+`DistributedDataParallel` on gloo over the loopback device, with gloo's all-reduce or with hpcps's (`--hook hpcps`); one
+rank is plain PyTorch. It runs alone, in an environment that holds torch and NumPy, and hpcps where its hook is used:
 
     python torch_ddp.py --data FOLDER --ranks 2 --epochs 5 --json result.json
 
@@ -31,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 LOOPBACK = "127.0.0.1"
 PIXELS, CLASSES = 784, 10
+HIDDEN = (512, 256)
 WARM_UP_STEPS = 50
 
 
@@ -39,6 +41,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the four IDX .gz files")
     parser.add_argument("--ranks", type=int, default=1, help="processes")
+    parser.add_argument("--model", choices=("softmax", "mlp"), default="softmax")
+    parser.add_argument("--hook", choices=("none", "hpcps"), default="none", help="who sums the gradients of DDP")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=256, help="global batch, whatever the rank count")
     parser.add_argument("--learning-rate", type=float, default=0.02)
@@ -52,6 +56,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--ranks, --epochs, --batch, --threads and --timeout must be positive")
     if options.batch % options.ranks:
         parser.error(f"--batch {options.batch} is not a multiple of --ranks {options.ranks}")
+    if options.hook != "none" and options.ranks == 1:
+        parser.error("--hook needs several --ranks")
     return options
 
 
@@ -88,10 +94,10 @@ class Trainer:
         # The seed is the same on every rank, so all agree on the shuffle and each takes its slice of every batch.
         torch.manual_seed(options.seed)
         self.shuffler = torch.Generator().manual_seed(options.seed)
-        self.layer = nn.Linear(PIXELS, CLASSES)
-        self.model = distribute(self.layer) if self.ranks > 1 else self.layer
+        self.net = network(options.model)
+        self.model = distribute(self.net, options) if self.ranks > 1 else self.net
         self.optimizer = torch.optim.SGD(
-            self.layer.parameters(), lr=options.learning_rate, momentum=options.momentum, fused=True
+            self.net.parameters(), lr=options.learning_rate, momentum=options.momentum, fused=True
         )
 
         # Batches are gathered into the same buffers every time: they stay in cache, and nothing is allocated.
@@ -116,12 +122,12 @@ class Trainer:
 
     def warm_up(self) -> None:
         """Take `WARM_UP_STEPS` steps, then forget them: weights, momentum and shuffle start afresh."""
-        weights = copy.deepcopy(self.layer.state_dict())
+        weights = copy.deepcopy(self.net.state_dict())
         shuffle = self.shuffler.get_state()
         batches = self.shuffled_batches()
         for index in range(WARM_UP_STEPS):
             self.step(batches[index % self.steps])
-        self.layer.load_state_dict(weights)
+        self.net.load_state_dict(weights)
         self.optimizer.state.clear()
         self.shuffler.set_state(shuffle)
 
@@ -135,9 +141,24 @@ class Trainer:
         return time.perf_counter() - start
 
 
-def distribute(layer: nn.Module) -> DistributedDataParallel:
-    """Wrap a layer so that `backward` averages its gradients over the ranks, with no copy out of the bucket."""
-    return DistributedDataParallel(layer, gradient_as_bucket_view=True, static_graph=True)
+def network(model: str) -> nn.Module:
+    """Return the network of this name."""
+    if model == "softmax":
+        return nn.Linear(PIXELS, CLASSES)
+    wide, narrow = HIDDEN
+    return nn.Sequential(
+        nn.Linear(PIXELS, wide), nn.ReLU(), nn.Linear(wide, narrow), nn.ReLU(), nn.Linear(narrow, CLASSES)
+    )
+
+
+def distribute(net: nn.Module, options: argparse.Namespace) -> DistributedDataParallel:
+    """Wrap a network so that `backward` averages its gradients over the ranks, with no copy out of the bucket."""
+    model = DistributedDataParallel(net, gradient_as_bucket_view=True, static_graph=True)
+    if options.hook == "hpcps":
+        import hpcps.torch
+
+        hpcps.torch.use(model, timeout_s=options.timeout)
+    return model
 
 
 def slowest(seconds: list[float]) -> list[float]:
@@ -148,17 +169,19 @@ def slowest(seconds: list[float]) -> list[float]:
 
 
 @torch.no_grad()
-def accuracy(layer: nn.Module, folder: Path) -> float:
-    """Return the share of the test images that the layer labels correctly."""
+def accuracy(net: nn.Module, folder: Path) -> float:
+    """Return the share of the test images that the network labels correctly."""
     images, labels = read_split(folder, "t10k")
-    return (layer(images).argmax(dim=1) == labels).double().mean().item()
+    return (net(images).argmax(dim=1) == labels).double().mean().item()
 
 
 def result_of(options: argparse.Namespace, steps: int, epoch_s: list[float], score: float) -> dict:
     """Return the result as written to the JSON file; `samples_per_s` is the median over epochs."""
     version = torch.__version__.partition("+")[0]
+    summed_by = "hpcps" if options.hook == "hpcps" else "gloo"
     return {
-        "peer": f"torch {version} ddp gloo" if options.ranks > 1 else f"torch {version}",
+        "peer": f"torch {version} ddp {summed_by}" if options.ranks > 1 else f"torch {version}",
+        "model": options.model,
         "ranks": options.ranks,
         "threads": options.threads,
         "samples_per_s": steps * options.batch / statistics.median(epoch_s),
@@ -185,7 +208,7 @@ def train(options: argparse.Namespace, rank: int) -> None:
     if options.ranks > 1:
         epoch_s = slowest(epoch_s)
     if rank == 0:
-        score = accuracy(trainer.layer, options.data)
+        score = accuracy(trainer.net, options.data)
         publish(result_of(options, trainer.steps, epoch_s, score), options.json)
 
 

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from hpcps.comm import doubling
+from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
 
@@ -130,8 +130,11 @@ class CheckedTransport(Transport):
     def crowded(self, is_crowded: bool) -> None:
         self.inner.crowded(is_crowded)
 
-    def empty(self, count: int, dtype: DTypeLike) -> Array:
-        return self.inner.empty(count, dtype)
+    def check(self) -> None:
+        self.inner.check()
+
+    def make_memory(self) -> Memory:
+        return self.inner.make_memory()
 
 
 def _checked(ticket: Ticket) -> CheckedTicket:

@@ -1,0 +1,304 @@
+"""PyTorch's DistributedDataParallel on CPUs, its gradients averaged by hpcps. The only file that imports torch.
+
+::
+
+    model = DistributedDataParallel(net)
+    hpcps.torch.use(model)
+
+The ranks may be torchrun's, with no MPI at all: :class:`TorchTransport` takes the connections that gloo has made.
+"""
+
+# No `from __future__ import annotations`: DistributedDataParallel checks the hook's annotations, and wants no strings.
+
+import contextlib
+import copy
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+
+from hpcps.collectives import allreduce
+from hpcps.comm.memory import Memory, ProcessMemory
+from hpcps.comm.transport import Array, Ticket, Transport
+from hpcps.errors import CommError, CommTimeout, ConfigError, ModelError, PeerLost
+
+try:
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.constants import default_pg_timeout
+    from torch.nn.parallel import DistributedDataParallel
+except ImportError as error:
+    raise ImportError(f"hpcps.torch needs PyTorch ({error}); pip install 'hpcps[torch]'") from error
+
+TIMEOUT_S = default_pg_timeout.total_seconds()
+"""As long as torch's own collectives wait: 30 minutes, in which rank 0 may save or evaluate."""
+
+SUMMED = (torch.float32, torch.float64)
+SUMMED_WIDER = (torch.bfloat16, torch.float16)
+
+CONTEXTS = 1 << 15
+TAGS = 1 << 16  # of a context; gloo's tags have 31 bits
+SETTING_UP = CONTEXTS - 1  # the context in which a transport's own one is agreed on
+CONTEXT_TAG = TAGS - 1
+NO_TAG = TAGS - 2  # nothing is ever sent with it
+CONTEXT_KEY = "hpcps/contexts"
+NEVER = timedelta(days=3650)
+
+
+def use(model: DistributedDataParallel, transport: Transport | None = None, timeout_s: float = TIMEOUT_S) -> Transport:
+    """Let hpcps average the gradients of ``model`` from now on; returns the transport. A collective; blocks.
+
+    To be called once, before the first backward pass. ``transport``: the ranks of the model's process group, in its
+    order; by default a :class:`TorchTransport` over that group, every wait of which ends after ``timeout_s``. Compiles
+    what the sums need, so that no step does. Raises ModelError for a parameter that is not in a CPU's memory or has
+    another dtype than float32, float64, bfloat16 or float16, ConfigError for a transport of other ranks or a process
+    group without gloo; later, ``backward`` raises CommTimeout or PeerLost, naming the rank that is missing.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        raise TypeError(f"hpcps.torch.use takes a DistributedDataParallel model, not a {type(model).__name__}")
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for name, parameter in trained:
+        _check(name, parameter)
+    if transport is None:
+        transport = TorchTransport(model.process_group, timeout_s)
+    ranks = (dist.get_rank(model.process_group), dist.get_world_size(model.process_group))
+    if (transport.rank, transport.size) != ranks:
+        theirs = f"rank {ranks[0]} of {ranks[1]} of the model's process group"
+        message = f"rank {transport.rank} of {transport.size} of the transport is {theirs}"
+        raise ConfigError(f"{message}; give a transport over the same ranks, or none")
+    for dtype in sorted({_summed_as(parameter.dtype) for _, parameter in trained}, key=str):
+        allreduce(torch.zeros(1, dtype=dtype).numpy(), transport)
+    model.register_comm_hook(transport, average)
+    return transport
+
+
+def average(transport: Transport, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """A communication hook: the bucket's gradients, divided by the number of ranks and summed over them. Blocks.
+
+    float32 and float64 are summed in place in the bucket's memory, divided first, as PyTorch's own hook does;
+    bfloat16 and float16 are summed in float32 and rounded once. All ranks get the same bits. Raises ModelError for a
+    sparse gradient, CommTimeout, PeerLost.
+    """
+    gradient = bucket.buffer()
+    _check("a gradient", gradient)
+    if gradient.dtype in SUMMED:
+        allreduce(gradient.div_(transport.size).numpy(), transport)
+    else:
+        wide = gradient.float().div_(transport.size)
+        allreduce(wide.numpy(), transport)
+        gradient.copy_(wide)
+    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    done.set_result(gradient)
+    return done
+
+
+def _summed_as(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in SUMMED_WIDER else dtype
+
+
+def _check(name: str, tensor: torch.Tensor) -> None:
+    """Refuse what hpcps cannot sum."""
+    if tensor.device.type != "cpu":
+        raise ModelError(f"{name} is on {tensor.device}; hpcps sums gradients in the memory of CPUs: model.cpu()")
+    if tensor.layout != torch.strided:
+        raise ModelError(f"{name} is {tensor.layout}; hpcps sums dense gradients: Embedding(..., sparse=False)")
+    if tensor.dtype not in SUMMED + SUMMED_WIDER:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUMMED + SUMMED_WIDER)
+        raise ModelError(f"{name} is {tensor.dtype}; hpcps sums {names}")
+
+
+class TorchTicket(Ticket):
+    """A message of gloo's, which says whether it has moved only to who waits for it.
+
+    The first :meth:`done` therefore starts a thread that waits, and returns False; the later ones know.
+    """
+
+    __slots__ = ("buffer", "error", "finished", "transport", "watched", "work")
+
+    def __init__(self, transport: "TorchTransport", peer: int, what: str, work: Any, buffer: Any) -> None:
+        super().__init__(peer, what)
+        self.transport = transport
+        self.work = work
+        self.buffer = buffer  # gloo does not keep it alive
+        self.finished = False
+        self.watched = False
+        self.error: RuntimeError | None = None
+
+    def done(self) -> bool:
+        if not self.finished and not self.watched:
+            self.watched = True
+            threading.Thread(target=self._watch, name=f"hpcps: {self.what} {self.peer}", daemon=True).start()
+            return False
+        return self.finished
+
+    def _watch(self) -> None:
+        try:
+            self.work.wait(NEVER)
+        except RuntimeError as error:
+            self.error = error
+        with self.transport.changed:
+            self.finished = True
+            self.transport.changed.notify_all()
+
+
+class TorchTransport(Transport):
+    """The ranks of a process group of torch.distributed (default: all), and messages over its gloo. Making it is a
+    collective over the group.
+
+    It shares the group's connections with torch's own collectives; its messages and those of other transports and of
+    ``dist.send`` with a tag below 65536 do not mix. gloo sets its own terms: a rank cannot send to itself; a message
+    longer than the receiver's buffer ends the receiver's process; and a wait that runs out of time closes the
+    connections of the group, so that every rank's waits end, and nothing can be sent over the group any more.
+    Raises ConfigError where there is no process group or its CPU tensors do not go over gloo.
+    """
+
+    def __init__(self, process_group: dist.ProcessGroup | None = None, timeout_s: float = TIMEOUT_S) -> None:
+        self._group = _gloo(process_group)
+        self.rank = self._group.rank()
+        self.size = self._group.size()
+        self.timeout_s = timeout_s
+        self.changed = threading.Condition()
+        self._members = list(range(self.size))
+        self._context = SETTING_UP
+        self._context = self._new_context(self._members)
+
+    def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
+        tensor = _bytes(buffer if buffer.flags.writeable else buffer.copy())
+        return self._start("send to", self._group.send, tensor, to, tag)
+
+    def irecv(self, buffer: Array, source: int, tag: int) -> Ticket:
+        return self._start("receive from", self._group.recv, _bytes(buffer), source, tag)
+
+    def wait(self, *tickets: Ticket) -> None:
+        deadline = time.monotonic() + self.timeout_s
+        for ticket in tickets:
+            assert isinstance(ticket, TorchTicket)
+            if ticket.watched:
+                self._wait_until_one_is_done([ticket], deadline)
+            elif not ticket.finished:
+                self._wait_for(ticket, deadline)
+            self._raise_error(ticket)
+
+    def wait_any(self, tickets: Sequence[Ticket]) -> int:
+        position = self._wait_until_one_is_done(tickets, time.monotonic() + self.timeout_s)
+        self._raise_error(tickets[position])
+        return position
+
+    def group(self, ranks: Sequence[int]) -> Transport:
+        context = self._new_context(ranks)
+        smaller = copy.copy(self)
+        smaller.rank, smaller.size = list(ranks).index(self.rank), len(ranks)
+        smaller._members = [self._members[rank] for rank in ranks]
+        smaller._context = context
+        return smaller
+
+    def abort(self, error: BaseException) -> None:
+        """Close the connections of the whole process group: every wait on it ends, in hpcps with PeerLost, in torch's
+        own collectives with RuntimeError. This process goes on."""
+        if self._group.size() > 1:
+            other = (self._group.rank() + 1) % self._group.size()
+            nothing = torch.empty(0, dtype=torch.uint8)
+            with contextlib.suppress(RuntimeError):  # gloo closes them when a wait runs out of time
+                self._group.recv([nothing], other, SETTING_UP * TAGS + NO_TAG).wait(timedelta(milliseconds=1))
+
+    @property
+    def description(self) -> str:
+        return "torch.distributed (gloo)"
+
+    @property
+    def node(self) -> str:
+        return os.uname().nodename
+
+    def make_memory(self) -> Memory:
+        return ProcessMemory(self)
+
+    def crowded(self, is_crowded: bool) -> None:
+        """Nothing changes: gloo always sleeps while it waits."""
+
+    def _start(self, what: str, start: Any, tensor: torch.Tensor, peer: int, tag: int) -> Ticket:
+        try:
+            work = start([tensor], self._members[peer], self._context * TAGS + tag)
+        except RuntimeError as error:
+            raise self._lost(what, peer, error) from error
+        return TorchTicket(self, peer, what, work, tensor)
+
+    def _wait_for(self, ticket: TorchTicket, deadline: float) -> None:
+        left_ms = max(1, math.ceil(1000 * (deadline - time.monotonic())))
+        try:
+            ticket.work.wait(timedelta(milliseconds=left_ms))
+        except RuntimeError as error:
+            if time.monotonic() >= deadline:
+                raise self._late([ticket]) from error
+            ticket.error = error
+        ticket.finished = True
+
+    def _wait_until_one_is_done(self, tickets: Sequence[Ticket], deadline: float) -> int:
+        """The position of a ticket that is done; all are watched."""
+        with self.changed:
+            while True:
+                position = next((i for i, ticket in enumerate(tickets) if ticket.done()), None)
+                if position is not None:
+                    return position
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise self._late(tickets)
+                self.changed.wait(left_s)
+
+    def _raise_error(self, ticket: Ticket) -> None:
+        assert isinstance(ticket, TorchTicket)
+        if ticket.error is not None:
+            raise self._lost(ticket.what, ticket.peer, ticket.error) from ticket.error
+
+    def _late(self, tickets: Sequence[Ticket]) -> CommTimeout:
+        peers = ", ".join(str(peer) for peer in sorted({ticket.peer for ticket in tickets}))
+        waited = f"rank {self.rank} waited {self.timeout_s:g} s to {tickets[0].what} rank"
+        return CommTimeout(f"{waited}{'s' * (', ' in peers)} {peers}; a longer wait is timeout_s")
+
+    def _lost(self, what: str, peer: int, error: RuntimeError) -> PeerLost:
+        return PeerLost(f"rank {self.rank} could not {what} rank {peer}: {_short(error)}")
+
+    def _new_context(self, ranks: Sequence[int]) -> int:
+        """A number that no other transport over the process group has; the ranks' first one takes it from the store."""
+        first, *others = ranks
+        number = np.zeros(1, np.int64)
+        if self.rank != first:
+            self.wait(self.irecv(number, first, CONTEXT_TAG))
+        else:
+            number[0] = self._group.get_group_store().add(CONTEXT_KEY, 1)
+            self.wait(*[self.isend(number, other, CONTEXT_TAG) for other in others])
+        if number[0] >= SETTING_UP:
+            raise CommError(f"more than {SETTING_UP - 1} transports and groups over one process group")
+        return int(number[0])
+
+
+def _gloo(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    if not dist.is_initialized():
+        raise ConfigError("there is no process group; torch.distributed.init_process_group('gloo') comes first")
+    group = dist.group.WORLD if process_group is None else process_group
+    backends = dist.get_backend_config(group)
+    if "cpu:gloo" not in backends.split(","):
+        raise ConfigError(
+            f"the process group has {backends}; hpcps needs cpu:gloo, or under MPI transport=hpcps.world()"
+        )
+    return group
+
+
+def _bytes(buffer: Array) -> torch.Tensor:
+    if not buffer.flags.c_contiguous:
+        raise ValueError("a message buffer must be C-contiguous")
+    return torch.from_numpy(buffer.reshape(-1).view(np.uint8))
+
+
+def _short(error: RuntimeError) -> str:
+    """What gloo says without its source line and advice.
+
+    >>> _short(RuntimeError("[/gloo/tcp/pair.cc:553] Connection closed by peer [10.0.0.1]:4711. This is typically ..."))
+    'Connection closed by peer [10.0.0.1]:4711'
+    """
+    return re.sub(r"^\[[^]]*\.cc:\d+\] ", "", str(error).splitlines()[0]).split(". ")[0]
