@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from threadpoolctl import threadpool_limits
 
 from hpcps import data, models, optim, report
-from hpcps.comm import ring, shared
+from hpcps.comm import compressed, ring, shared
 from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
@@ -218,6 +218,17 @@ def make_allreduce(job: Job, workers: Transport, count: int, dtype: DTypeLike) -
     return ring.RingAllreduce(workers, job.kernels.add_into)
 
 
+def make_gradient_allreduce(job: Job, workers: Transport, count: int, dtype: DTypeLike) -> Allreduce:
+    """How gradients of ``count`` numbers are summed: as codes where the run is told so, else as they are."""
+    compress = job.config.compress
+    if compress.kind == "none":
+        return make_allreduce(job, workers, count, dtype)
+    if workers.size == 1:
+        report.note(f"compress.kind = {compress.kind!r}: one worker sends nothing, and rounds nothing", True)
+        return Alone()
+    return compressed.make(compress.kind, workers, count, dtype, job.kernels, compress.block, compress.fraction)
+
+
 def make_exchange(job: Job, workers: Transport, params: Params, gradients: Sum) -> Exchange:
     """How this worker's gradients become fresh parameters."""
     merger = Merger(job.kernels)
@@ -225,7 +236,7 @@ def make_exchange(job: Job, workers: Transport, params: Params, gradients: Sum) 
         return ServerExchange(make_client(job, params), gradients, merger)
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
     way = decoder(job)
-    allreduce = make_allreduce(job, workers, len(params.dense.flat), way.wire_dtype)
+    allreduce = make_gradient_allreduce(job, workers, len(params.dense.flat), way.wire_dtype)
     gather = partial(all_gather_rows, workers)
     return AllreduceExchange(allreduce, gather, params, optimizer, gradients, way, merger, job.gradient_scale)
 
