@@ -12,7 +12,7 @@ import pytest
 
 import hpcps
 from hpcps import optim
-from hpcps.comm import mpi, ring, shared
+from hpcps.comm import compressed, mpi, ring, shared
 from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds
@@ -109,6 +109,22 @@ def memory(t):
     assert not list(shared.FOLDER.glob("hpcps-*"))
 
 
+def codes(t):
+    """All-reduces in fewer bytes, several rounds: the same bits on all ranks, no farther off than their codes."""
+    for kind, share in (("bf16", 2.0**-7), ("int8", 1.01 / 127), ("topk", 2.0**-22)):
+        for count in (*SIZES, 300_001):
+            way = compressed.make(kind, t, count, "float32", KERNELS, fraction=1.0)
+            for number in range(3):
+                parts = [np.random.default_rng([number, rank]).normal(size=count) for rank in range(t.size)]
+                x = parts[t.rank].astype(np.float32)
+                way.start(x).wait()
+                if t.size > 1:
+                    allowed = 2 * share * np.abs(parts).max(axis=1, initial=0).sum()  # twice: what rounds before left
+                    assert (np.abs(x - np.sum(parts, axis=0)) <= allowed).all(), (kind, count)
+                bits = Meeting(t).gather(x.view(np.int32)).reshape(t.size, -1)
+                assert t.size == 1 or (bits == bits[0]).all(), (kind, count)
+
+
 def server(t):
     """Workers and shards on ranks of their own end with what one place computes, dense parameters and a table."""
     if t.size == 1:
@@ -165,7 +181,7 @@ def in_one_place(optimizer, gradient, workers, like):
 def main():
     transport = mpi.world(timeout_s=60)
     transport.crowded(transport.size > 2)
-    checks = (collectives, facts, waits, groups, memory, server)
+    checks = (collectives, facts, waits, groups, memory, codes, server)
     try:
         for check in checks:
             check(transport)
