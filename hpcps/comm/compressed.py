@@ -14,13 +14,10 @@ from numpy.typing import DTypeLike
 
 from hpcps.comm.codes import BFloat16, Code, Int8
 from hpcps.comm.largest import LargestAllreduce
-from hpcps.comm.pending import Pending
-from hpcps.comm.ring import AddInto, Steps
+from hpcps.comm.pending import Pending, Steps
+from hpcps.comm.ring import AddInto
 from hpcps.comm.topology import block_bounds
 from hpcps.comm.transport import ALIGNMENT_BYTES, Array, Ticket, Transport
-
-CODES_TAG = 6
-SUMS_TAG = 7
 
 MESSAGE_BYTES = 60 << 10
 """The most of a message: what MPI libraries send over TCP without asking the receiver first (64 KiB with headers)."""
@@ -38,8 +35,7 @@ class CompressedAllreduce:
     Chunk c is summed in float32, in rank order, on rank c, from the codes of all ranks, its own too. All ranks decode
     the same codes: they get the same bits. One rank alone rounds nothing.
 
-    Memory: residuals of n + n / P numbers, and the messages of a few segments. Two of these that are on their way at
-    the same time need a transport each.
+    Memory: residuals of n + n / P numbers, and the messages of a few segments.
     """
 
     def __init__(
@@ -61,12 +57,14 @@ class CompressedAllreduce:
         self._slots = [
             _Slot(transport.size, code.message_bytes(self._segment)) for _ in range(min(self._turns, GATHER_LAG + 1))
         ]
+        self._tags = (0, 0)
 
     def start(self, x: Array) -> Pending:
         """Begin the sum of ``x``, (count,) float32, which may not be touched before the wait and then holds the sum.
 
         Raises NotFiniteError, then or in the wait, on a rank whose numbers, or whose chunk of the sum, are not finite.
         """
+        self._tags = (self._transport.collective_tag(), self._transport.collective_tag())
         return Pending(self._transport, self._steps(x))
 
     def _steps(self, x: Array) -> Steps:
@@ -88,11 +86,11 @@ class CompressedAllreduce:
         slot.codes_come, slot.sums_come, slot.sent = [], [], []
         for other in self._others:
             theirs = self._piece(other, turn)
-            slot.codes_come += self._receive(slot.codes[other], mine, other, CODES_TAG)
-            slot.sums_come += self._receive(slot.sums[other], theirs, other, SUMS_TAG)
+            slot.codes_come += self._receive(slot.codes[other], mine, other, self._tags[0])
+            slot.sums_come += self._receive(slot.sums[other], theirs, other, self._tags[1])
             message = self._message(slot.outgoing[other], theirs)
             self._code.encode(message, self._residual[theirs], x[theirs])
-            slot.sent += self._send(message, other, CODES_TAG)
+            slot.sent += self._send(message, other, self._tags[0])
         self._code.encode(self._message(slot.codes[rank], mine), self._residual[mine], x[mine])
 
     def _send_sums(self, turn: int) -> None:
@@ -107,7 +105,7 @@ class CompressedAllreduce:
         message, start = self._message(slot.sums[rank], mine), self._bounds[rank]
         self._code.encode(message, self._sum_residual[mine.start - start : mine.stop - start], total)
         for other in self._others:
-            slot.sent += self._send(message, other, SUMS_TAG)
+            slot.sent += self._send(message, other, self._tags[1])
 
     def _write_sums(self, x: Array, turn: int) -> None:
         slot = self._slot(turn)

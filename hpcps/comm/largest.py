@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike
 
 from hpcps.comm import ring
 from hpcps.comm.codes import not_finite
-from hpcps.comm.pending import Pending
+from hpcps.comm.pending import Pending, Steps
 from hpcps.comm.transport import Array, Transport
 from hpcps.errors import CommError
 
@@ -51,7 +51,7 @@ class LargestAllreduce:
         """
         return Pending(self._transport, self._steps(x))
 
-    def _steps(self, x: Array) -> ring.Steps:
+    def _steps(self, x: Array) -> Steps:
         size = self._transport.size
         if size == 1 or not self._picked:
             return

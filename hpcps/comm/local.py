@@ -117,7 +117,9 @@ class LocalTransport(Transport):
         self._groups += 1
         members = [self.members[rank] for rank in ranks]
         context = (self._context, self._groups, tuple(members))
-        return LocalTransport(self.world, members, list(ranks).index(self.rank), context)
+        group = LocalTransport(self.world, members, list(ranks).index(self.rank), context)
+        group.in_flight = self.in_flight
+        return group
 
     def crowded(self, is_crowded: bool) -> None:
         """Nothing changes: threads always sleep while they wait."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ Array = np.ndarray[Any, Any]
 TIMEOUT_S = 300.0
 ALIGNMENT_BYTES = 64
 BARRIER_TAG = 1
+COLLECTIVE_TAGS = range(1024, 32768)
+"""Taken in turn by collectives. MPI promises tags up to 32767 and no more."""
 
 
 class Ticket(ABC):
@@ -46,6 +49,7 @@ class Transport(ABC):
     rank: int
     size: int
     timeout_s: float
+    _collectives = 0
 
     @abstractmethod
     def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
@@ -91,6 +95,19 @@ class Transport(ABC):
         raw = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT_BYTES
         return raw[start : start + size_bytes].view(dtype)
+
+    @cached_property
+    def in_flight(self) -> list[Any]:
+        """The collectives that this rank has started and not finished: :class:`~hpcps.comm.pending.Pending`. A group
+        shares the list of the transport that it was made of."""
+        return []
+
+    def collective_tag(self) -> int:
+        """A tag for the messages of one collective, so that several on their way do not mix. All ranks start their
+        collectives in one order, and so get the same tags; to be called when a collective is started, not later."""
+        tag = COLLECTIVE_TAGS[self._collectives % len(COLLECTIVE_TAGS)]
+        self._collectives += 1
+        return tag
 
     def barrier(self) -> None:
         """Block until every rank has come. Cost: ceil(log2 P) empty messages a rank (dissemination barrier,

@@ -3,6 +3,7 @@
 Every rank runs all of it; an assertion that fails ends the job. Rank 0 ends with a line of what was checked.
 """
 
+import os
 import sys
 import traceback
 
@@ -12,7 +13,8 @@ import pytest
 
 import hpcps
 from hpcps import optim
-from hpcps.comm import compressed, mpi, ring, shared
+from hpcps.comm import compressed, doubling, mpi, ring, shared
+from hpcps.comm.checked import CheckedTransport
 from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds
@@ -38,7 +40,10 @@ def collectives(t):
             x = (np.arange(count) % 1000 * t.size + t.rank).astype(dtype)
             expected = np.arange(count) % 1000 * t.size**2 + t.size * (t.size - 1) // 2
             own = x.copy()
+            doubled = x.copy()
+            doubling.allreduce(t, doubled, KERNELS.add_into)
             assert np.array_equal(hpcps.allreduce(x, t), expected.astype(dtype)), (dtype, count)
+            assert np.array_equal(doubled, x), (dtype, count)
             part = ring.reduce_scatter(t, own, KERNELS.add_into)
             assert np.array_equal(own[part], expected[part].astype(dtype)), (dtype, count)
             bounds = chunk_bounds(count, t.size)
@@ -46,10 +51,29 @@ def collectives(t):
             gathered[bounds[t.rank] : bounds[t.rank + 1]] = t.rank
             ring.all_gather(t, gathered)
             assert np.array_equal(gathered, np.repeat(np.arange(t.size), np.diff(bounds)).astype(dtype))
-    noise = np.random.default_rng(t.rank).normal(size=1001)
-    hpcps.allreduce(noise, t)
-    bits = Meeting(t).gather(noise.view(np.int64)).reshape(t.size, -1)
-    assert (bits == bits[0]).all()
+    for reduce in (hpcps.allreduce, lambda x, t: doubling.allreduce(t, x, KERNELS.add_into)):
+        noise = np.random.default_rng(t.rank).normal(size=1001)
+        reduce(noise, t)
+        bits = Meeting(t).gather(noise.view(np.int64)).reshape(t.size, -1)
+        assert (bits == bits[0]).all()
+
+
+def several(t):
+    """Collectives in segments, several on their way, also in a group; waited for in another order on each rank."""
+    for one in (t, CheckedTransport(t)):
+        group = one.group(range(t.size)[::-1])
+        for segment_bytes in (4096, ring.SEGMENT_BYTES):
+            ways = [ring.RingAllreduce(way, KERNELS.add_into, segment_bytes) for way in (one, group)]
+            ways += [doubling.DoublingAllreduce(way, KERNELS.add_into) for way in (one, group)]
+            arrays = [(np.arange(count) % 1000 * t.size + t.rank).astype("float32") for count in SIZES]
+            tickets = [ways[i % 4].start(x) for i, x in enumerate(arrays)]
+            for i in np.random.default_rng(t.rank).permutation(len(SIZES)):
+                while not tickets[i].done() and t.rank % 2:
+                    os.sched_yield()
+                tickets[i].wait()
+                expected = np.arange(SIZES[i]) % 1000 * t.size**2 + t.size * (t.size - 1) // 2
+                assert np.array_equal(arrays[i], expected.astype("float32")), (segment_bytes, SIZES[i])
+        assert not one.in_flight
 
 
 def facts(t):
@@ -181,7 +205,7 @@ def in_one_place(optimizer, gradient, workers, like):
 def main():
     transport = mpi.world(timeout_s=60)
     transport.crowded(transport.size > 2)
-    checks = (collectives, facts, waits, groups, memory, codes, server)
+    checks = (collectives, several, facts, waits, groups, memory, codes, server)
     try:
         for check in checks:
             check(transport)
