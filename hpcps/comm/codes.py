@@ -34,6 +34,9 @@ class Code(Protocol):
     def decode(self, out: Array, message: Array) -> None:
         """Overwrite ``out``, (n,) float32, with the numbers for which the message stands."""
 
+    def decode_add(self, out: Array, message: Array) -> None:
+        """Add them to ``out``, (n,) float32."""
+
 
 class BFloat16:
     """The upper half of each float32, rounded: 2 bytes, a relative error of at most 2**-8."""
@@ -43,7 +46,7 @@ class BFloat16:
 
     def __init__(self, kernels: Any) -> None:
         self._kernels = kernels
-        self._sent = np.empty(0, np.float32)
+        self._room = np.empty(0, np.float32)
 
     def message_bytes(self, count: int) -> int:
         return 2 * count
@@ -61,10 +64,15 @@ class BFloat16:
     def decode(self, out: Array, message: Array) -> None:
         self._kernels.from_bfloat16(out, message.view(np.uint16))
 
+    def decode_add(self, out: Array, message: Array) -> None:
+        addend = self._scratch(len(out))
+        self.decode(addend, message)
+        self._kernels.add_into(out, addend)
+
     def _scratch(self, count: int) -> Array:
-        if len(self._sent) < count:
-            self._sent = np.empty(count, np.float32)
-        return self._sent[:count]
+        if len(self._room) < count:
+            self._room = np.empty(count, np.float32)
+        return self._room[:count]
 
 
 class Int8:
@@ -76,6 +84,7 @@ class Int8:
         self.block = block
         self._quantize = kernels.quantize_int8_feedback
         self._dequantize = kernels.dequantize_int8
+        self._dequantize_add = kernels.dequantize_add_int8
 
     def message_bytes(self, count: int) -> int:
         return 4 * -(-count // self.block) + count
@@ -90,6 +99,10 @@ class Int8:
     def decode(self, out: Array, message: Array) -> None:
         scales, codes = self._parts(message, len(out))
         self._dequantize(out, codes, scales, self.block)
+
+    def decode_add(self, out: Array, message: Array) -> None:
+        scales, codes = self._parts(message, len(out))
+        self._dequantize_add(out, codes, scales, self.block)
 
     def _parts(self, message: Array, count: int) -> tuple[Array, Array]:
         scales_bytes = len(message) - count

@@ -15,7 +15,6 @@ from numpy.typing import DTypeLike
 from hpcps.comm.codes import BFloat16, Code, Int8
 from hpcps.comm.largest import LargestAllreduce
 from hpcps.comm.pending import Pending, Steps
-from hpcps.comm.ring import AddInto
 from hpcps.comm.topology import block_bounds
 from hpcps.comm.transport import ALIGNMENT_BYTES, Array, Ticket, Transport
 
@@ -38,13 +37,10 @@ class CompressedAllreduce:
     Memory: residuals of n + n / P numbers, and the messages of a few segments.
     """
 
-    def __init__(
-        self, transport: Transport, count: int, code: Code, add_into: AddInto, most_bytes: int = MESSAGE_BYTES
-    ) -> None:
+    def __init__(self, transport: Transport, count: int, code: Code, most_bytes: int = MESSAGE_BYTES) -> None:
         self.name = f"{code.name}, error feedback"
         self._transport = transport
         self._code = code
-        self._add_into = add_into
         self._bounds = block_bounds(count, transport.size, code.block)
         self._segment = max(1, most_bytes // code.message_bytes(code.block)) * code.block
         self._turns = -(-self._bounds[1] // self._segment) if transport.size > 1 else 0
@@ -53,7 +49,7 @@ class CompressedAllreduce:
         self._residual = np.zeros(count, np.float32)
         own = self._bounds[transport.rank + 1] - self._bounds[transport.rank]
         self._sum_residual = np.zeros(own, np.float32)
-        self._sum, self._addend = np.empty((2, self._segment), np.float32)
+        self._sum = np.empty(self._segment, np.float32)
         self._slots = [
             _Slot(transport.size, code.message_bytes(self._segment)) for _ in range(min(self._turns, GATHER_LAG + 1))
         ]
@@ -97,11 +93,10 @@ class CompressedAllreduce:
         """Add up what all ranks sent of this rank's chunk, and send the sum's codes to all."""
         slot, rank = self._slot(turn), self._transport.rank
         mine = self._piece(rank, turn)
-        total, addend = (room[: mine.stop - mine.start] for room in (self._sum, self._addend))
+        total = self._sum[: mine.stop - mine.start]
         self._code.decode(total, self._message(slot.codes[0], mine))
         for source in range(1, self._transport.size):
-            self._code.decode(addend, self._message(slot.codes[source], mine))
-            self._add_into(total, addend)
+            self._code.decode_add(total, self._message(slot.codes[source], mine))
         message, start = self._message(slot.sums[rank], mine), self._bounds[rank]
         self._code.encode(message, self._sum_residual[mine.start - start : mine.stop - start], total)
         for other in self._others:
@@ -158,4 +153,4 @@ def make(
     if kind == "topk":
         return LargestAllreduce(transport, count, dtype, fraction, kernels)
     code = Int8(kernels, block) if kind == "int8" else BFloat16(kernels)
-    return CompressedAllreduce(transport, count, code, kernels.add_into)
+    return CompressedAllreduce(transport, count, code)

@@ -25,7 +25,7 @@ def make(kind, transport, count, message_bytes=MESSAGE_BYTES):
     if kind == "topk":
         return LargestAllreduce(transport, count, "float32", FRACTION, KERNELS)
     code = Int8(KERNELS, BLOCK) if kind == "int8" else BFloat16(KERNELS)
-    return CompressedAllreduce(transport, count, code, KERNELS.add_into, message_bytes)
+    return CompressedAllreduce(transport, count, code, message_bytes)
 
 
 def sizes(ranks):
