@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hpcps.comm import compressed
+from hpcps.comm.checked import CheckedTransport
 from hpcps.comm.codes import BFloat16, Int8
 from hpcps.comm.compressed import CompressedAllreduce
 from hpcps.comm.largest import LargestAllreduce
@@ -203,6 +204,26 @@ def test_a_sum_that_overflows_is_an_error(on_ranks, kind):
 
     with pytest.raises(NotFiniteError, match="too large"):
         on_ranks(2, body)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_on_their_way_waited_for_in_any_order_also_with_checks(on_ranks, kind):
+    counts = (1001, 9000, 64)
+
+    def body(transport):
+        found = []
+        for one in (transport, CheckedTransport(transport)):
+            arrays = [values(count, one.rank) for count in counts]
+            pending = [make(kind, one, len(x)).start(x) for x in arrays]
+            for i in np.random.default_rng(one.rank).permutation(len(counts)):
+                pending[i].wait()
+            found.append(np.concatenate(arrays).tobytes())
+        alone = [values(count, transport.rank) for count in counts]
+        for x in alone:
+            make(kind, transport, len(x)).start(x).wait()
+        return {*found, np.concatenate(alone).tobytes()}
+
+    assert len(set.union(*on_ranks(4, body))) == 1
 
 
 def test_bytes_and_names(on_ranks):
