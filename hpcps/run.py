@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 from threadpoolctl import threadpool_limits
 
 from hpcps import data, models, optim, report
 from hpcps.collectives import tune
 from hpcps.collectives.choice import Choice
 from hpcps.collectives.engine import Engine, EngineAllreduce
+from hpcps.comm import compressed
 from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.memory import private
@@ -27,7 +29,7 @@ from hpcps.comm.transport import Array, Transport
 from hpcps.config import Config, to_toml
 from hpcps.data import Dataset
 from hpcps.errors import ConfigError, ModelError
-from hpcps.exchange import AllreduceExchange, Exchange, ServerExchange, largest_of
+from hpcps.exchange import Allreduce, AllreduceExchange, Exchange, ServerExchange, largest_of
 from hpcps.job import TEST_BLOCKS, Job, prepare
 from hpcps.loader import Loaders
 from hpcps.models import Model
@@ -212,6 +214,17 @@ def make_engine(job: Job, workers: Transport) -> Engine:
     return engine
 
 
+def make_allreduce(job: Job, engine: Engine, count: int, dtype: DTypeLike) -> Allreduce:
+    """How gradients of ``count`` numbers are summed: as codes where the run is told so, else as they are."""
+    compress = job.config.compress
+    if compress.kind != "none" and engine.transport.size > 1:
+        options = compress.block, compress.fraction
+        return compressed.make(compress.kind, engine.transport, count, dtype, job.kernels, *options)
+    if compress.kind != "none":
+        report.note(f"compress.kind = {compress.kind!r}: one worker sends nothing, and rounds nothing", True)
+    return EngineAllreduce(engine, count * np.dtype(dtype).itemsize)
+
+
 def make_exchange(job: Job, workers: Transport, engine: Engine, params: Params, gradients: Sum) -> Exchange:
     """How this worker's gradients become fresh parameters."""
     merger = Merger(job.kernels)
@@ -219,7 +232,7 @@ def make_exchange(job: Job, workers: Transport, engine: Engine, params: Params, 
         return ServerExchange(make_client(job, params), gradients, merger)
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
     way = decoder(job)
-    allreduce = EngineAllreduce(engine, len(params.dense.flat) * way.wire_dtype.itemsize)
+    allreduce = make_allreduce(job, engine, len(params.dense.flat), way.wire_dtype)
     gather = partial(all_gather_rows, workers)
     return AllreduceExchange(allreduce, gather, params, optimizer, gradients, way, merger, job.gradient_scale)
 
