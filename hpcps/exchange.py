@@ -55,7 +55,19 @@ class Allreduce(Protocol):
     name: str
 
     def start(self, x: Array) -> Pending:
-        """Begin; ``x`` holds the sum once the returned ticket has been waited for."""
+        """Begin; ``x`` holds the sum once the returned ticket has been waited for. Of pieces (m, n) in a reproducible
+        run, the first row does."""
+
+
+class FirstPiece:
+    """An all-reduce of pieces (1, n), by one of arrays (n,)."""
+
+    def __init__(self, allreduce: Allreduce) -> None:
+        self.name = allreduce.name
+        self._allreduce = allreduce
+
+    def start(self, x: Array) -> Pending:
+        return self._allreduce.start(x[0])
 
 
 GatherRows = Callable[[list[tuple[Array, Array]]], list[list[tuple[Array, Array]]]]
@@ -98,8 +110,7 @@ class AllreduceExchange:
 
     def update(self, step: int, summed: Summed) -> None:
         """Apply the all-reduced dense gradient."""
-        gradient = self._decoder.gradient(summed.dense, summed.scale)
-        self._optimizer.update(self._dense, self._state, gradient, self._gradient_scale, step)
+        self._optimizer.update(self._dense, self._state, summed.total, self._gradient_scale, step)
 
     def update_tables(self, step: int, summed: Summed) -> None:
         """Bring the rows of all workers together and apply them. A collective."""
@@ -109,7 +120,7 @@ class AllreduceExchange:
             [{name: Rows(*pair) for name, pair in zip(names, pairs, strict=True)} for pairs in by_worker]
         )
         for name, (keys, values) in merged.items():
-            gradient = self._decoder.gradient(values, summed.scale)
+            gradient = self._decoder.values(values, summed.scale)
             table, state = self._tables[name], self._table_states[name]
             self._optimizer.update_rows(table, state, gradient, keys, self._gradient_scale, step)
 

@@ -19,17 +19,18 @@ from threadpoolctl import threadpool_limits
 from hpcps import data, models, optim, report
 from hpcps.collectives import tune
 from hpcps.collectives.choice import Choice
-from hpcps.collectives.engine import Engine, EngineAllreduce
+from hpcps.collectives.engine import Engine, EngineAllreduce, PiecesAllreduce
 from hpcps.comm import compressed
 from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.memory import private
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Array, Transport
+from hpcps.comm.tree import TreeAllreduce
 from hpcps.config import Config, to_toml
 from hpcps.data import Dataset
 from hpcps.errors import ConfigError, ModelError
-from hpcps.exchange import Allreduce, AllreduceExchange, Exchange, ServerExchange, largest_of
+from hpcps.exchange import Allreduce, AllreduceExchange, Exchange, FirstPiece, ServerExchange, largest_of
 from hpcps.job import TEST_BLOCKS, Job, prepare
 from hpcps.loader import Loaders
 from hpcps.models import Model
@@ -41,7 +42,7 @@ from hpcps.server.client import Client, DirectClient, RemoteClient
 from hpcps.server.serve import Server
 from hpcps.server.sharding import rows_of_shard, shard_slices
 from hpcps.server.store import Shard
-from hpcps.sums import Decoder, ExactSum, FloatSum, Sum
+from hpcps.sums import Decoder, FloatSum, Sum, TreeSum
 from hpcps.tables import Tables
 from hpcps.threads import Threads
 from hpcps.together import Together, agree
@@ -152,12 +153,11 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
     pool = Threads(min(job.threads, len(job.parts.owned)))
     tables = Tables(model, params, job.kernels)
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
-    loaders = {number: how.of(block) for number, block in dataset.train.items()}
     engine = make_engine(job, job.workers)
     gradients = make_sum(job, job.workers, engine, len(params.dense.flat))
     exchange = make_exchange(job, job.workers, engine, params, gradients)
     seed = config.train.seed
-    worker = Worker(model, params, tables, job.parts, loaders, dataset.train, gradients.parts, seed, pool)
+    worker = Worker(model, params, how, job.parts, dataset.train, gradients.shares, seed, pool)
     plan = Plan(
         config.train.epochs, config.train.batch, dataset.train_count // config.train.batch, config.train.report_every
     )
@@ -186,7 +186,7 @@ def serve(job: Job, params: Params) -> dict[str, Any]:
     own = rows_of_shard(number, job.roles.servers)
     tables = {name: params.table(name)[own].copy() for name in params.tables}
     shard = make_shard(job, dense[where].copy(), tables)
-    Server(job.transport, shard, number, list(range(job.roles.workers)), decoder(job)).run()
+    Server(job.transport, shard, number, list(range(job.roles.workers)), decoder(job), job.order.counts).run()
     return {}
 
 
@@ -197,13 +197,19 @@ def decoder(job: Job) -> Decoder:
 
 def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int) -> Sum:
     """Memory for this worker's part gradients, and how they are added; what is all-reduced lies where all see it."""
-    dtype = job.config.train.dtype
-    buffers = [private(parameters, dtype) for _ in job.parts.owned]
-    if job.config.train.reproducible:
+    train, plan = job.config.train, job.parts
+
+    def visible(count: int, dtype: DTypeLike) -> Array:
+        """All workers must take as much, and one may have more pieces than another."""
+        most = int(Meeting(workers).gather(np.array([count])).max())
+        return workers.empty(most, dtype)[:count]
+
+    if train.reproducible:
         agree_on_largest = largest_of(workers.size, workers.rank, engine.allreduce)
-        return ExactSum(buffers, job.kernels, job.parts.total, agree_on_largest, workers.empty(parameters, "int64"))
-    buffers[0] = workers.empty(parameters, dtype)
-    return FloatSum(buffers, job.kernels)
+        memory = (parameters, train.dtype, visible)
+        return TreeSum(plan.owned, plan.total, job.threads, *memory, job.kernels, agree_on_largest)
+    others = [private(parameters, train.dtype) for _ in plan.owned[1:]]
+    return FloatSum([workers.empty(parameters, train.dtype), *others], job.kernels)
 
 
 def make_engine(job: Job, workers: Transport) -> Engine:
@@ -225,6 +231,15 @@ def make_allreduce(job: Job, engine: Engine, count: int, dtype: DTypeLike) -> Al
     return EngineAllreduce(engine, count * np.dtype(dtype).itemsize)
 
 
+def make_sum_of_pieces(job: Job, engine: Engine, count: int, dtype: DTypeLike) -> Allreduce:
+    """How the pieces of a reproducible run are summed. The only sum of two arrays is the same by any all-reduce."""
+    if job.order.counts in ([1], [1, 1]):
+        return FirstPiece(EngineAllreduce(engine, count * np.dtype(dtype).itemsize))
+    if engine.layout.is_one_memory:
+        return PiecesAllreduce(engine, job.order, count)
+    return TreeAllreduce(engine.transport, job.order, count, dtype, job.kernels.sum_tree)
+
+
 def make_exchange(job: Job, workers: Transport, engine: Engine, params: Params, gradients: Sum) -> Exchange:
     """How this worker's gradients become fresh parameters."""
     merger = Merger(job.kernels)
@@ -232,7 +247,8 @@ def make_exchange(job: Job, workers: Transport, engine: Engine, params: Params, 
         return ServerExchange(make_client(job, params), gradients, merger)
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
     way = decoder(job)
-    allreduce = make_allreduce(job, engine, len(params.dense.flat), way.wire_dtype)
+    make = make_sum_of_pieces if job.config.train.reproducible else make_allreduce
+    allreduce = make(job, engine, len(params.dense.flat), job.config.train.dtype)
     gather = partial(all_gather_rows, workers)
     return AllreduceExchange(allreduce, gather, params, optimizer, gradients, way, merger, job.gradient_scale)
 
@@ -247,14 +263,15 @@ def make_client(job: Job, params: Params) -> Client:
         return DirectClient(shards, where)
     servers = [job.roles.server_rank(shard) for shard in range(job.roles.servers)]
     where = shard_slices(len(dense), len(servers))
-    return RemoteClient(job.transport, params, where, servers, job.transport.rank, decoder(job))
+    rank = job.transport.rank
+    return RemoteClient(job.transport, params, where, servers, rank, decoder(job), job.order.counts[rank])
 
 
 def make_shard(job: Job, params: Array, tables: dict[str, Array]) -> Shard:
     """A shard of the given parameters."""
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
     merger = Merger(job.kernels)
-    return Shard(params, optimizer, decoder(job), merger, job.roles.workers, job.gradient_scale, tables)
+    return Shard(params, optimizer, decoder(job), merger, job.order, job.gradient_scale, tables)
 
 
 def tester(job: Job, dataset: Dataset, model: Model, params: Params, how: Loaders) -> Callable[[], Measures]:
