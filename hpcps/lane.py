@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -19,12 +19,15 @@ from hpcps.rows import ByTable
 from hpcps.sums import Share
 from hpcps.tables import as_rows, room_for_rows
 
+Ready = Callable[[int], None]
+"""What a model with ``stages`` calls with the number of a stage whose gradients are final."""
+
 
 class Lane:
     """The parts ``numbers``, of ``sizes`` samples a batch, each from its own of ``blocks``.
 
     Dense gradients go where the ``share`` says, added up as it says. A model that has ``grain_gradients`` computes all
-    parts of a reproducible run in one call; any other is called part by part.
+    parts of a reproducible run in one call; any other is called part by part. ``ready``: for a model with ``stages``.
     """
 
     def __init__(
@@ -37,7 +40,9 @@ class Lane:
         numbers: Sequence[int],
         share: Share,
         seed: int,
+        ready: Ready | None = None,
     ) -> None:
+        self._ready = {} if ready is None else {"ready": ready}
         self._model = model
         self._params = params
         self._tables = how.tables
@@ -107,7 +112,7 @@ class Lane:
         params, out, rows = self._params, self._outs[top], {}
         try:
             if not self._tables.names:
-                loss = self._model.loss_gradient(params, batch, out)
+                loss = self._model.loss_gradient(params, batch, out, **self._ready)
             else:
                 rows = room_for_rows(params, batch)
                 loss = self._model.loss_gradient(self._tables.pick(params, batch), batch, {**out, **rows})

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from hpcps import data, models, optim, report
 from hpcps.collectives import tune
 from hpcps.collectives.choice import Choice
-from hpcps.collectives.engine import Engine, EngineAllreduce, PiecesAllreduce
+from hpcps.collectives.engine import Engine
 from hpcps.comm import compressed
 from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
@@ -30,11 +30,13 @@ from hpcps.comm.tree import TreeAllreduce
 from hpcps.config import Config, to_toml
 from hpcps.data import Dataset
 from hpcps.errors import ConfigError, ModelError
-from hpcps.exchange import Allreduce, AllreduceExchange, Exchange, FirstPiece, ServerExchange, largest_of
+from hpcps.exchange import AllreduceExchange, Bucket, Exchange, ServerExchange, largest_of
 from hpcps.job import TEST_BLOCKS, Job, prepare
+from hpcps.lane import Ready
 from hpcps.loader import Loaders
 from hpcps.models import Model
 from hpcps.params import Params
+from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, of_pieces, of_sums
 from hpcps.report import Measures
 from hpcps.rows import Merger
 from hpcps.run_folder import RunFolder, Trained
@@ -48,6 +50,9 @@ from hpcps.threads import Threads
 from hpcps.together import Together, agree
 from hpcps.trainer import Plan, Trainer, join_scores
 from hpcps.worker import Score, Worker, evaluate
+
+BUCKET_BYTES = 512 << 10
+"""Gradients of fewer bytes are not sent off alone, while the rest of them is computed."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
     check_alike(job.together, params, "begin")
     agree(job.together, lambda: folder.begin(to_toml(config)) if is_first else None)
 
+    if job.workers is not None:
+        params = where_all_see_it(job.workers, params)
     found = work(job, dataset, model, params, folder) if job.workers is not None else serve(job, params)
     told = job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8))
     summary = {**json.loads(told.tobytes()), "wall_s": round(time.perf_counter() - started, 3)}
@@ -146,6 +153,15 @@ def check_alike(together: Together, params: Params, when: str) -> None:
         raise error
 
 
+def where_all_see_it(workers: Transport, params: Params) -> Params:
+    """The parameters in memory that the workers of a node share, for a sharded update. A collective."""
+    if workers.size == 1 or params.flat.nbytes < SHARDED_BYTES or params.tables:
+        return params
+    flat = workers.empty(len(params.flat), params.flat.dtype)
+    flat[:] = params.flat
+    return params.on(flat)
+
+
 def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFolder) -> dict[str, Any]:
     """A worker's run, from the first step to the last. Returns what there is to say of it."""
     assert job.workers is not None
@@ -155,9 +171,9 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
     engine = make_engine(job, job.workers)
     gradients = make_sum(job, job.workers, engine, len(params.dense.flat))
-    exchange = make_exchange(job, job.workers, engine, params, gradients)
+    exchange, ready = make_exchange(job, job.workers, engine, model, params, gradients)
     seed = config.train.seed
-    worker = Worker(model, params, how, job.parts, dataset.train, gradients.shares, seed, pool)
+    worker = Worker(model, params, how, job.parts, dataset.train, gradients.shares, seed, pool, ready)
     plan = Plan(
         config.train.epochs, config.train.batch, dataset.train_count // config.train.batch, config.train.report_every
     )
@@ -220,37 +236,64 @@ def make_engine(job: Job, workers: Transport) -> Engine:
     return engine
 
 
-def make_allreduce(job: Job, engine: Engine, count: int, dtype: DTypeLike) -> Allreduce:
-    """How gradients of ``count`` numbers are summed: as codes where the run is told so, else as they are."""
-    compress = job.config.compress
-    if compress.kind != "none" and engine.transport.size > 1:
+def make_reduction(job: Job, engine: Engine, count: int) -> Reduction:
+    """How the gradient of a bucket of ``count`` parameters is summed: as codes where the run is told so."""
+    compress, train = job.config.compress, job.config.train
+    itemsize = np.dtype(train.dtype).itemsize
+    shards = not job.config.optimizer.clip_norm  # which asks for the norm of all
+    if compress.kind != "none" and engine.layout.ranks > 1:
         options = compress.block, compress.fraction
-        return compressed.make(compress.kind, engine.transport, count, dtype, job.kernels, *options)
-    if compress.kind != "none":
-        report.note(f"compress.kind = {compress.kind!r}: one worker sends nothing, and rounds nothing", True)
-    return EngineAllreduce(engine, count * np.dtype(dtype).itemsize)
+        codes = compressed.make(compress.kind, engine.transport, count, train.dtype, job.kernels, *options)
+        return Whole(codes.name, codes.start, count)
+    if not train.reproducible:
+        return of_sums(engine, count, itemsize, shards)
+    found = of_pieces(engine, job.order, count, itemsize, shards)
+    if found is not None:
+        return found
+    tree = TreeAllreduce(engine.transport, job.order, count, train.dtype, job.kernels.sum_tree)
+    return Whole(tree.name, tree.start, count)
 
 
-def make_sum_of_pieces(job: Job, engine: Engine, count: int, dtype: DTypeLike) -> Allreduce:
-    """How the pieces of a reproducible run are summed. The only sum of two arrays is the same by any all-reduce."""
-    if job.order.counts in ([1], [1, 1]):
-        return FirstPiece(EngineAllreduce(engine, count * np.dtype(dtype).itemsize))
-    if engine.layout.is_one_memory:
-        return PiecesAllreduce(engine, job.order, count)
-    return TreeAllreduce(engine.transport, job.order, count, dtype, job.kernels.sum_tree)
-
-
-def make_exchange(job: Job, workers: Transport, engine: Engine, params: Params, gradients: Sum) -> Exchange:
-    """How this worker's gradients become fresh parameters."""
+def make_exchange(
+    job: Job, workers: Transport, engine: Engine, model: Model, params: Params, gradients: Sum
+) -> tuple[Exchange, Ready | None]:
+    """How this worker's gradients become fresh parameters; and what a model that finishes them stage by stage calls."""
     merger = Merger(job.kernels)
     if job.strategy == "server":
-        return ServerExchange(make_client(job, params), gradients, merger)
+        return ServerExchange(make_client(job, params), gradients, merger), None
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
-    way = decoder(job)
-    make = make_sum_of_pieces if job.config.train.reproducible else make_allreduce
-    allreduce = make(job, engine, len(params.dense.flat), job.config.train.dtype)
+    dense = params.dense
+    overlaps = workers.size > 1 and isinstance(gradients, FloatSum) and len(gradients.shares) == 1
+    stages = getattr(model, "stages", ()) if overlaps and not job.config.optimizer.clip_norm else ()
+    wheres = bucket_bounds(dense, stages)
+    reductions = [make_reduction(job, engine, where.stop - where.start) for _, where in wheres]
+    buckets = [Bucket(where, one, dense.flat, optimizer) for (_, where), one in zip(wheres, reductions, strict=True)]
+    if job.config.compress.kind != "none" and workers.size == 1:
+        report.note(f"compress.kind = {job.config.compress.kind!r}: one worker sends nothing, and rounds nothing", True)
+    names = ", ".join(dict.fromkeys(one.name for one in reductions))
+    way = f"{names}, {len(buckets)} buckets" if len(buckets) > 1 else names
     gather = partial(all_gather_rows, workers)
-    return AllreduceExchange(allreduce, gather, params, optimizer, gradients, way, merger, job.gradient_scale)
+    rest = gather, params, optimizer, gradients, decoder(job), merger, job.gradient_scale
+    exchange = AllreduceExchange(buckets, way, *rest)
+    ends = {stage: number for number, (stage, _) in enumerate(wheres)}
+
+    def ready(stage: int) -> None:
+        if stage in ends:
+            exchange.early(ends[stage])
+
+    return exchange, ready if len(buckets) > 1 else None
+
+
+def bucket_bounds(dense: Params, stages: Sequence[Sequence[str]]) -> list[tuple[int, slice]]:
+    """The buckets that are ready after which stage: neighbouring stages of BUCKET_BYTES together, or all parameters."""
+    buckets: list[tuple[int, slice]] = []
+    stop = len(dense.flat)
+    for number, names in enumerate(stages):
+        start = min(dense.offset(name) for name in names)
+        if (stop - start) * dense.flat.itemsize >= BUCKET_BYTES or start == 0:
+            buckets.append((number, slice(start, stop)))
+            stop = start
+    return buckets if stages and stop == 0 else [(-1, slice(0, len(dense.flat)))]
 
 
 def make_client(job: Job, params: Params) -> Client:

@@ -10,7 +10,7 @@ import numpy as np
 from hpcps import models, parts
 from hpcps.data import Block
 from hpcps.errors import ModelError, NotFiniteError
-from hpcps.lane import Lane, cause, check_finite
+from hpcps.lane import Lane, Ready, cause, check_finite
 from hpcps.loader import Loader, Loaders
 from hpcps.models import Array, Arrays, Batch, Model
 from hpcps.params import Params
@@ -24,7 +24,10 @@ EVALUATION_SAMPLES = 1024
 
 
 class Worker:
-    """The parts of this worker, shared out over its threads as ``shares`` says."""
+    """The parts of this worker, shared out over its threads as ``shares`` says.
+
+    ``ready`` is for a model with ``stages`` whose one part is all that the worker computes.
+    """
 
     def __init__(
         self,
@@ -36,11 +39,12 @@ class Worker:
         shares: Sequence[Share],
         seed: int,
         threads: Threads,
+        ready: Ready | None = None,
     ) -> None:
         self._threads = threads
         numbers = [[plan.owned[position] for position in share.parts] for share in shares]
         self._lanes = [
-            Lane(model, params, how, [blocks[n] for n in own], [plan.size(n) for n in own], own, share, seed)
+            Lane(model, params, how, [blocks[n] for n in own], [plan.size(n) for n in own], own, share, seed, ready)
             for own, share in zip(numbers, shares, strict=True)
         ]
 

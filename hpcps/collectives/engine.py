@@ -168,25 +168,7 @@ def _bounds(bounds: Sequence[int] | None) -> Array:
     return NO_BOUNDS if bounds is None else np.array(bounds, np.int64)
 
 
-class EngineAllreduce:
-    """All-reduces of arrays of ``size_bytes`` by an engine."""
-
-    def __init__(self, engine: Engine, size_bytes: int) -> None:
-        self.name = engine.name(size_bytes)
-        self.start = engine.start
-
-
-class PiecesAllreduce:
-    """Sums of arrays of ``count`` elements, of which each rank brings some, in a fixed order, in shared memory."""
-
-    def __init__(self, engine: Engine, order: Order, count: int) -> None:
-        self.name = "shared memory, in tree order"
-        self._engine = engine
-        self._count = count
-        owners = [(rank, piece) for rank, pieces in enumerate(order.counts) for piece in range(pieces)]
-        self._program = np.array([(*owner, adds) for owner, adds in zip(owners, order.adds, strict=True)], np.int64)
-
-    def start(self, pieces: Array) -> Pending:
-        """Begin to sum ``pieces`` (m, count), C-contiguous, in memory from ``transport.empty``; the sum comes to lie in
-        the first row."""
-        return self._engine.start_pieces(pieces.reshape(-1), self._count, self._program)
+def pieces_program(order: Order) -> Array:
+    """The kernel's program for pieces that are added in this order."""
+    owners = [(rank, piece) for rank, pieces in enumerate(order.counts) for piece in range(pieces)]
+    return np.array([(*owner, adds) for owner, adds in zip(owners, order.adds, strict=True)], np.int64)

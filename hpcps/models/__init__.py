@@ -73,6 +73,10 @@ class Model(Protocol):
     With ``fields`` = 1 an entry of a sample is a key of all tables. With more, each sample has that many entries,
     and entry i is a key of table i.
 
+    A model may have ``stages``, lists of the names of all its parameters in the order in which their gradients become
+    final, from the last parameters to the first. Then its ``loss_gradient`` takes ``ready``, a function that it calls
+    with the number of each stage as it is final and its parameters are no longer read.
+
     A model without tables may have a method ``grain_gradients`` (:data:`GrainGradients`). In a reproducible run it is
     called instead of ``loss_gradient``, once for all grains of a thread.
     """

@@ -11,7 +11,7 @@ over samples: for these a kernel adds up grain by grain.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -66,6 +66,7 @@ class MLP:
         self._widths = [facts.features, *options.hidden, facts.classes if self.task == "multiclass" else 1]
         self._layers = len(self._widths) - 1
         self._shapes: Shapes = _shapes(self._widths)
+        self.stages = [[f"weight{layer}", f"bias{layer}"] for layer in range(self._layers, 0, -1)]
         self._unweighted = np.empty(0, self._dtype)
         self._mine = _Spaces()
         self._tried: dict[tuple[Any, ...], bool] = {}
@@ -82,7 +83,12 @@ class MLP:
         return params
 
     def loss_gradient(
-        self, params: Arrays, batch: Batch, gradient_out: Arrays, samples_gradient: Array | None = None
+        self,
+        params: Arrays,
+        batch: Batch,
+        gradient_out: Arrays,
+        samples_gradient: Array | None = None,
+        ready: Callable[[int], None] | None = None,
     ) -> float:
         """Overwrites also ``samples_gradient`` (n, D), the gradient by the samples, where it is given."""
         space = self._space(len(batch.samples))
@@ -90,7 +96,7 @@ class MLP:
         self._forward(params, batch.samples, space, scores)
         loss = self._residual(scores, batch.labels, space.labels)
         self._kernels.activation_gradient(scores, gradient_out[f"bias{self._layers}"], *[space.z[-1]] * 2, "identity")
-        self._backward(params, batch.samples, space, gradient_out)
+        self._backward(params, batch.samples, space, gradient_out, ready)
         if samples_gradient is not None:
             np.matmul((space.delta + space.out[-1:])[0], params["weight1"], out=samples_gradient)
         return loss
@@ -180,7 +186,14 @@ class MLP:
     def _point_loss(self) -> tuple[str, float]:
         return ("logistic" if self.task == "binary" else "squared", 1.0)
 
-    def _backward(self, params: Arrays, samples: Array, space: _Space, gradient_out: Arrays) -> None:
+    def _backward(
+        self,
+        params: Arrays,
+        samples: Array,
+        space: _Space,
+        gradient_out: Arrays,
+        ready: Callable[[int], None] | None,
+    ) -> None:
         delta = space.out[-1]
         for layer in range(self._layers, 0, -1):
             x = space.out[layer - 2] if layer > 1 else samples
@@ -191,6 +204,8 @@ class MLP:
                 bias_gradient = gradient_out[f"bias{layer - 1}"]
                 self._kernels.activation_gradient(below, bias_gradient, space.z[layer - 2], x, self._activation)
                 delta = below
+            if ready is not None:
+                ready(self._layers - layer)
 
     def _space(self, n: int) -> _Space:
         """This thread's memory for n samples."""
