@@ -11,7 +11,6 @@ The ranks may be torchrun's, with no MPI at all: :class:`TorchTransport` takes t
 # No `from __future__ import annotations`: DistributedDataParallel checks the hook's annotations, and wants no strings.
 
 import contextlib
-import copy
 import math
 import os
 import re
@@ -19,7 +18,7 @@ import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -116,35 +115,39 @@ def _check(name: str, tensor: torch.Tensor) -> None:
 class TorchTicket(Ticket):
     """A message of gloo's, which says whether it has moved only to who waits for it.
 
-    The first :meth:`done` therefore starts a thread that waits, and returns False; the later ones know.
+    To :meth:`done` a message that nobody has waited for has not moved; who asks again has a thread wait for it.
     """
 
-    __slots__ = ("buffer", "error", "finished", "transport", "watched", "work")
+    __slots__ = ("asked", "buffer", "changed", "error", "finished", "watched", "work")
 
-    def __init__(self, transport: "TorchTransport", peer: int, what: str, work: Any, buffer: Any) -> None:
+    def __init__(self, peer: int, what: str, work: Any, buffer: Any, changed: threading.Condition) -> None:
         super().__init__(peer, what)
-        self.transport = transport
         self.work = work
+        self.changed = changed
         self.buffer = buffer  # gloo does not keep it alive
-        self.finished = False
-        self.watched = False
+        self.asked = self.watched = self.finished = False
         self.error: RuntimeError | None = None
 
     def done(self) -> bool:
-        if not self.finished and not self.watched:
-            self.watched = True
-            threading.Thread(target=self._watch, name=f"hpcps: {self.what} {self.peer}", daemon=True).start()
-            return False
+        if self.asked and not self.finished:
+            self.watch()
+        self.asked = True
         return self.finished
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
+        """Have a thread wait for it, which notifies ``changed``."""
+        if not self.watched:
+            self.watched = True
+            threading.Thread(target=self._wait, name=f"hpcps: {self.what} {self.peer}", daemon=True).start()
+
+    def _wait(self) -> None:
         try:
             self.work.wait(NEVER)
         except RuntimeError as error:
             self.error = error
-        with self.transport.changed:
+        with self.changed:
             self.finished = True
-            self.transport.changed.notify_all()
+            self.changed.notify_all()
 
 
 class TorchTransport(Transport):
@@ -159,14 +162,26 @@ class TorchTransport(Transport):
     """
 
     def __init__(self, process_group: dist.ProcessGroup | None = None, timeout_s: float = TIMEOUT_S) -> None:
-        self._group = _gloo(process_group)
-        self.rank = self._group.rank()
-        self.size = self._group.size()
+        group = _gloo(process_group)
+        members = list(range(group.size()))
+        self._set_up(group, members, SETTING_UP, timeout_s, threading.Condition())
+        self._context = self._new_context(members)
+
+    def _set_up(
+        self,
+        group: dist.ProcessGroup,
+        members: list[int],
+        context: int,
+        timeout_s: float,
+        changed: threading.Condition,
+    ) -> None:
+        self.rank = members.index(group.rank())
+        self.size = len(members)
         self.timeout_s = timeout_s
-        self.changed = threading.Condition()
-        self._members = list(range(self.size))
-        self._context = SETTING_UP
-        self._context = self._new_context(self._members)
+        self._group = group
+        self._members = members
+        self._context = context
+        self._changed = changed  # one for a transport and its groups: wait_any may be given tickets of several
 
     def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
         tensor = _bytes(buffer if buffer.flags.writeable else buffer.copy())
@@ -177,8 +192,7 @@ class TorchTransport(Transport):
 
     def wait(self, *tickets: Ticket) -> None:
         deadline = time.monotonic() + self.timeout_s
-        for ticket in tickets:
-            assert isinstance(ticket, TorchTicket)
+        for ticket in cast(tuple[TorchTicket, ...], tickets):
             if ticket.watched:
                 self._wait_until_one_is_done([ticket], deadline)
             elif not ticket.finished:
@@ -186,17 +200,16 @@ class TorchTransport(Transport):
             self._raise_error(ticket)
 
     def wait_any(self, tickets: Sequence[Ticket]) -> int:
-        position = self._wait_until_one_is_done(tickets, time.monotonic() + self.timeout_s)
-        self._raise_error(tickets[position])
+        awaited = cast(Sequence[TorchTicket], tickets)
+        position = self._wait_until_one_is_done(awaited, time.monotonic() + self.timeout_s)
+        self._raise_error(awaited[position])
         return position
 
     def group(self, ranks: Sequence[int]) -> Transport:
-        context = self._new_context(ranks)
-        smaller = copy.copy(self)
-        smaller.rank, smaller.size = list(ranks).index(self.rank), len(ranks)
-        smaller._members = [self._members[rank] for rank in ranks]
-        smaller._context = context
-        return smaller
+        members = [self._members[rank] for rank in ranks]
+        group = object.__new__(TorchTransport)
+        group._set_up(self._group, members, self._new_context(ranks), self.timeout_s, self._changed)
+        return group
 
     def abort(self, error: BaseException) -> None:
         """Close the connections of the whole process group: every wait on it ends, in hpcps with PeerLost, in torch's
@@ -226,7 +239,7 @@ class TorchTransport(Transport):
             work = start([tensor], self._members[peer], self._context * TAGS + tag)
         except RuntimeError as error:
             raise self._lost(what, peer, error) from error
-        return TorchTicket(self, peer, what, work, tensor)
+        return TorchTicket(peer, what, work, tensor, self._changed)
 
     def _wait_for(self, ticket: TorchTicket, deadline: float) -> None:
         left_ms = max(1, math.ceil(1000 * (deadline - time.monotonic())))
@@ -238,20 +251,17 @@ class TorchTransport(Transport):
             ticket.error = error
         ticket.finished = True
 
-    def _wait_until_one_is_done(self, tickets: Sequence[Ticket], deadline: float) -> int:
-        """The position of a ticket that is done; all are watched."""
-        with self.changed:
-            while True:
-                position = next((i for i, ticket in enumerate(tickets) if ticket.done()), None)
-                if position is not None:
-                    return position
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
+    def _wait_until_one_is_done(self, tickets: Sequence[TorchTicket], deadline: float) -> int:
+        """The position of a ticket that is done. The threads wait; this one waits for them."""
+        with self._changed:
+            while (position := _first_finished(tickets)) is None:
+                for ticket in tickets:
+                    ticket.watch()
+                if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
                     raise self._late(tickets)
-                self.changed.wait(left_s)
+            return position
 
-    def _raise_error(self, ticket: Ticket) -> None:
-        assert isinstance(ticket, TorchTicket)
+    def _raise_error(self, ticket: TorchTicket) -> None:
         if ticket.error is not None:
             raise self._lost(ticket.what, ticket.peer, ticket.error) from ticket.error
 
@@ -275,6 +285,10 @@ class TorchTransport(Transport):
         if number[0] >= SETTING_UP:
             raise CommError(f"more than {SETTING_UP - 1} transports and groups over one process group")
         return int(number[0])
+
+
+def _first_finished(tickets: Sequence[TorchTicket]) -> int | None:
+    return next((position for position, ticket in enumerate(tickets) if ticket.finished), None)
 
 
 def _gloo(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup:

@@ -5,6 +5,7 @@ Every rank runs all of it; an assertion that fails ends the job. Rank 0 ends wit
 
 import sys
 import threading
+import time
 
 import hpcps_kernels
 import numpy as np
@@ -61,6 +62,8 @@ def tickets(t):
         buffers = [np.zeros(1) for _ in range(2)]
         awaited = [t.irecv(buffer, 1, 20 + tag) for tag, buffer in enumerate(buffers)]
         assert not awaited[0].done()
+        while not awaited[1].done():
+            time.sleep(0.001)
         assert t.wait_any(awaited) == 1
         assert (buffers[1][0], awaited[0].done(), awaited[1].done()) == (21, False, True)
         t.wait(t.isend(np.empty(0), 1, 22), awaited[1], awaited[0], awaited[0])

@@ -14,7 +14,7 @@ pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'hpcp
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parents[1] / "docs" / "TORCH.md"
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 
 
 @pytest.fixture
