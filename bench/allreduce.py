@@ -85,10 +85,11 @@ def contenders(chosen: argparse.Namespace) -> list[Job]:
     """Those that were asked for; ``--python`` serves for the MPI library that it has."""
     own = {"Open MPI": chosen.openmpi_python, "MPICH": chosen.mpich_python}
     try:
-        library = next(name for name in own if name in mpi_library(chosen.python))
-        own[library] = own[library] or chosen.python
-    except (JobError, StopIteration) as error:
-        print(f"{chosen.python} has neither Open MPI nor MPICH: {error}", file=sys.stderr)
+        about = mpi_library(chosen.python)
+    except JobError as error:
+        about = str(error)
+    for library, python in own.items():
+        own[library] = python or (chosen.python if about.startswith(library) else "")
     found = jobs(chosen.python, own["Open MPI"], own["MPICH"], chosen.torch_python)
     return [job for job in found if any(word in job.name for word in chosen.only.split(","))]
 

@@ -106,7 +106,7 @@ class Figures:
     @property
     def wrong(self) -> int:
         """Wrong elements of all contenders."""
-        return sum(figure.wrong for of in self.by_case.values() for figure in of.values())
+        return sum(figure.wrong for case, of in self.by_case.items() for figure in of.values() if case == figure.case)
 
     def rows(self) -> list[dict[str, object]]:
         """One row a contender and size, as every bench writes them."""

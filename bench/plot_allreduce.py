@@ -71,7 +71,7 @@ def plot(told: dict[str, Any], out: Path) -> None:
         f"All-reduce inside a node: {told['ranks']} ranks, {dtype}, {machine['cores']} cores of {machine['cpu']}"
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=90)
 
 
 def main() -> None:

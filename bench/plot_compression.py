@@ -1,6 +1,6 @@
 """Loss curves of Fashion-MNIST with and without compression, as a PNG and a table.
 
-``python bench/plot_compression.py --png docs/compression.png``: one run of each kind on threads of this process.
+``python bench/plot_compression.py --png docs/images/compression.png``: one run of each kind on threads of this process.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ MPICH_CROWDED: dict[str, object] = {"POSIX_POLL_FREQUENCY": 1}
 TUNED: dict[str, dict[str, dict[str, object]]] = {"Open MPI": OPENMPI_TUNED, "MPICH": MPICH_TUNED}
 
 Told = dict[str, Any]
+_Process = tuple[list[str], dict[str, str]]
 
 
 class JobError(Exception):
@@ -72,7 +73,7 @@ class Job:
     tuned: Mapping[str, object] = field(default_factory=dict)
 
     def run(self, ranks: int, sizes: Sequence[int], dtype: str) -> list[Told]:
-        """What each rank saw of the sizes, ranks in order. Blocks. Raises JobError."""
+        """What each rank saw of the sizes. Blocks. Raises JobError."""
         if not self.python:
             raise JobError(f"not run: give {self.flag}")
         with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +82,10 @@ class Job:
             Path(folder, "ending").write_bytes(bytes(8))
             start = self._gloo if self.kind == "gloo" else self._mpi
             _run(start(ranks, command, folder))
-            return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(ranks)]
+            told = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
+        if [rank["ranks"] for rank in told] != [ranks] * ranks:
+            raise JobError(f"{ranks} processes, but not {ranks} ranks of one job: is the launcher another library's?")
+        return told
 
     def _gloo(self, ranks: int, command: list[str], folder: str) -> list[_Process]:
         store = {"WORLD_SIZE": str(ranks), "STORE": f"{folder}/store", "GLOO_SOCKET_IFNAME": "lo"}
@@ -100,9 +104,6 @@ class Job:
             own |= {f"MPIR_CVAR_{name}": str(value) for name, value in settings.items()}
         # mpi4py's own runner: an exception on one rank ends all
         return [([*launcher, "-n", str(ranks), self.python, "-m", "mpi4py", *command], own)]
-
-
-_Process = tuple[list[str], dict[str, str]]
 
 
 def jobs(python: str, openmpi: str, mpich: str, torch: str) -> list[Job]:
