@@ -6,7 +6,8 @@ import numpy as np
 
 from hpcps_kernels.cpu._jit import kernel, part
 from hpcps_kernels.cpu._outer import COLUMN_BYTES, ROWS, add_outer_products, outer_products
-from hpcps_kernels.cpu._tiles import CLASSES, add_products, add_scores
+from hpcps_kernels.cpu._grain_tiles import push_products
+from hpcps_kernels.cpu._tiles import CLASSES, add_scores
 from hpcps_kernels.cpu._tiles import ROWS as TILE_ROWS
 from hpcps_kernels.cpu._tree import add_row, copy_into, depth_and_left, fold
 from hpcps_kernels.cpu.gradient import BLOCK, PANEL, compiled, dense_gradient
@@ -14,6 +15,7 @@ from hpcps_kernels.cpu.loss import softmax_residuals
 from hpcps_kernels.interface import Array
 
 LINE_BYTES = 64
+SAMPLES_VALUES = 4096  # of a grain, so many columns that its samples stay in the first-level cache between classes
 
 
 def dense_grains(
@@ -170,64 +172,37 @@ def _block_scores(scores: Array, samples: Array, weight: Array, bias: Array, pie
 
 @part
 def _push_block(stack: Array, top: int, residual: Array, samples: Array, weight: Array, pieces: Array) -> int:
-    """The gradients of several pieces; returns how many entries the stack has then.
-
-    A few rows of the matrix at a time are set to 0, computed and added while they are in the first-level cache.
-    """
+    """The gradients of several pieces; returns how many entries the stack has then."""
     classes, features = weight.shape
-    for lo in range(0, features, PANEL):
-        hi = min(lo + PANEL, features)
-        for k in range(0, classes, CLASSES):
-            _push_tiles(stack, top, residual, samples, weight, pieces, k, lo, hi)
     at = 0
     for p in range(pieces.shape[0]):
         start, stop, is_first, adds = pieces[p, 1], pieces[p, 2], pieces[p, 3], pieces[p, 4]
-        bias_gradient = stack[top, weight.size :]
-        if is_first:
-            bias_gradient[:] = 0
-        for i in range(at, at + stop - start):
-            add_row(bias_gradient, residual[i])
+        to, is_added = (top - 1, 1) if adds > 0 else (top, 0)
+        begin = to if is_first else top
+        width = max(LINE_BYTES, SAMPLES_VALUES // max(stop - start, 1) // LINE_BYTES * LINE_BYTES)
+        for lo in range(0, features, width):
+            hi = min(lo + width, features)
+            for k in range(0, classes, CLASSES):
+                push_products(stack, residual, samples, k, lo, hi, at, start, stop, begin, is_first, to, is_added)
+        _push_bias(stack, residual, at, stop - start, weight.size, begin, is_first, to, is_added)
         at += _padded(stop - start)
-        if adds >= 0:
-            for c in range(adds):
-                add_row(stack[top - c - 1, weight.size :], stack[top - c, weight.size :])
-            top += 1 - adds
+        if adds > 0:
+            top = fold(stack, top, adds - 1, stack.shape[1])
+        elif adds == 0:
+            top += 1
     return top
 
 
 @part
-def _push_tiles(
-    stack: Array,
-    top: int,
-    residual: Array,
-    samples: Array,
-    weight: Array,
-    pieces: Array,
-    k: int,
-    lo: int,
-    hi: int,
+def _push_bias(
+    stack: Array, residual: Array, first: int, n: int, at: int, begin: int, is_fresh: int, to: int, is_added: int
 ) -> None:
-    """The rows from k on, columns lo .. hi - 1, of the gradients of several pieces."""
-    classes, features = weight.shape
-    at = 0
-    for p in range(pieces.shape[0]):
-        start, stop, is_first, adds = pieces[p, 1], pieces[p, 2], pieces[p, 3], pieces[p, 4]
-        gradient = stack[top, : weight.size].reshape(classes, features)
-        if is_first:
-            for j in range(k, min(k + CLASSES, classes)):
-                gradient[j, lo:hi] = 0
-        n = stop - start
-        own, x = residual[at : at + _padded(n)], samples[start:stop]
-        own[n:] = 0  # the rest of the last tile
-        for i in range(0, n, TILE_ROWS):
-            add_products(gradient, own, x, i, k, lo, hi)
-        at += _padded(n)
-        if adds >= 0:
-            for c in range(adds):
-                for j in range(k, min(k + CLASSES, classes)):
-                    begin, end = j * features + lo, j * features + hi
-                    add_row(stack[top - c - 1, begin:end], stack[top - c, begin:end])
-            top += 1 - adds
+    """As `push_products` with samples that are all 1, in the columns from ``at`` on."""
+    for k in range(residual.shape[1]):
+        total = stack.dtype.type(0) if is_fresh else stack[begin, at + k]
+        for i in range(first, first + n):
+            total += residual[i, k]
+        stack[to, at + k] = stack[to, at + k] + total if is_added else total
 
 
 @part

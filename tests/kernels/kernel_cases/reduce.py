@@ -6,7 +6,7 @@ LENGTHS = (0, 1, 7, 16, 17, 1000, 4097)
 
 CASES = [
     *(Case("add_into", {"n": n}, {"A": dtype}) for n in LENGTHS for dtype in (*FLOATS, "int64")),
-    *(Case("max_abs", {"n": n}, {"F": dtype}) for n in LENGTHS for dtype in FLOATS),
+    *(Case(kernel, {"n": n}, {"F": dtype}) for kernel in ("max_abs", "all_finite") for n in LENGTHS for dtype in FLOATS),
     *(
         Case("sum_into", {"P": p, "n": n}, {"A": dtype})
         for p, n in [*((3, n) for n in LENGTHS), *((p, 33) for p in (0, 1, 2, 4, 5, 6, 7, 8, 9)), (7, 4097)]
