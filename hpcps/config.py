@@ -88,7 +88,7 @@ class Train(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     dtype: Literal["float32", "float64"] = "float32"
     strategy: Literal["auto", "ring", "server"] = "auto"
     reproducible: bool = False
-    grains: Positive = 16
+    grains: Positive = 8
     report_every: Count = 0
 
 
@@ -161,7 +161,7 @@ HELP = {
     "train.dtype": "float32 | float64",
     "train.strategy": "auto | ring | server",
     "train.reproducible": "the same bits at any rank and thread count",
-    "train.grains": "parts of a batch whose sums are exact; at least as many as workers",
+    "train.grains": "parts of a reproducible batch, added in a fixed order; at least as many as workers",
     "train.report_every": "steps between progress lines (0: once an epoch)",
     "server.count": "server shards, each on a rank of its own",
     "server.staleness": "0: synchronous",
