@@ -91,7 +91,7 @@ class Train(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     strategy: Literal["auto", "ring", "server"] = "auto"
     algorithm: Literal["auto", "memory", "ring", "doubling", "hierarchical", "mpi"] = "auto"
     reproducible: bool = False
-    grains: Positive = 16
+    grains: Positive = 8
     report_every: Count = 0
 
 
@@ -174,7 +174,7 @@ HELP = {
     "train.strategy": "auto | ring | server",
     "train.algorithm": "auto | memory | ring | doubling | hierarchical | mpi: how gradients are all-reduced",
     "train.reproducible": "the same bits at any rank and thread count",
-    "train.grains": "parts of a batch whose sums are exact; at least as many as workers",
+    "train.grains": "parts of a reproducible batch, added in a fixed order; at least as many as workers",
     "train.report_every": "steps between progress lines (0: once an epoch)",
     "server.count": "server shards, each on a rank of its own",
     "server.staleness": "0: synchronous",

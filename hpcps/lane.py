@@ -89,7 +89,7 @@ class Lane:
             losses = self._together(self._params, self._batches[0], self._bounds, self._share.adds, self._share.stack)
         except NotFiniteError as error:
             raise cause(error, *self._blocks) from error
-        if not math.isfinite(losses.sum()):
+        if not math.isfinite(sum(losses.tolist())):
             self._check_losses(losses)
         self._losses += losses
         return []

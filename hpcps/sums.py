@@ -146,20 +146,24 @@ class TreeSum:
             Share(range(*bounds[n : n + 2]), np.array(own, np.int64), memory[slice(*tops[n : n + 2])])
             for n, own in enumerate(adds)
         ]
-        self._left = [len(one) for one in sums]
-        self._pieces = memory[: self._left[0]]
+        left = [len(one) for one in sums]
+        self._flat = [share.stack[:count].reshape(-1) for share, count in zip(self.shares, left, strict=True)]
+        self._pieces = memory[: left[0]]
         self._memory = memory
         if len(sums) > 1:  # what the threads have added is then added up
             wanted = pieces(owned.start, owned.stop, total)
             self._pieces = visible(len(wanted) * parameters, dtype).reshape(len(wanted), parameters)
-            self._from = np.concatenate([top + np.arange(left) for top, left in zip(tops, self._left, strict=False)])
+            self._from = np.concatenate([top + np.arange(count) for top, count in zip(tops, left, strict=False)])
             self._adds = np.array(adds_of(wanted, [one for own in sums for one in own]), np.int64)
 
     def take(self, share: int, rows: Sequence[ByTable] = ()) -> None:
-        sums = self.shares[share].stack[: self._left[share]]
-        self._check_finite(sums)
+        is_finite = self._kernels.all_finite(self._flat[share])
         for values in (table.values for one in rows for table in one.values()):
-            self._largest = max(self._largest, self._check_finite(values))
+            largest = self._kernels.max_abs(values.reshape(-1))
+            is_finite &= math.isfinite(largest)
+            self._largest = max(self._largest, largest)
+        if not is_finite:
+            raise NotFiniteError("the gradient is not finite; a smaller optimizer.learning_rate or data.scale may help")
         self._rows += [one for one in rows if one]
 
     def finish(self) -> Summed:
@@ -171,12 +175,6 @@ class TreeSum:
         rows: dict[str, Rows] = self._merger.merge_fixed(self._rows, scale)
         self._largest, self._rows = 0.0, []
         return Summed(self._pieces, scale, rows)
-
-    def _check_finite(self, values: Array) -> float:
-        largest = float(self._kernels.max_abs(values.reshape(-1)))
-        if not math.isfinite(largest):
-            raise NotFiniteError("the gradient is not finite; a smaller optimizer.learning_rate or data.scale may help")
-        return largest
 
 
 def _adds_of_grains(sums: Sequence[range]) -> list[int]:

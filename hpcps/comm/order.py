@@ -1,7 +1,7 @@
 """The order in which grains are added: a binary tree over their numbers, whoever owns them.
 
-T(low, high) = T(low, low + p) + T(low + p, high), p the largest power of two below high - low. A worker owns
-contiguous grains and adds up the largest subtrees that it owns whole, its *pieces*: O(log G) of them, one where the
+T(low, high) = T(low, middle) + T(middle, high), where the first half is the longer one if one is. A worker owns
+contiguous grains and adds up the largest subtrees that it owns whole, its *pieces*: fewer than 2 log2 G, one where the
 worker count is a power of two that divides G. All pieces together are then added in tree order. So every addition is
 one of the tree's, and the bits of the sum do not depend on who owns what.
 
@@ -19,7 +19,7 @@ from typing import NamedTuple
 def pieces(low: int, high: int, total: int) -> list[range]:
     """The largest subtrees of T(0, total) within the grains low .. high - 1, in order.
 
-    >>> pieces(3, 8, 12)
+    >>> pieces(3, 8, 8)
     [range(3, 4), range(4, 8)]
     """
     return _within(range(total), low, high)
@@ -37,10 +37,10 @@ def _within(node: range, low: int, high: int) -> list[range]:
 def halves(node: range) -> tuple[range, range]:
     """What a subtree of two grains or more is the sum of.
 
-    >>> halves(range(8, 14))
-    (range(8, 12), range(12, 14))
+    >>> halves(range(8, 13))
+    (range(8, 11), range(11, 13))
     """
-    middle = node.start + (1 << (len(node) - 1).bit_length() - 1)
+    middle = node.start + (len(node) + 1) // 2
     return range(node.start, middle), range(middle, node.stop)
 
 
@@ -102,7 +102,7 @@ def order(ranges: Sequence[int]) -> Order:
     """The order of workers of which number w owns the grains ranges[w] .. ranges[w + 1] - 1.
 
     >>> order([0, 3, 6])
-    Order(counts=[2, 2], adds=[0, 0, 2, 1])
+    Order(counts=[1, 1], adds=[0, 1])
     """
     total = ranges[-1]
     owned = [pieces(low, high, total) for low, high in pairwise(ranges)]

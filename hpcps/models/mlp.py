@@ -23,6 +23,8 @@ from hpcps.params import Params, Shapes
 
 SIZES_KEPT = 4
 """Batch sizes whose memory a thread keeps."""
+LEAST_TRIALS, MOST_TRIALS, SUMS_TRIED = 4, 64, 1 << 16
+"""How often a product's shape is tried out: until so many sums of the smallest grain have been compared."""
 
 
 class _Space(NamedTuple):
@@ -162,18 +164,15 @@ class MLP:
     def _is_as_of_grains(self, b: Array, bounds: Array) -> bool:
         """Whether a product of all grains' rows at once has the bits of a product a grain; tried out on random numbers.
 
-        The order of a sum depends on shapes, not on values, and in another order some of many random sums are rounded
+        The order of a sum depends on shapes, not on values; of many random sums in another order some are rounded
         otherwise.
         """
         key = (bounds.tobytes(), b.shape, b.strides)
         if key not in self._tried:
             rng = np.random.Generator(np.random.Philox(key=0))
-            a, other = np.empty((int(bounds[-1]), len(b)), self._dtype), np.empty_like(b)
-            a[:], other[:] = rng.standard_normal(a.shape), rng.standard_normal(b.shape)
-            joint = np.matmul(a, other)
-            self._tried[key] = all(
-                np.matmul(a[low:high], other).tobytes() == joint[low:high].tobytes() for low, high in pairwise(bounds)
-            )
+            sums = int(np.diff(bounds).min()) * b.shape[1]
+            rounds = min(MOST_TRIALS, max(LEAST_TRIALS, SUMS_TRIED // max(sums, 1)))
+            self._tried[key] = all(_alike(rng, b, bounds) for _ in range(rounds))
         return self._tried[key]
 
     def _residual(self, scores: Array, labels: Array, floats: Array) -> float:
@@ -216,6 +215,15 @@ class MLP:
             z, out, delta = ([np.empty((n, width), self._dtype) for width in self._widths[1:]] for _ in range(3))
             spaces[n] = _Space(z, out, delta[:-1], np.empty(n, self._dtype))
         return spaces[n]
+
+
+def _alike(rng: np.random.Generator, like: Array, bounds: Array) -> bool:
+    """Whether the product of some random rows with a random matrix, laid out ``like`` another, has the same bits by one
+    call as by a call a grain."""
+    a, b = np.empty((int(bounds[-1]), len(like)), like.dtype), np.empty_like(like)
+    a[:], b[:] = rng.standard_normal(a.shape), rng.standard_normal(b.shape)
+    whole = np.matmul(a, b)
+    return all(np.matmul(a[low:high], b).tobytes() == whole[low:high].tobytes() for low, high in pairwise(bounds))
 
 
 def _shapes(widths: Sequence[int]) -> Shapes:

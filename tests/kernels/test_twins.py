@@ -26,14 +26,14 @@ def call(kernels: Kernels, case: Case, arrays: list[np.ndarray]):
 
 
 def near(got, wanted, dtype, tolerance: float, what: str) -> None:
-    """Equal to the last bit, or within so many epsilons of the largest magnitude (at least 1)."""
+    """Equal to the last bit, or within so many epsilons (the coarser dtype's) of the largest magnitude (at least 1)."""
     got, wanted = np.asarray(got), np.asarray(wanted)
     if not tolerance or wanted.dtype.kind not in "f":
         np.testing.assert_array_equal(got, wanted, err_msg=what, strict=True)
         return
-    dtype = dtype if np.ndim(wanted) == 0 else wanted.dtype
+    epsilon = max(np.finfo(one).eps for one in (dtype, wanted.dtype))
     finite = np.abs(wanted[np.isfinite(wanted)])
-    within = tolerance * np.finfo(dtype).eps * max(finite.max(initial=0), 1)
+    within = tolerance * epsilon * max(finite.max(initial=0), 1)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=within, err_msg=what)
 
 

@@ -19,7 +19,9 @@ from hpcps.comm import compressed, doubling, mpi, ring
 from hpcps.comm.checked import CheckedTransport
 from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
+from hpcps.comm.order import in_turn, order, pieces
 from hpcps.comm.topology import chunk_bounds
+from hpcps.comm.tree import TreeAllreduce
 from hpcps.config import Optimizer
 from hpcps.errors import CommTimeout, DataError
 from hpcps.params import Params
@@ -175,6 +177,26 @@ def codes(t):
                 assert t.size == 1 or (bits == bits[0]).all(), (kind, count)
 
 
+def tree(t):
+    """Grains added in tree order, in both forms, with the bits that one rank alone makes of them."""
+    grains = 11
+    bounds = chunk_bounds(grains, t.size)
+    own = pieces(bounds[t.rank], bounds[t.rank + 1], grains)
+    for count in (0, 1, t.size, 20001):
+        numbers = np.random.default_rng(count).normal(size=(grains, count)).astype(np.float32)
+        alone = np.empty((1, count), np.float32)
+        KERNELS.sum_tree(alone, numbers, np.arange(grains), np.array(order(list(range(grains + 1))).adds))
+        for small_bytes in (0, 1 << 20):
+            way = TreeAllreduce(t, order(bounds), count, "float32", KERNELS.sum_tree, small_bytes)
+            for _ in range(3):
+                mine = np.empty((len(own), count), np.float32)
+                for place, piece in zip(mine, own, strict=True):
+                    adds = order([0, *range(1, len(piece) + 1)]).adds
+                    KERNELS.sum_tree(place[None], numbers, np.array(piece), np.array(adds))
+                way.start(mine).wait()
+                assert mine[0].tobytes() == alone.tobytes()
+
+
 def server(t):
     """Workers and shards on ranks of their own end with what one place computes, dense parameters and a table."""
     if t.size == 1:
@@ -196,8 +218,8 @@ def server(t):
     if t.rank >= workers:
         number = t.rank - workers
         stored = {"table": params["table"][rows_of_shard(number, shards)].copy()}
-        shard = Shard(params["dense"][slices[number]].copy(), optimizer, decoder, merger, workers, 0.5, stored)
-        Server(t, shard, number, list(range(workers)), decoder).run()
+        shard = Shard(params["dense"][slices[number]].copy(), optimizer, decoder, merger, in_turn(workers), 0.5, stored)
+        Server(t, shard, number, list(range(workers)), decoder, [1] * workers).run()
         return
     client = RemoteClient(t, params, slices, list(range(workers, t.size)), t.rank, decoder)
     for step in range(1, 6):
@@ -231,7 +253,7 @@ def in_one_place(optimizer, gradient, workers, like):
 def main():
     transport = mpi.world(timeout_s=60)
     transport.crowded(transport.size > 2)
-    checks = (collectives, several, facts, waits, groups, memory, algorithms, codes, server)
+    checks = (collectives, several, facts, waits, groups, memory, algorithms, codes, tree, server)
     try:
         for check in checks:
             check(transport)

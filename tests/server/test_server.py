@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from hpcps import optim
+from hpcps.comm.order import halves, in_turn, order, pieces
+from hpcps.comm.topology import chunk_bounds
 from hpcps.config import Optimizer
 from hpcps.errors import CommError, ConfigError, PeerLost
 from hpcps.params import Params
@@ -21,11 +23,28 @@ OPTIMIZER = optim.make(Optimizer(kind="adam", learning_rate=0.1, beta1=0.8), KER
 STEPS = 4
 ROWS = 23
 WIDTHS = {"wide": 3, "rare": 1}
+GRAINS = 11
 
 
-def gradient(step, worker, count, exact):
-    values = np.random.default_rng(step * 100 + worker).normal(size=count)
-    return np.rint(values * 2**40).astype(np.int64) if exact else values.astype(np.float32)
+def orders(workers, exact):
+    """Grains in tree order, or workers one after the other."""
+    return order(chunk_bounds(GRAINS, workers)) if exact else in_turn(workers)
+
+
+def gradient(step, worker, count, workers, exact):
+    """A worker's pieces of a gradient, or its whole gradient."""
+    if not exact:
+        return np.random.default_rng(step * 100 + worker).normal(size=count).astype(np.float32)
+    grains = np.random.default_rng(step).normal(size=(GRAINS, count)).astype(np.float32)
+    bounds = chunk_bounds(GRAINS, workers)
+    return np.array([in_tree_order(grains, own) for own in pieces(*bounds[worker : worker + 2], GRAINS)])
+
+
+def in_tree_order(grains, node):
+    if len(node) == 1:
+        return grains[node.start]
+    low, high = (in_tree_order(grains, half) for half in halves(node))
+    return low + high
 
 
 def rows(step, worker, exact):
@@ -39,9 +58,9 @@ def rows(step, worker, exact):
     return found
 
 
-def summed(step, worker, count, exact, tables):
+def summed(step, worker, count, workers, exact, tables):
     found = rows(step, worker, exact) if tables else {}
-    return Summed(gradient(step, worker, count, exact), 2.0**40 if exact else 1.0, found)
+    return Summed(gradient(step, worker, count, workers, exact), 2.0**40 if exact else 1.0, found)
 
 
 def start(count, tables):
@@ -58,25 +77,25 @@ def plain(count, workers, exact, tables=False):
     states = {name: OPTIMIZER.init(params[name]) for name in params.tables}
     decoder = Decoder(exact, np.float32, KERNELS)
     for step in range(1, STEPS + 1):
-        total = gradient(step, 0, count, exact)
-        for worker in range(1, workers):
-            decoder.add_into(total, gradient(step, worker, count, exact))
-        OPTIMIZER.update(params["dense"], state, decoder.gradient(total, 2.0**40), 0.5, step)
+        total = gradient(step, 0, count, 1 if exact else workers, exact)
+        for worker in range(1, 1 if exact else workers):
+            total += gradient(step, worker, count, workers, exact)
+        OPTIMIZER.update(params["dense"], state, total.reshape(-1), 0.5, step)
         for name in params.tables:
-            total = np.zeros(params[name].shape, decoder.wire_dtype)
+            total = np.zeros(params[name].shape, decoder.rows_dtype)
             touched = np.zeros(ROWS, bool)
             for worker in range(workers):
                 keys, values = rows(step, worker, exact)[name]
                 total[keys] += values
                 touched[keys] = True
             keys = np.flatnonzero(touched)
-            values = decoder.gradient(total[keys], 2.0**40)
+            values = decoder.values(total[keys], 2.0**40)
             OPTIMIZER.update_rows(params[name], states[name], values, keys, 0.5, step)
     return params.flat
 
 
-def make_shard(params, decoder, workers, tables=None):
-    return Shard(params, OPTIMIZER, decoder, Merger(KERNELS), workers, 0.5, tables or {})
+def make_shard(params, decoder, workers, tables=None, exact=False):
+    return Shard(params, OPTIMIZER, decoder, Merger(KERNELS), orders(workers, exact), 0.5, tables or {})
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -86,22 +105,23 @@ def make_shard(params, decoder, workers, tables=None):
 def test_workers_and_shards_on_ranks_of_their_own(on_ranks, workers, shards, exact, count, tables):
     slices = sharding.shard_slices(count, shards)
     roles = sharding.roles(workers + shards, shards)
+    counts = orders(workers, exact).counts
 
     def serve(transport, params, decoder):
         number = transport.rank - workers
         own = sharding.rows_of_shard(number, shards)
         stored = {name: params[name][own].copy() for name in params.tables}
-        shard = make_shard(params["dense"][slices[number]].copy(), decoder, workers, stored)
-        Server(transport, shard, number, list(range(workers)), decoder).run()
+        shard = make_shard(params["dense"][slices[number]].copy(), decoder, workers, stored, exact)
+        Server(transport, shard, number, list(range(workers)), decoder, counts).run()
 
     def body(transport):
         decoder, params = Decoder(exact, np.float32, KERNELS), start(count, tables)
         if transport.rank >= workers:
             return serve(transport, params, decoder)
         servers = [roles.server_rank(shard) for shard in range(shards)]
-        client = RemoteClient(transport, params, slices, servers, transport.rank, decoder)
+        client = RemoteClient(transport, params, slices, servers, transport.rank, decoder, counts[transport.rank])
         for step in range(1, STEPS + 1):
-            client.push(step, summed(step, transport.rank, count, exact, tables))
+            client.push(step, summed(step, transport.rank, count, workers, exact, tables))
             some = {name: np.array([22, 0, 7]) for name in params.tables}
             some["rare"] = some.get("rare", np.empty(0))[:0]
             before = params.flat.copy()
@@ -124,10 +144,11 @@ def test_worker_and_shards_in_one(shards, exact, tables):
     slices = sharding.shard_slices(101, shards)
     decoder = Decoder(exact, np.float32, KERNELS)
     stored = {name: params[name] for name in params.tables}
-    parts = [make_shard(params["dense"][part], decoder, 1, {} if n else stored) for n, part in enumerate(slices)]
+    held = [{} if number else stored for number in range(shards)]
+    parts = [make_shard(params["dense"][part], decoder, 1, own, exact) for own, part in zip(held, slices, strict=True)]
     client = DirectClient(parts, slices)
     for step in range(1, STEPS + 1):
-        client.push(step, summed(step, 0, 101, exact, tables))
+        client.push(step, summed(step, 0, 101, 1, exact, tables))
         client.pull(step, None)
     client.finish()
     assert np.array_equal(params.flat, plain(101, 1, exact, tables))
@@ -150,15 +171,22 @@ def test_keys_survive_the_wire():
             messages.unpack_keys(broken, 3)
 
 
-def test_a_sum_does_not_depend_on_who_pushed_first():
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_sum_does_not_depend_on_who_pushed_first(exact):
     decoder = Decoder(False, np.float32, KERNELS)
     found = set()
-    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
-        shard = make_shard(np.zeros(100, np.float32), decoder, 3)
-        done = [shard.push(worker, 1, summed(1, worker, 100, False, False)) for worker in order]
+    for turns in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
+        shard = make_shard(np.zeros(100, np.float32), decoder, 3, exact=exact)
+        done = [shard.push(worker, 1, summed(1, worker, 100, 3, exact, False)) for worker in turns]
         assert done == [False, False, True]
         found.add(shard.params.tobytes())
     assert len(found) == 1
+
+
+def test_a_push_of_another_number_of_pieces_is_refused():
+    shard = make_shard(np.zeros(3, np.float32), Decoder(True, np.float32, KERNELS), 2, exact=True)
+    with pytest.raises(CommError, match="worker 1 pushed 2 pieces, not 1"):
+        shard.push(1, 1, Summed(np.ones((2, 3), np.float32), 1.0))
 
 
 @pytest.mark.parametrize(("worker", "step"), [(0, 1), (1, 0), (1, 2)])
@@ -174,7 +202,7 @@ def test_a_worker_that_fails_ends_the_server(on_ranks):
     def body(transport):
         decoder = Decoder(False, np.float32, KERNELS)
         if transport.rank == 1:
-            Server(transport, make_shard(np.zeros(3, np.float32), decoder, 1), 0, [0], decoder).run()
+            Server(transport, make_shard(np.zeros(3, np.float32), decoder, 1), 0, [0], decoder, [1]).run()
         raise ValueError("broken")
 
     _, errors = on_ranks.run(2, body)
@@ -183,12 +211,12 @@ def test_a_worker_that_fails_ends_the_server(on_ranks):
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f8", "<i8"])
 def test_a_header_survives_the_wire(on_ranks, dtype):
-    header = Header(Kind.PUSH_PULL, 3, 2, 2**40, 7, np.dtype(dtype), 2.0**-20, 12)
+    header = Header(Kind.PUSH_PULL, 3, 2, 2**40, 6, np.dtype(dtype), np.dtype("<i8"), 3, 2.0**-20, 12)
 
     def body(transport):
         message = Message(transport, 10, dtype)
         buffer = message.write(header)
-        assert len(buffer) == messages.HEADER_BYTES + 7 * np.dtype(dtype).itemsize
+        assert len(buffer) == messages.HEADER_BYTES + 6 * np.dtype(dtype).itemsize
         return message.read()
 
     assert on_ranks(1, body) == [header]
@@ -198,14 +226,14 @@ def test_a_message_of_anything_else_is_refused(on_ranks):
     def body(transport):
         message = Message(transport, 4, np.float32)
         message.write(Header(Kind.PUSH_PULL, 0, 0, 1, 4))
-        damaged = {0: b"X", 4: b"\x01", 24: b"\x05", 32: b"\x01", 55: b"\xff"}
+        damaged = {0: b"X", 4: b"\x01", 24: b"\x05", 32: b"\x01", 36: b"\x03", 55: b"\xff"}
         for place, value in damaged.items():
             before = message.buffer.copy()
             message.buffer[place] = value[0]
             with pytest.raises(CommError):
                 message.read()
             message.buffer[:] = before
-        for place, value in ((6, 99), (32, 77)):
+        for place, value in ((6, 99), (32, 77), (34, 77)):
             before = message.buffer.copy()
             message.buffer[place] = value
             with pytest.raises(CommError, match=r"kind|encoding"):

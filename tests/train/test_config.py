@@ -94,7 +94,7 @@ def test_written_out_in_full_and_read_back_the_same(tmp_path):
         ("server.staleness = 2", r"server\.staleness = 2: this version's server is synchronous"),
         ('server.staleness = "async"', r"server\.staleness = 'async'"),
         ('run.device = "cuda"', r"run\.device = 'cuda': this version has no GPU kernels"),
-        ("train.reproducible = true\ntrain.batch = 8", r"train\.grains = 16 is more than train\.batch = 8"),
+        ("train.reproducible = true\ntrain.batch = 4", r"train\.grains = 8 is more than train\.batch = 4"),
         ("model.parameters.w = [1]", r"model\.parameters is for your own training function, not for softmax"),
         ("model.hidden = [64]", r"model\.hidden is mlp's, embedding's; softmax does not use it"),
         ('model.activation = "gelu"', r"model\.activation is mlp's, embedding's; softmax does not use it"),

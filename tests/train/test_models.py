@@ -51,6 +51,69 @@ def test_gradients_are_the_numerical_derivatives_of_the_loss(options):
         assert gradient.flat[i] == pytest.approx(numerical, rel=1e-6, abs=1e-8)
 
 
+def grains_of(model, sizes, dtype):
+    """A batch of grains, and a call for some of them, each pushed on a stack of its own."""
+    rng = np.random.default_rng(8)
+    params = model.init(rng)
+    params.flat[:] = rng.normal(size=len(params.flat))
+    count, bounds = sum(sizes), np.cumsum([0, *sizes])
+    samples = rng.normal(size=(count, 40)).astype(dtype)
+    labels = rng.normal(size=count) if model.task == "regression" else rng.integers(0, 2, count)
+
+    def call(first, last, adds):
+        low, high = bounds[first], bounds[last]
+        stack = np.full((len(adds) + 1, len(params.flat)), np.nan, dtype)
+        batch = Batch(samples[low:high], labels[low:high])
+        losses = model.grain_gradients(params, batch, bounds[first : last + 1] - low, np.array(adds), stack)
+        gradient = params.on(np.empty(len(params.flat), dtype))
+        return losses, stack, model.loss_gradient(params, batch, gradient), gradient.flat
+
+    return call
+
+
+@pytest.mark.parametrize("sizes", [(32, 32, 32), (5, 1, 7), (15, 15, 14)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "softmax"},
+        {"kind": "logistic"},
+        {"kind": "linear", "loss": "huber"},
+        {"kind": "mlp", "hidden": (70, 9)},
+        {"kind": "mlp", "hidden": (4,), "activation": "gelu", "task": "binary"},
+        {"kind": "mlp", "hidden": (), "task": "regression"},
+    ],
+    ids=str,
+)
+def test_grains_together_have_the_bits_of_grains_alone(options, sizes, dtype):
+    with threadpool_limits(1):
+        model = models.make(Options(**options), Facts(40, CLASSES), dtype, KERNELS)
+        call = grains_of(model, sizes, dtype)
+        losses, stack, whole_loss, whole = call(0, 3, [0, 0, 2])
+        alone = [call(grain, grain + 1, [0]) for grain in range(3)]
+        pair, _ = call(1, 3, [0, 1])[:2]
+    assert losses.tolist() == [float(one[0][0]) for one in alone]
+    assert pair.tolist() == losses[1:].tolist()
+    total = alone[0][1][0] + (alone[1][1][0] + alone[2][1][0])
+    assert stack[0].tobytes() == total.tobytes()
+    tolerance = 1e-4 if dtype == "float32" else 1e-12
+    assert losses.sum() == pytest.approx(whole_loss, rel=tolerance)
+    np.testing.assert_allclose(stack[0], whole, rtol=tolerance, atol=tolerance * np.abs(whole).max())
+
+
+def test_a_product_of_all_grains_is_one_call_only_where_that_changes_no_bit():
+    model = models.make(Options(kind="mlp", hidden=(70, 9)), Facts(40, CLASSES), "float32", KERNELS)
+    call = grains_of(model, (32, 32, 32), "float32")
+    with threadpool_limits(1):
+        found = call(0, 3, [0, 0, 2])
+        assert set(model._tried) == {key for key in model._tried if key[0] == np.arange(0, 97, 32).tobytes()}
+        assert len(model._tried) == 5  # three ways forward, two back
+        model._tried = dict.fromkeys(model._tried, False)
+        one_by_one = call(0, 3, [0, 0, 2])
+    assert found[0].tolist() == one_by_one[0].tolist()
+    assert found[1][0].tobytes() == one_by_one[1][0].tobytes()
+
+
 def test_losses_agree_with_scikit_learn_at_the_same_parameters():
     linear_model = pytest.importorskip("sklearn.linear_model")
     metrics = pytest.importorskip("sklearn.metrics")

@@ -5,20 +5,23 @@ import io
 import json
 import os
 import re
+from itertools import pairwise
 
 import hpcps_kernels
 import numpy as np
 import pytest
 
 from hpcps import machine, parts, report, starter
-from hpcps.comm.topology import chunk
+from hpcps.comm.order import halves, pieces
+from hpcps.comm.topology import chunk, chunk_bounds
 from hpcps.errors import ConfigError, DataError, ModelError
 from hpcps.machine import Seat
 from hpcps.models import Facts
 from hpcps.pace import Pace
 from hpcps.params import Params
+from hpcps.rows import Rows
 from hpcps.run_folder import RunFolder, Trained, read_model, read_summary, write_whole
-from hpcps.sums import Decoder, ExactSum, FloatSum, fixed_point_scale
+from hpcps.sums import Decoder, FloatSum, TreeSum, fixed_point_scale
 
 KERNELS = hpcps_kernels.load("reference")
 
@@ -79,28 +82,69 @@ def test_the_order_of_an_epoch_depends_on_seed_epoch_and_block_alone():
         assert not np.array_equal(first, parts.order(*other, 50))
 
 
+def tree_sum(owned, threads, grains, agree=lambda x: x):
+    """What one worker makes of its grains, written where its shares say."""
+    count = len(grains[0])
+    total = len(grains)
+    added = TreeSum(owned, total, threads, count, grains[0].dtype, lambda n, dtype: np.empty(n, dtype), KERNELS, agree)
+    for number, share in enumerate(added.shares):
+        top = 0
+        for position, adds in zip(share.parts, share.adds, strict=True):
+            share.stack[top] = grains[owned[position]]
+            top += 1
+            for _ in range(adds):
+                share.stack[top - 2] += share.stack[top - 1]
+                top -= 1
+        added.take(number)
+    return added.finish()
+
+
+def in_tree_order(grains, node):
+    if len(node) == 1:
+        return grains[node.start]
+    low, high = (in_tree_order(grains, half) for half in halves(node))
+    return low + high
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("total", [1, 8, 12, 16, 29])
+@pytest.mark.parametrize("threads", [1, 2, 3, 40])
+def test_pieces_are_those_of_the_tree_whatever_the_threads(dtype, total, threads):
+    rng = np.random.default_rng(total)
+    grains = [(rng.normal(size=101) * 10.0 ** rng.integers(-6, 6)).astype(dtype) for _ in range(total)]
+    for workers in range(1, min(total, 8) + 1):
+        for low, high in pairwise(chunk_bounds(total, workers)):
+            found = tree_sum(range(low, high), threads, grains)
+            wanted = [in_tree_order(grains, piece).tobytes() for piece in pieces(low, high, total)]
+            assert [piece.tobytes() for piece in found.dense] == wanted
+            assert found.total.tobytes() == wanted[0]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e30])
-def test_exact_sums_do_not_depend_on_who_adds_what(dtype, magnitude):
+def test_exact_sums_of_rows_do_not_depend_on_who_adds_what(dtype, magnitude):
     rng = np.random.default_rng(3)
-    grains = [(rng.normal(size=101) * magnitude * 10.0 ** rng.integers(-6, 6)).astype(dtype) for _ in range(12)]
+    grains = [(rng.normal(size=(5, 3)) * magnitude * 10.0 ** rng.integers(-6, 6)).astype(dtype) for _ in range(12)]
+    rows = [{"table": Rows(rng.permutation(9)[:5], values)} for values in grains]
     largest = max(float(np.abs(grain).max()) for grain in grains)
     decoder = Decoder(True, dtype, KERNELS)
     found = set()
-    for shares in ([12], [5, 7], [4, 4, 4], [1, 9, 2]):
-        wires = []
-        remaining = list(rng.permutation(12))
-        for share in shares:
-            mine = [grains[remaining.pop()].copy() for _ in range(share)]
-            added = ExactSum(mine, KERNELS, 12, lambda _: largest)
-            for part in range(share):
-                added.take(part)
-            wires.append(added.finish()[0].copy())
-            scale = added.finish()[1]
-        found.add(decoder.gradient(np.sum(wires, axis=0), scale).tobytes())
+    for bounds in ([0, 12], [0, 5, 12], [0, 4, 8, 12], [0, 1, 10, 12]):
+        totals = np.zeros((9, 3), np.int64)
+        for low, high in pairwise(bounds):
+            nothing = (0, dtype, lambda n, dtype: np.empty(n, dtype))
+            added = TreeSum(range(low, high), 12, 2, *nothing, KERNELS, lambda _: largest)
+            for number, share in enumerate(added.shares):
+                added.take(number, [rows[low + position] for position in share.parts])
+            summed = added.finish()
+            totals[summed.rows["table"].keys] += summed.rows["table"].values
+        found.add(decoder.values(totals, summed.scale).tobytes())
     assert len(found) == 1
-    exact = np.sum(np.array(grains, np.float64), axis=0)
-    assert np.allclose(np.frombuffer(found.pop(), dtype), exact, rtol=4 * np.finfo(dtype).eps, atol=largest * 1e-15)
+    exact = np.zeros((9, 3))
+    for one in rows:
+        exact[one["table"].keys] += one["table"].values
+    near = np.frombuffer(found.pop(), dtype).reshape(9, 3)
+    assert np.allclose(near, exact, rtol=4 * np.finfo(dtype).eps, atol=largest * 1e-15)
 
 
 @pytest.mark.parametrize("parts_count", [1, 2, 3, 16, 1000])
@@ -114,9 +158,11 @@ def test_the_fixed_point_scale_uses_the_range_and_cannot_overflow(parts_count, l
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_gradient_that_is_not_finite_is_refused(bad):
-    added = ExactSum([np.array([1.0, bad])], KERNELS, 1, lambda x: x)
-    with pytest.raises(ModelError, match="not finite"):
-        added.take(0)
+    with pytest.raises(ModelError, match="the gradient is not finite"):
+        tree_sum(range(1), 1, [np.array([1.0, bad])])
+    added = TreeSum(range(1), 1, 1, 0, "float64", lambda n, dtype: np.empty(n, dtype), KERNELS, lambda x: x)
+    with pytest.raises(ModelError, match="the gradient is not finite"):
+        added.take(0, [{"table": Rows(np.arange(2), np.array([[1.0], [bad]]))}])
 
 
 def test_float_sums_add_in_order():

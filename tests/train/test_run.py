@@ -42,6 +42,26 @@ def test_the_same_bits_at_any_rank_thread_and_shard_count(tmp_path, example, dty
     assert len(set(map(tuple, found.values()))) == 1, found
 
 
+@pytest.mark.parametrize("grains", [8, 12, 16])
+@pytest.mark.parametrize("example", ["digits.toml", "mlp.toml", "digits_by_hand.toml"])
+def test_the_same_bits_at_any_number_of_grains(tmp_path, example, grains):
+    found = set()
+    for strategy, ranks, shards, threads in (
+        ("ring", 1, 1, 1),
+        ("ring", 2, 1, 3),
+        ("ring", 3, 1, 1),
+        ("ring", 5, 1, 2),
+        ("ring", 7, 1, 1),
+        ("server", 1, 2, 1),
+        ("server", 3, 1, 1),
+        ("server", 7, 2, 1),
+    ):
+        settings = [f"train.strategy={strategy}", f"server.count={shards}", f"run.threads={threads}", "train.epochs=1"]
+        run = train(tmp_path, example, f"train.grains={grains}", "train.reproducible=true", *settings, ranks=ranks)
+        found.add(tuple(run.summary[name] for name in ("params_sha256", "loss", "test_loss", "accuracy")))
+    assert len(found) == 1, found
+
+
 @pytest.mark.parametrize("strategy", ["ring", "server"])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_a_fast_run_repeats_itself_at_the_same_rank_and_thread_count(tmp_path, strategy, ranks):

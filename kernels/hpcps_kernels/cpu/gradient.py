@@ -86,14 +86,14 @@ def softmax_pass(
         stop = start + BLOCK
         block = samples[start:stop]
         scores = residual[: block.shape[0]]
-        _scores_of(scores, block, weight, bias)
+        scores_of(scores, block, weight, bias)
         loss += softmax_residuals(scores, labels[start:stop], sample_weight[start:stop])
         _add_gradient(weight_gradient, bias_gradient, residual, block)
     return loss
 
 
 @part
-def _scores_of(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
+def scores_of(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
     for i in range(scores.shape[0]):
         for k in range(scores.shape[1]):
             scores[i, k] = bias[k]
@@ -120,7 +120,7 @@ def _add_gradient(weight_gradient: Array, bias_gradient: Array, residual: Array,
 
 @kernel
 def softmax_score_pass(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
-    _scores_of(scores, samples, weight, bias)
+    scores_of(scores, samples, weight, bias)
 
 
 @kernel

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from hpcps_kernels.cpu._grain_tiles import push_products
 from hpcps_kernels.cpu._jit import kernel, part
 from hpcps_kernels.cpu._outer import COLUMN_BYTES, ROWS, add_outer_products, outer_products
-from hpcps_kernels.cpu._tiles import CLASSES, add_products, add_scores
-from hpcps_kernels.cpu._tiles import ROWS as TILE_ROWS
+from hpcps_kernels.cpu._tiles import CLASSES
 from hpcps_kernels.cpu._tree import add_row, copy_into, depth_and_left, fold
-from hpcps_kernels.cpu.gradient import BLOCK, PANEL, compiled, dense_gradient
+from hpcps_kernels.cpu.gradient import BLOCK, compiled, dense_gradient, scores_of
 from hpcps_kernels.cpu.loss import softmax_residuals
 from hpcps_kernels.interface import Array
 
 LINE_BYTES = 64
+SAMPLES_VALUES = 4096  # of a grain, so many columns that its samples stay in the first-level cache between classes
 
 
 def dense_grains(
@@ -63,12 +64,12 @@ def dense_grain_pass(
     if stack.shape[1] != weight.shape[0] + 1:
         raise ValueError("dense_grains: a row of the stack is not a weight and a bias")
     _check(stack, samples.shape[0], bounds, depth_and_left(adds)[0])
-    top = 0
+    top, gradient = 0, np.empty(stack.shape[1], stack.dtype)
     for g in range(adds.shape[0]):
-        lo, hi, row = bounds[g], bounds[g + 1], stack[top]
+        lo, hi = bounds[g], bounds[g + 1]
         losses[g] = dense_gradient(
-            row[: weight.shape[0]],
-            row[weight.shape[0] :],
+            gradient[: weight.shape[0]],
+            gradient[weight.shape[0] :],
             samples[lo:hi],
             labels[lo:hi],
             sample_weight[lo:hi],
@@ -77,7 +78,12 @@ def dense_grain_pass(
             loss,
             delta,
         )
-        top = fold(stack, top + 1, adds[g], stack.shape[1])
+        if adds[g] == 0:
+            copy_into(stack[top], gradient)
+            top += 1
+        else:
+            add_row(stack[top - 1], gradient)
+            top = fold(stack, top, adds[g] - 1, stack.shape[1])
 
 
 @kernel
@@ -97,17 +103,16 @@ def softmax_grain_pass(
     _check(stack, samples.shape[0], bounds, depth_and_left(adds)[0])
     losses[:] = 0
     pieces = _cut(bounds, adds)
-    residual = np.empty((BLOCK + TILE_ROWS, bias.shape[0]), weight.dtype)
+    residual = np.empty((BLOCK, bias.shape[0]), weight.dtype)
     first = top = 0
     while first < pieces.shape[0]:
         last = _end_of_block(pieces, first)
-        _block_scores(residual, samples, weight, bias, pieces[first:last])
-        at = 0
+        begin, end = pieces[first, 1], pieces[last - 1, 2]
+        scores_of(residual[: end - begin], samples[begin:end], weight, bias)
         for p in range(first, last):
             g, start, stop = pieces[p, 0], pieces[p, 1], pieces[p, 2]
-            scores = residual[at : at + stop - start]
+            scores = residual[start - begin : stop - begin]
             losses[g] += softmax_residuals(scores, labels[start:stop], sample_weight[start:stop])
-            at += _padded(stop - start)
         top = _push_block(stack, top, residual, samples, weight, pieces[first:last])
         first = last
 
@@ -135,99 +140,46 @@ def _cut(bounds: Array, adds: Array) -> Array:
 
 
 @part
-def _padded(samples: int) -> int:
-    """The rows of whole tiles."""
-    return (samples + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
-
-
-@part
 def _end_of_block(pieces: Array, first: int) -> int:
     """As many pieces as fit a block, one at least."""
-    rows, last = _padded(pieces[first, 2] - pieces[first, 1]), first + 1
-    while last < pieces.shape[0] and rows + _padded(pieces[last, 2] - pieces[last, 1]) <= BLOCK:
-        rows += _padded(pieces[last, 2] - pieces[last, 1])
+    last = first + 1
+    while last < pieces.shape[0] and pieces[last, 2] - pieces[first, 1] <= BLOCK:
         last += 1
     return last
 
 
 @part
-def _block_scores(scores: Array, samples: Array, weight: Array, bias: Array, pieces: Array) -> None:
-    """The scores of several pieces, each in rows of whole tiles; a few rows of weights at a time meet all pieces."""
-    for i in range(scores.shape[0]):
-        for k in range(scores.shape[1]):
-            scores[i, k] = bias[k]
-    for lo in range(0, samples.shape[1], PANEL):
-        hi = min(lo + PANEL, samples.shape[1])
-        for k in range(0, weight.shape[0], CLASSES):
-            at = 0
-            for p in range(pieces.shape[0]):
-                start, stop = pieces[p, 1], pieces[p, 2]
-                into, x = scores[at : at + stop - start], samples[start:stop]
-                for i in range(0, stop - start, TILE_ROWS):
-                    add_scores(into, x, weight, i, k, lo, hi)
-                at += _padded(stop - start)
-
-
-@part
 def _push_block(stack: Array, top: int, residual: Array, samples: Array, weight: Array, pieces: Array) -> int:
-    """The gradients of several pieces; returns how many entries the stack has then.
-
-    A few rows of the matrix at a time are set to 0, computed and added while they are in the first-level cache.
-    """
+    """The gradients of several pieces; returns how many entries the stack has then."""
     classes, features = weight.shape
-    for lo in range(0, features, PANEL):
-        hi = min(lo + PANEL, features)
-        for k in range(0, classes, CLASSES):
-            _push_tiles(stack, top, residual, samples, weight, pieces, k, lo, hi)
-    at = 0
     for p in range(pieces.shape[0]):
+        at = pieces[p, 1] - pieces[0, 1]
         start, stop, is_first, adds = pieces[p, 1], pieces[p, 2], pieces[p, 3], pieces[p, 4]
-        bias_gradient = stack[top, weight.size :]
-        if is_first:
-            bias_gradient[:] = 0
-        for i in range(at, at + stop - start):
-            add_row(bias_gradient, residual[i])
-        at += _padded(stop - start)
-        if adds >= 0:
-            for c in range(adds):
-                add_row(stack[top - c - 1, weight.size :], stack[top - c, weight.size :])
-            top += 1 - adds
+        to, is_added = (top - 1, 1) if adds > 0 else (top, 0)
+        begin = to if is_first else top
+        width = max(LINE_BYTES, SAMPLES_VALUES // max(stop - start, 1) // LINE_BYTES * LINE_BYTES)
+        for lo in range(0, features, width):
+            hi = min(lo + width, features)
+            for k in range(0, classes, CLASSES):
+                push_products(stack, residual, samples, k, lo, hi, at, start, stop, begin, is_first, to, is_added)
+        _push_bias(stack, residual, at, stop - start, weight.size, begin, is_first, to, is_added)
+        if adds > 0:
+            top = fold(stack, top, adds - 1, stack.shape[1])
+        elif adds == 0:
+            top += 1
     return top
 
 
 @part
-def _push_tiles(
-    stack: Array,
-    top: int,
-    residual: Array,
-    samples: Array,
-    weight: Array,
-    pieces: Array,
-    k: int,
-    lo: int,
-    hi: int,
+def _push_bias(
+    stack: Array, residual: Array, first: int, n: int, at: int, begin: int, is_fresh: int, to: int, is_added: int
 ) -> None:
-    """The rows from k on, columns lo .. hi - 1, of the gradients of several pieces."""
-    classes, features = weight.shape
-    at = 0
-    for p in range(pieces.shape[0]):
-        start, stop, is_first, adds = pieces[p, 1], pieces[p, 2], pieces[p, 3], pieces[p, 4]
-        gradient = stack[top, : weight.size].reshape(classes, features)
-        if is_first:
-            for j in range(k, min(k + CLASSES, classes)):
-                gradient[j, lo:hi] = 0
-        n = stop - start
-        own, x = residual[at : at + _padded(n)], samples[start:stop]
-        own[n:] = 0  # the rest of the last tile
-        for i in range(0, n, TILE_ROWS):
-            add_products(gradient, own, x, i, k, lo, hi)
-        at += _padded(n)
-        if adds >= 0:
-            for c in range(adds):
-                for j in range(k, min(k + CLASSES, classes)):
-                    begin, end = j * features + lo, j * features + hi
-                    add_row(stack[top - c - 1, begin:end], stack[top - c, begin:end])
-            top += 1 - adds
+    """As `push_products` with samples that are all 1, in the columns from ``at`` on."""
+    for k in range(residual.shape[1]):
+        total = stack.dtype.type(0) if is_fresh else stack[begin, at + k]
+        for i in range(first, first + n):
+            total += residual[i, k]
+        stack[to, at + k] = stack[to, at + k] + total if is_added else total
 
 
 @part

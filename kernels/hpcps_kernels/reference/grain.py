@@ -1,9 +1,9 @@
 """Gradients of several grains of a batch in one call, added in tree order.
 
 Grain g has the samples bounds[g] .. bounds[g + 1] - 1. Its gradient is pushed on a stack; then adds[g] times the two
-uppermost entries are replaced by their sum. What is left at the end lies in the stack's first rows; the rows above
-hold what is of no use. With the adds of a tree, the order of all additions is that of the tree, so sums of grains have
-the same bits wherever the tree is cut.
+uppermost entries are replaced by their sum, lower + upper. What is left at the end lies in the stack's first rows; the
+rows above hold what is of no use. With the adds of a tree, the order of all additions is that of the tree. A grain's
+gradient has the same bits in whatever company, so sums of grains have the same bits wherever the tree is cut.
 
 n samples, D features, K classes, H units; F is float32 or float64. stack (T, N) F, T at least what the adds need;
 losses (G,) float64, one a grain; bounds (G + 1,) int64, rising from 0 to n; adds (G,) int64. ValueError is raised
@@ -56,9 +56,9 @@ def softmax_grains(
     bounds: Array,
     adds: Array,
 ) -> None:
-    """A grain's gradient is that of `softmax_loss_gradient`: the weight's K * D numbers, then the bias; N = K (D + 1).
+    """A grain's gradient is that of `softmax_loss_gradient`: the weight's K * D numbers, then the bias.
 
-    Its bits are those of a call for the grain alone.
+    N = K (D + 1).
     """
     if stack.shape[1] != weight.size + bias.size:
         raise ValueError("softmax_grains: a row of the stack is not a weight and a bias")
@@ -72,7 +72,8 @@ def softmax_grains(
 
 def layer_grains(stack: Array, delta: Array, x: Array, bounds: Array, adds: Array, at: int) -> None:
     """A layer's gradient delta.T @ x (H, D), and after it the column sums of delta (H,), in the columns of the stack
-    from ``at`` on. Nothing else of the stack is written: only the sums that are left, not those on the way.
+    from ``at`` on. Nothing else of the stack is written: only the sums that are left, not those on the way, which need
+    no rows here.
 
     delta (n, H), x (n, D). Element (h, d) of a grain is a sum in the order of its samples, each product fused with
     its addition where the CPU can do so.
@@ -97,10 +98,15 @@ def _add_up(
 ) -> None:
     _checked(stack, samples, bounds, adds)
     top = 0
+    gradient = np.empty(stack.shape[1], stack.dtype)
     for g, count in enumerate(adds):
-        losses[g] = push(stack[top], slice(bounds[g], bounds[g + 1]))
-        top += 1
-        for _ in range(count):
+        losses[g] = push(gradient, slice(bounds[g], bounds[g + 1]))
+        if count == 0:
+            stack[top] = gradient
+            top += 1
+            continue
+        stack[top - 1] += gradient
+        for _ in range(count - 1):
             stack[top - 2] += stack[top - 1]
             top -= 1
 

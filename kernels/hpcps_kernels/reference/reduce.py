@@ -19,6 +19,11 @@ def max_abs(x: Array) -> float:
     return float(np.max(np.abs(x), initial=0.0))
 
 
+def all_finite(x: Array) -> bool:
+    """Whether no element of x (n,) F is nan or inf."""
+    return bool(np.isfinite(x).all())
+
+
 def add_fixed(out: Array, x: Array, scale: float) -> None:
     """out += rint(x * scale), the product and its rounding (half to even) in float64; out (n,) int64, x (n,)
     F.

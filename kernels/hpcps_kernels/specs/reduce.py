@@ -17,6 +17,7 @@ SPECS = (
     Spec("dot", "reduce", (read("x", "F", "n"), read("y", "F", "n")), "float64"),
     Spec("square_norm", "reduce", (read("x", "F", "n"),), "float64"),
     Spec("max_abs", "reduce", (read("x", "F", "n"),)),
+    Spec("all_finite", "reduce", (read("x", "F", "n"),)),
     Spec("add_fixed", "reduce", (inout("out", "int64", "n"), read("x", "F", "n"), real("scale")), "int64", splits="n"),
     Spec("from_fixed", "reduce", (out("out", "F", "n"), read("x", "int64", "n"), real("scale")), splits="n"),
 )
