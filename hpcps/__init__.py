@@ -17,18 +17,32 @@ from typing import TYPE_CHECKING, Any
 from hpcps._version import __version__
 
 if TYPE_CHECKING:
-    from hpcps.collectives import allreduce
+    from hpcps.collectives import all_gather, allreduce, reduce_scatter, start_allreduce
     from hpcps.config import Config
     from hpcps.config import read as read_config
     from hpcps.launch import train, world
     from hpcps.run import Run
 
-__all__ = ["Config", "Run", "__version__", "allreduce", "read_config", "train", "world"]
+__all__ = [
+    "Config",
+    "Run",
+    "__version__",
+    "all_gather",
+    "allreduce",
+    "read_config",
+    "reduce_scatter",
+    "start_allreduce",
+    "train",
+    "world",
+]
 
 _HOMES = {  # where a name lives: `import hpcps` on a thousand ranks reads this file alone
     "Config": ("hpcps.config", "Config"),
     "Run": ("hpcps.run", "Run"),
+    "all_gather": ("hpcps.collectives", "all_gather"),
     "allreduce": ("hpcps.collectives", "allreduce"),
+    "reduce_scatter": ("hpcps.collectives", "reduce_scatter"),
+    "start_allreduce": ("hpcps.collectives", "start_allreduce"),
     "read_config": ("hpcps.config", "read"),
     "train": ("hpcps.launch", "train"),
     "world": ("hpcps.launch", "world"),

@@ -1,4 +1,4 @@
-"""The command line: ``hpcps train | evaluate | predict | warmup | doctor``; ``python -m hpcps`` is the same program.
+"""The command line: ``hpcps train | evaluate | predict | warmup | tune | doctor``; ``python -m hpcps`` is the same.
 
 Exit status: 0 done, 1 a bug in hpcps, 2 the user's mistake (one line says which), 3 ranks lost, 130 interrupted.
 """
@@ -64,6 +64,7 @@ def _start(
 ) -> int | None:
     """Start MPI ranks that run the same command; None where there is no MPI library and none was asked for."""
     from hpcps import starter
+    from hpcps.run_folder import SUMMARY
 
     found = starter.find()
     if found is None:
@@ -74,7 +75,7 @@ def _start(
     arguments = ["train", str(config), "--out", str(folder)]
     arguments += [word for setting in settings for word in ("--set", setting)]
     arguments += ["--overwrite"] if overwrite else []
-    return starter.start(found, ranks, arguments, folder)
+    return starter.start(found, ranks, arguments, folder / SUMMARY)
 
 
 def _report(run: Run) -> None:
@@ -127,6 +128,29 @@ def warmup(configs: tuple[Path, ...], given: tuple[str, ...]) -> int:
 
     dtypes = [*given, *(read(config, os.environ).train.dtype for config in configs)]
     click.echo(warmup.run(list(dict.fromkeys(dtypes or ["float32"]))))
+    return 0
+
+
+@cli.command()
+@click.option("--ranks", type=click.IntRange(min=2), help="MPI ranks to start where no launcher has.")
+@click.option("--largest", type=click.IntRange(min=1024), default=64 << 20, help="Bytes of the largest array.")
+def tune(ranks: int | None, largest: int) -> int:
+    """Measure which all-reduce is fastest for how many bytes on these ranks; later runs on such ranks use it.
+
+    Under mpirun or srun every rank runs this; with --ranks N it starts N ranks itself.
+    """
+    from hpcps import launch, starter, tuning
+
+    if launcher.launched(os.environ) is None and not launch.mpi_is_running():
+        found = starter.find()
+        if found is None or ranks is None:
+            raise ConfigError("tune: give --ranks N, or run it under mpirun or srun; it needs an MPI library")
+        return starter.start(found, ranks, ["tune", "--largest", str(largest)], None)
+    if ranks is not None:
+        raise ConfigError("tune: --ranks is for where no launcher has started ranks")
+    told = tuning.run(launch.world(), largest)
+    if _is_first():
+        click.echo(told)
     return 0
 
 

@@ -87,6 +87,7 @@ class Train(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     seed: Count = 0
     dtype: Literal["float32", "float64"] = "float32"
     strategy: Literal["auto", "ring", "server"] = "auto"
+    algorithm: Literal["auto", "memory", "ring", "doubling", "hierarchical", "mpi"] = "auto"
     reproducible: bool = False
     grains: Positive = 16
     report_every: Count = 0
@@ -160,6 +161,7 @@ HELP = {
     "train.seed": "what all random draws are keyed by, >= 0",
     "train.dtype": "float32 | float64",
     "train.strategy": "auto | ring | server",
+    "train.algorithm": "auto | memory | ring | doubling | hierarchical | mpi: how gradients are all-reduced",
     "train.reproducible": "the same bits at any rank and thread count",
     "train.grains": "parts of a batch whose sums are exact; at least as many as workers",
     "train.report_every": "steps between progress lines (0: once an epoch)",
@@ -361,6 +363,8 @@ def _check(config: Config, source: str) -> None:
         )
     if config.run.device == "cuda":
         raise ConfigError(f"{source}: run.device = 'cuda': this version has no GPU kernels; use 'cpu'")
+    if train.strategy == "server" and train.algorithm != "auto":
+        raise ConfigError(f"{source}: train.algorithm is the all-reduce's; train.strategy = 'server' does not use it")
     if train.strategy == "ring" and server.count != 1:
         raise ConfigError(f"{source}: server.count is the server strategy's; train.strategy = 'ring' does not use it")
     _check_users(config, source)

@@ -58,18 +58,6 @@ class Allreduce(Protocol):
         """Begin; ``x`` holds the sum once the returned ticket has been waited for."""
 
 
-class Alone:
-    """The all-reduce of one worker: its array is the sum."""
-
-    name = "none"
-
-    def start(self, x: Array) -> Pending:
-        return self
-
-    def wait(self) -> None:
-        """There is nobody to wait for."""
-
-
 GatherRows = Callable[[list[tuple[Array, Array]]], list[list[tuple[Array, Array]]]]
 """Brings the (keys, values) of all workers together: for each worker, one pair a table."""
 
@@ -175,14 +163,14 @@ class _Pulling:
         return self._merger.union([part[name] for part in keys])
 
 
-def largest_of(ranks: int, rank: int, allreduce: Allreduce) -> Callable[[float], float]:
-    """The agreement on the largest of one number a worker; ``allreduce`` sums arrays of (ranks,) float64."""
+def largest_of(ranks: int, rank: int, allreduce: Callable[[Array], object]) -> Callable[[float], float]:
+    """The agreement on the largest of one number a worker; ``allreduce`` sums arrays of (ranks,) float64 in place."""
     numbers = np.zeros(ranks, np.float64)
 
     def agree(mine: float) -> float:
         numbers.fill(0.0)
         numbers[rank] = mine
-        allreduce.start(numbers).wait()
+        allreduce(numbers)
         return float(numbers.max())
 
     return agree

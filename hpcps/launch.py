@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from hpcps.comm import launcher
+from hpcps.comm import checked, launcher
 from hpcps.comm.local import LocalWorld
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.transport import TIMEOUT_S, Transport
@@ -67,14 +67,15 @@ def train_launched(read: Callable[[], Config], ranks: int | None, out: Path | No
 
 
 def world(timeout_s: float = TIMEOUT_S) -> Transport:
-    """The launcher's ranks over MPI, or one rank where there is no launcher. Raises ConfigError if they disagree."""
+    """The launcher's ranks over MPI, or one rank where there is no launcher; checked if ``HPCPS_CHECK=1``. Raises
+    ConfigError if launcher and library disagree."""
     told = launcher.launched(os.environ)
     if told is None and not mpi_is_running():
-        return LocalWorld(1, timeout_s).transports()[0]
+        return checked.if_asked(LocalWorld(1, timeout_s).transports()[0], os.environ)
     transport = _load_mpi(lambda: _mpi().world(timeout_s))
     if told is not None and told.size != transport.size:
         raise _on_every_rank(ConfigError(_disagreement(told, transport.size, _mpi().library_name())))
-    return transport
+    return checked.if_asked(transport, os.environ)
 
 
 def _on_threads(body: Callable[[Transport], Result], ranks: int, timeout_s: float) -> Result:
@@ -82,13 +83,13 @@ def _on_threads(body: Callable[[Transport], Result], ranks: int, timeout_s: floa
     a rank that does not hear of it (it is in the user's code) is left behind, on a daemon thread."""
     local = LocalWorld(ranks, timeout_s)
     if ranks == 1:
-        return body(local.transports()[0])
+        return body(checked.if_asked(local.transports()[0], os.environ))
     results: dict[int, Result] = {}
     ended = threading.Event()
 
     def guarded(transport: Transport) -> None:
         try:
-            results[transport.rank] = body(transport)
+            results[transport.rank] = body(checked.if_asked(transport, os.environ))
         except BaseException as error:
             transport.abort(error)
         if local.failure is not None or len(results) == ranks:

@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 from threadpoolctl import threadpool_limits
 
 from hpcps import data, models, optim, report
-from hpcps.comm import ring, shared
+from hpcps.collectives import tune
+from hpcps.collectives.choice import Choice
+from hpcps.collectives.engine import Engine, EngineAllreduce
 from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
+from hpcps.comm.memory import private
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Array, Transport
 from hpcps.config import Config, to_toml
 from hpcps.data import Dataset
-from hpcps.errors import CommError, ConfigError, ModelError
-from hpcps.exchange import Allreduce, AllreduceExchange, Alone, Exchange, ServerExchange, largest_of
+from hpcps.errors import ConfigError, ModelError
+from hpcps.exchange import AllreduceExchange, Exchange, ServerExchange, largest_of
 from hpcps.job import TEST_BLOCKS, Job, prepare
 from hpcps.loader import Loaders
 from hpcps.models import Model
@@ -43,9 +45,6 @@ from hpcps.threads import Threads
 from hpcps.together import Together, agree
 from hpcps.trainer import Plan, Trainer, join_scores
 from hpcps.worker import Score, Worker, evaluate
-
-SHARED_BYTES_MAX = 64 << 20
-"""Node memory that an all-reduce may take; larger arrays go along the ring."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +151,9 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
     tables = Tables(model, params, job.kernels)
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
     loaders = {number: how.of(block) for number, block in dataset.train.items()}
-    gradients = make_sum(job, job.workers, len(params.dense.flat))
-    exchange = make_exchange(job, job.workers, params, gradients)
+    engine = make_engine(job, job.workers)
+    gradients = make_sum(job, job.workers, engine, len(params.dense.flat))
+    exchange = make_exchange(job, job.workers, engine, params, gradients)
     seed = config.train.seed
     worker = Worker(model, params, tables, job.parts, loaders, dataset.train, gradients.parts, seed, pool)
     plan = Plan(
@@ -193,39 +193,33 @@ def decoder(job: Job) -> Decoder:
     return Decoder(job.config.train.reproducible, job.config.train.dtype, job.kernels)
 
 
-def make_sum(job: Job, workers: Transport, parameters: int) -> Sum:
-    """Memory for this worker's part gradients, and how they are added."""
-    buffers = [workers.empty(parameters, job.config.train.dtype) for _ in job.parts.owned]
+def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int) -> Sum:
+    """Memory for this worker's part gradients, and how they are added; what is all-reduced lies where all see it."""
+    dtype = job.config.train.dtype
+    buffers = [private(parameters, dtype) for _ in job.parts.owned]
     if job.config.train.reproducible:
-        agree_on_largest = largest_of(workers.size, workers.rank, make_allreduce(job, workers, workers.size, "float64"))
-        return ExactSum(buffers, job.kernels, job.parts.total, agree_on_largest)
+        agree_on_largest = largest_of(workers.size, workers.rank, engine.allreduce)
+        return ExactSum(buffers, job.kernels, job.parts.total, agree_on_largest, workers.empty(parameters, "int64"))
+    buffers[0] = workers.empty(parameters, dtype)
     return FloatSum(buffers, job.kernels)
 
 
-def make_allreduce(job: Job, workers: Transport, count: int, dtype: DTypeLike) -> Allreduce:
-    """How arrays of ``count`` numbers are summed: through the node's memory where the workers share one and the array
-    is small, else along the ring. A collective of the workers."""
-    if workers.size == 1:
-        return Alone()
-    if job.shares_memory and shared.memory_bytes(workers.size, count, dtype) <= SHARED_BYTES_MAX:
-        try:
-            deposit, collect = job.kernels.deposit, job.kernels.collect
-            return shared.SharedAllreduce(workers, count, dtype, deposit, collect, job.crowded)
-        except CommError as error:  # the same on all workers; the ring needs no memory of the node
-            if not error.known_to_all:
-                raise
-            report.note(f"all-reduce along the ring: {error}", workers.rank == 0)
-    return ring.RingAllreduce(workers, job.kernels.add_into)
+def make_engine(job: Job, workers: Transport) -> Engine:
+    """The workers' collectives. Making them is one."""
+    algorithm = job.config.train.algorithm
+    table = tune.load(workers) if algorithm == "auto" and workers.size > 1 else ()
+    engine = workers.engine = Engine(workers, job.kernels, Choice(algorithm, table))
+    return engine
 
 
-def make_exchange(job: Job, workers: Transport, params: Params, gradients: Sum) -> Exchange:
+def make_exchange(job: Job, workers: Transport, engine: Engine, params: Params, gradients: Sum) -> Exchange:
     """How this worker's gradients become fresh parameters."""
     merger = Merger(job.kernels)
     if job.strategy == "server":
         return ServerExchange(make_client(job, params), gradients, merger)
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
     way = decoder(job)
-    allreduce = make_allreduce(job, workers, len(params.dense.flat), way.wire_dtype)
+    allreduce = EngineAllreduce(engine, len(params.dense.flat) * way.wire_dtype.itemsize)
     gather = partial(all_gather_rows, workers)
     return AllreduceExchange(allreduce, gather, params, optimizer, gradients, way, merger, job.gradient_scale)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from hpcps.comm.launcher import RANKS_VARIABLE, TERMINAL_VARIABLE, library_name
 from hpcps.errors import ERROR, CommError, ConfigError
-from hpcps.run_folder import SUMMARY
 
 PROBE_TIMEOUT_S = 60
 ENDING_S = 10
@@ -65,11 +64,11 @@ def probe_library() -> str | None:
     return library_name(probe.stdout) if probe.returncode == 0 else None
 
 
-def start(found: Launcher, ranks: int, arguments: Sequence[str], folder: Path) -> int:
+def start(found: Launcher, ranks: int, arguments: Sequence[str], mark: Path | None) -> int:
     """Run ``python -m hpcps ARGUMENTS`` on ``ranks`` ranks and wait for its end. Returns its exit status.
 
     The job ends with this process: it is told to when this one is interrupted, terminated or killed. Raises CommError
-    if ranks were lost, or if the launcher says that all is well but the run's folder is not finished.
+    if ranks were lost, or if the launcher says that all is well but ``mark``, which the job leaves last, is not there.
     """
     command = [*command_line(found, ranks), sys.executable, "-m", "hpcps", *arguments]
     outer = signal.signal(signal.SIGTERM, _raise_terminated)
@@ -88,8 +87,8 @@ def start(found: Launcher, ranks: int, arguments: Sequence[str], folder: Path) -
         signal.signal(signal.SIGTERM, outer)
     if job.returncode not in KNOWN_STATUSES and not told.explained:
         raise CommError(told.lost(job.returncode))
-    if job.returncode == 0 and not (folder / SUMMARY).exists():
-        raise CommError(f"{found.program} ended without an error, but {folder} is not finished: ranks were lost")
+    if job.returncode == 0 and mark is not None and not mark.exists():
+        raise CommError(f"{found.program} ended without an error, but {mark.parent} is not finished: ranks were lost")
     return job.returncode if job.returncode in KNOWN_STATUSES else CommError.exit_status
 
 

@@ -91,16 +91,19 @@ class FloatSum:
 
 
 class ExactSum:
-    """Parts added as int64 fixed point. ``agree(x)`` gives the largest x of all ranks; ``total`` counts their parts."""
+    """Parts added as int64 fixed point. ``agree(x)`` gives the largest x of all ranks; ``total`` counts their
+    parts; ``wire`` (n,) int64 is where the sum is written."""
 
-    def __init__(self, parts: list[Array], kernels: Any, total: int, agree: Callable[[float], float]) -> None:
+    def __init__(
+        self, parts: list[Array], kernels: Any, total: int, agree: Callable[[float], float], wire: Array
+    ) -> None:
         self.parts = parts
         self._kernels = kernels
         self._merger = Merger(kernels)
         self._total = total
         self._agree = agree
         self._largest = 0.0
-        self._wire = np.empty(len(parts[0]), np.int64)
+        self._wire = wire
         self._rows: list[ByTable] = []
 
     def take(self, part: int, rows: ByTable = NO_ROWS) -> None:

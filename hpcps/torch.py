@@ -23,6 +23,7 @@ from typing import Any, cast
 import numpy as np
 
 from hpcps.collectives import allreduce
+from hpcps.comm.memory import Memory, ProcessMemory
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError, CommTimeout, ConfigError, ModelError, PeerLost
 
@@ -226,6 +227,9 @@ class TorchTransport(Transport):
     @property
     def node(self) -> str:
         return os.uname().nodename
+
+    def make_memory(self) -> Memory:
+        return ProcessMemory(self)
 
     def crowded(self, is_crowded: bool) -> None:
         """Nothing changes: gloo always sleeps while it waits."""

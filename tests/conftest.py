@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -17,14 +17,18 @@ JOIN_S = 60
 class Ranks:
     """Calls ``body(transport)`` on ``size`` threads and returns what each returned."""
 
-    def __call__(self, size: int, body: Callable[[Transport], Any], timeout_s: float = 20) -> list[Any]:
-        results, errors = self.run(size, body, timeout_s)
+    def __call__(
+        self, size: int, body: Callable[[Transport], Any], timeout_s: float = 20, nodes: Sequence[str] = ()
+    ) -> list[Any]:
+        results, errors = self.run(size, body, timeout_s, nodes)
         for error in errors:
             if error is not None:
                 raise error
         return results
 
-    def run(self, size: int, body: Callable[[Transport], Any], timeout_s: float = 20) -> tuple[list[Any], list[Any]]:
+    def run(
+        self, size: int, body: Callable[[Transport], Any], timeout_s: float = 20, nodes: Sequence[str] = ()
+    ) -> tuple[list[Any], list[Any]]:
         """The same, with what each rank raised instead of raising."""
         results: list[Any] = [None] * size
         errors: list[BaseException | None] = [None] * size
@@ -36,7 +40,7 @@ class Ranks:
                 errors[transport.rank] = error
                 transport.abort(error)
 
-        world = LocalWorld(size, timeout_s)
+        world = LocalWorld(size, timeout_s, nodes)
         threads = [threading.Thread(target=target, args=(one,), daemon=True) for one in world.transports()]
         for thread in threads:
             thread.start()

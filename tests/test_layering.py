@@ -36,6 +36,7 @@ ARROWS = {
     "machine": {"together"},
     "job": {"comm", "config", "machine", "models", "parts", "server", "together", "kernels"},
     "run": {
+        "collectives",
         "comm",
         "job",
         "config",
@@ -74,13 +75,14 @@ ARROWS = {
         "worker",
     }
     | {"kernels"},
-    "collectives": {"comm", "kernels"},
+    "collectives": {"comm", "errors", "kernels", "machine"},
+    "tuning": {"collectives", "comm", "errors", "kernels"},
+    "starter": {"comm", "errors"},
     "torch": {"collectives", "comm", "errors"},
-    "starter": {"comm", "errors", "run_folder"},
     "doctor": {"comm", "errors", "launch", "machine", "starter", "kernels"},
     "warmup": {"errors", "kernels"},
     "cli": {"_version", "comm", "config", "doctor", "errors", "inference", "launch", "report", "run", "run_folder"}
-    | {"starter", "warmup"},
+    | {"starter", "tuning", "warmup"},
     "__main__": {"cli"},
     "__init__": {"_version", "collectives", "config", "launch", "run"},
 }

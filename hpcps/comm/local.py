@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcps.comm.memory import Memory, ThreadMemory
 from hpcps.comm.transport import TIMEOUT_S, Array, Ticket, Transport, timeout_message
 from hpcps.errors import CommError, CommTimeout, PeerLost
 
@@ -47,11 +48,15 @@ class _Mailbox:
 
 
 class LocalWorld:
-    """``size`` ranks of this process. ``world.transports()[r]`` belongs to the thread that is rank r."""
+    """``size`` ranks of this process. ``world.transports()[r]`` belongs to the thread that is rank r.
 
-    def __init__(self, size: int, timeout_s: float = TIMEOUT_S) -> None:
+    ``nodes``: the name of each rank's node, for ranks that are to behave as if they were on several.
+    """
+
+    def __init__(self, size: int, timeout_s: float = TIMEOUT_S, nodes: Sequence[str] = ()) -> None:
         self.size = size
         self.timeout_s = timeout_s
+        self.nodes = list(nodes) or [os.uname().nodename] * size
         self.boxes = [_Mailbox() for _ in range(size)]
         self.failure: tuple[int, BaseException] | None = None
         self._failing = threading.Lock()
@@ -117,7 +122,9 @@ class LocalTransport(Transport):
         self._groups += 1
         members = [self.members[rank] for rank in ranks]
         context = (self._context, self._groups, tuple(members))
-        return LocalTransport(self.world, members, list(ranks).index(self.rank), context)
+        group = LocalTransport(self.world, members, list(ranks).index(self.rank), context)
+        group.in_flight = self.in_flight
+        return group
 
     def crowded(self, is_crowded: bool) -> None:
         """Nothing changes: threads always sleep while they wait."""
@@ -131,7 +138,15 @@ class LocalTransport(Transport):
 
     @property
     def node(self) -> str:
-        return os.uname().nodename
+        return self.world.nodes[self.members[self.rank]]
+
+    def check(self) -> None:
+        if self.world.failure is not None:
+            rank, error = self.world.failure
+            raise PeerLost(f"rank {rank} failed: {error}")
+
+    def make_memory(self) -> Memory:
+        return ThreadMemory(self)
 
     def _hand_over(self, send: LocalTicket, receive: LocalTicket) -> None:
         """Copy, then tell both sides."""
@@ -151,9 +166,7 @@ class LocalTransport(Transport):
         deadline = time.monotonic() + self.timeout_s
         with self._box.changed:
             while not reached():
-                if self.world.failure is not None:
-                    rank, error = self.world.failure
-                    raise PeerLost(f"rank {rank} failed: {error}")
+                self.check()
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     raise CommTimeout(timeout_message(self.rank, tickets, self.timeout_s))

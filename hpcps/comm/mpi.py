@@ -9,24 +9,34 @@ from collections.abc import Sequence
 from typing import Any
 
 from hpcps.comm import launcher
+from hpcps.comm.memory import Memory, ProcessMemory
 from hpcps.comm.transport import TIMEOUT_S, Array, Ticket, Transport, timeout_message
 from hpcps.errors import CommTimeout, HpcpsError, PeerLost
 
 SPINS = 2000
 """Tests of a request before the first look at the clock: long enough for a message inside a node."""
 
+YIELD_S = float(os.environ.get("Y", "0.0005"))
+SLEEP_PART = 0.05
+SLEEP_MAX_S = 0.0002
+
 
 class MpiTicket(Ticket):
     """An MPI request."""
 
-    __slots__ = ("request",)
+    __slots__ = ("rank", "request")
 
-    def __init__(self, request: Any, peer: int, what: str) -> None:
+    def __init__(self, request: Any, rank: int, peer: int, what: str) -> None:
         super().__init__(peer, what)
         self.request = request
+        self.rank = rank
 
     def done(self) -> bool:
-        return bool(self.request.Test())
+        """Raises PeerLost where MPI says that the message cannot be moved."""
+        try:
+            return bool(self.request.Test())
+        except _mpi().Exception as error:
+            raise _lost(self.rank, [self], error) from error
 
 
 class MpiTransport(Transport):
@@ -40,10 +50,10 @@ class MpiTransport(Transport):
         self.spins = spins
 
     def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
-        return MpiTicket(self.comm.Isend(buffer, to, tag), to, "send to")
+        return MpiTicket(self.comm.Isend(buffer, to, tag), self.rank, to, "send to")
 
     def irecv(self, buffer: Array, source: int, tag: int) -> Ticket:
-        return MpiTicket(self.comm.Irecv(buffer, source, tag), source, "receive from")
+        return MpiTicket(self.comm.Irecv(buffer, source, tag), self.rank, source, "receive from")
 
     def wait(self, *tickets: Ticket) -> None:
         try:
@@ -58,32 +68,43 @@ class MpiTransport(Transport):
             raise _lost(self.rank, tickets, error) from error
 
     def wait_any(self, tickets: Sequence[Ticket]) -> int:
-        try:
-            for _ in range(self.spins // max(1, len(tickets))):
-                for position, ticket in enumerate(tickets):
-                    if ticket.done():
-                        return position
-            return self._wait_yielding(tickets)
-        except _mpi().Exception as error:
-            raise _lost(self.rank, tickets, error) from error
+        for _ in range(self.spins // max(1, len(tickets))):
+            for position, ticket in enumerate(tickets):
+                if ticket.done():
+                    return position
+        return self._wait_yielding(tickets)
 
     def _wait_yielding(self, tickets: Sequence[Ticket]) -> int:
         """Test the tickets in turn, giving the core away in between, until one is done or time is up."""
-        deadline = time.monotonic() + self.timeout_s
+        started = time.monotonic()
         while True:
             for position, ticket in enumerate(tickets):
                 if ticket.done():
                     return position
-            os.sched_yield()
-            if time.monotonic() > deadline:
+            waited_s = time.monotonic() - started
+            if waited_s > self.timeout_s:
                 raise CommTimeout(timeout_message(self.rank, tickets, self.timeout_s))
+            if waited_s < YIELD_S:
+                os.sched_yield()
+            else:
+                time.sleep(min(waited_s * SLEEP_PART, SLEEP_MAX_S))
 
     def crowded(self, is_crowded: bool) -> None:
         self.spins = 1 if is_crowded else SPINS
 
     def group(self, ranks: Sequence[int]) -> Transport:
         members = self.comm.Get_group().Incl(list(ranks))
-        return MpiTransport(self.comm.Create_group(members), self.timeout_s, self.spins)
+        group = MpiTransport(self.comm.Create_group(members), self.timeout_s, self.spins)
+        group.in_flight = self.in_flight
+        return group
+
+    def make_memory(self) -> Memory:
+        return ProcessMemory(self)
+
+    has_native_allreduce = True
+
+    def native_allreduce(self, x: Array) -> Ticket:
+        return MpiTicket(self.comm.Iallreduce(_mpi().IN_PLACE, x), self.rank, self.rank, "finish MPI_Iallreduce on")
 
     def abort(self, error: BaseException) -> None:
         abort(error.exit_status if isinstance(error, HpcpsError) else 1)

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+if TYPE_CHECKING:
+    from hpcps.comm.memory import Memory
+
 Array = np.ndarray[Any, Any]
 
 TIMEOUT_S = 300.0
-ALIGNMENT_BYTES = 64
 BARRIER_TAG = 1
+COLLECTIVE_TAGS = range(1024, 32768)
+"""Taken in turn by collectives. MPI promises tags up to 32767 and no more."""
 
 
 class Ticket(ABC):
@@ -46,6 +51,8 @@ class Transport(ABC):
     rank: int
     size: int
     timeout_s: float
+    _collectives = 0
+    _memory: Memory | None = None
 
     @abstractmethod
     def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
@@ -85,12 +92,47 @@ class Transport(ABC):
     def crowded(self, is_crowded: bool) -> None:
         """Told whether the node has more ranks than cores: then a wait gives its core away at once."""
 
+    has_native_allreduce = False
+    """Whether :meth:`native_allreduce` can be used."""
+
+    engine: Any = None
+    """Of :mod:`hpcps.collectives`, which sets it up at the first collective on this transport"""
+
+    def native_allreduce(self, x: Array) -> Ticket:
+        """Start a sum of ``x`` (one-dimensional; float32, float64 or int64) in place by the library below."""
+        raise NotImplementedError(f"{self.description} has no all-reduce of its own")
+
+    def check(self) -> None:  # noqa: B027  (a transport that learns of it in no other way than by messages)
+        """Raise PeerLost if another rank is known to have failed: for waits that are not for messages."""
+
+    @abstractmethod
+    def make_memory(self) -> Memory:
+        """The memory that these ranks share on their nodes. A collective."""
+
+    @property
+    def memory(self) -> Memory:
+        """The memory that these ranks share on their nodes. The first use is a collective."""
+        if self._memory is None:  # no cached_property: that of Python 3.11 holds a lock which all ranks' threads share
+            self._memory = self.make_memory()
+        return self._memory
+
     def empty(self, count: int, dtype: DTypeLike) -> Array:
-        """An uninitialised array of ``count`` elements whose data starts at a cache line."""
-        size_bytes = count * np.dtype(dtype).itemsize
-        raw = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
-        start = -raw.ctypes.data % ALIGNMENT_BYTES
-        return raw[start : start + size_bytes].view(dtype)
+        """An array of ``count`` elements, zero at first, that the other ranks of the node see: what collectives are
+        fastest with. A collective: all ranks give the same count and dtype. It stays for as long as the transport."""
+        return self.memory.empty(count, dtype)
+
+    @cached_property
+    def in_flight(self) -> list[Any]:
+        """The collectives that this rank has started and not finished: :class:`~hpcps.comm.pending.Pending`. A group
+        shares the list of the transport that it was made of."""
+        return []
+
+    def collective_tag(self) -> int:
+        """A tag for the messages of one collective, so that several on their way do not mix. All ranks start their
+        collectives in one order, and so get the same tags; to be called when a collective is started, not later."""
+        tag = COLLECTIVE_TAGS[self._collectives % len(COLLECTIVE_TAGS)]
+        self._collectives += 1
+        return tag
 
     def barrier(self) -> None:
         """Block until every rank has come. Cost: ceil(log2 P) empty messages a rank (dissemination barrier,

@@ -100,7 +100,7 @@ def _code(kernel: str, argument: Argument, name: str) -> int:
 def check_arrays(spec: Spec, arrays: tuple[object, ...]) -> None:
     """Raise TypeError or ValueError unless the arrays fit the spec, one with another."""
     dtypes: dict[str, tuple[str, str]] = {}
-    lengths: dict[str, tuple[int, str]] = {number: (int(number), "") for number in ("1", "2", "8")}
+    lengths: dict[str, tuple[int, str]] = {number: (int(number), "") for number in ("1", "2", "3", "8")}
     for argument, array in zip(spec.arrays, arrays, strict=True):
         where = f"{spec.name}: {argument.name}"
         if not isinstance(array, np.ndarray):

@@ -21,12 +21,14 @@ DTYPES = {
     "F": FLOATS,  # the dtype of the call's parameters
     "V": FLOATS,  # values stored in a dtype of their own
     "A": (*FLOATS, "int64"),  # what can be added
+    "W": (*FLOATS, "int64", "uint16"),  # what ranks can add: uint16 holds the bits of a half or a bfloat16
     "I": ("int32", "int64"),  # keys
     "S": (*FLOATS, "uint8", "int8", "int16", "int32", "int64"),  # what data sets are stored as
     "X": (*FLOATS, "float16", "uint8", "int8"),  # samples that a gradient converts as it reads them
 }
 ACTIVATIONS = ("identity", "relu", "tanh", "gelu")
 BAG_MODES = ("sum", "mean")
+WIDE_FORMATS = ("own", "bfloat16", "float16")  # of what stands in uint16; other dtypes are their own
 POINT_LOSSES = ("squared", "huber", "logistic", "hinge", "squared_hinge", "poisson")  # of one score a sample
 
 

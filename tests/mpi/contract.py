@@ -3,6 +3,7 @@
 Every rank runs all of it; an assertion that fails ends the job. Rank 0 ends with a line of what was checked.
 """
 
+import os
 import sys
 import traceback
 
@@ -12,7 +13,10 @@ import pytest
 
 import hpcps
 from hpcps import optim
-from hpcps.comm import mpi, ring, shared
+from hpcps.collectives.choice import ALGORITHMS, Choice
+from hpcps.collectives.engine import Engine
+from hpcps.comm import doubling, mpi, ring
+from hpcps.comm.checked import CheckedTransport
 from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds
@@ -38,7 +42,10 @@ def collectives(t):
             x = (np.arange(count) % 1000 * t.size + t.rank).astype(dtype)
             expected = np.arange(count) % 1000 * t.size**2 + t.size * (t.size - 1) // 2
             own = x.copy()
+            doubled = x.copy()
+            doubling.allreduce(t, doubled, KERNELS.add_into)
             assert np.array_equal(hpcps.allreduce(x, t), expected.astype(dtype)), (dtype, count)
+            assert np.array_equal(doubled, x), (dtype, count)
             part = ring.reduce_scatter(t, own, KERNELS.add_into)
             assert np.array_equal(own[part], expected[part].astype(dtype)), (dtype, count)
             bounds = chunk_bounds(count, t.size)
@@ -46,10 +53,29 @@ def collectives(t):
             gathered[bounds[t.rank] : bounds[t.rank + 1]] = t.rank
             ring.all_gather(t, gathered)
             assert np.array_equal(gathered, np.repeat(np.arange(t.size), np.diff(bounds)).astype(dtype))
-    noise = np.random.default_rng(t.rank).normal(size=1001)
-    hpcps.allreduce(noise, t)
-    bits = Meeting(t).gather(noise.view(np.int64)).reshape(t.size, -1)
-    assert (bits == bits[0]).all()
+    for reduce in (hpcps.allreduce, lambda x, t: doubling.allreduce(t, x, KERNELS.add_into)):
+        noise = np.random.default_rng(t.rank).normal(size=1001)
+        reduce(noise, t)
+        bits = Meeting(t).gather(noise.view(np.int64)).reshape(t.size, -1)
+        assert (bits == bits[0]).all()
+
+
+def several(t):
+    """Collectives in segments, several on their way, also in a group; waited for in another order on each rank."""
+    for one in (t, CheckedTransport(t)):
+        group = one.group(range(t.size)[::-1])
+        for segment_bytes in (4096, ring.SEGMENT_BYTES):
+            ways = [ring.RingAllreduce(way, KERNELS.add_into, segment_bytes) for way in (one, group)]
+            ways += [doubling.DoublingAllreduce(way, KERNELS.add_into) for way in (one, group)]
+            arrays = [(np.arange(count) % 1000 * t.size + t.rank).astype("float32") for count in SIZES]
+            tickets = [ways[i % 4].start(x) for i, x in enumerate(arrays)]
+            for i in np.random.default_rng(t.rank).permutation(len(SIZES)):
+                while not tickets[i].done() and t.rank % 2:
+                    os.sched_yield()
+                tickets[i].wait()
+                expected = np.arange(SIZES[i]) % 1000 * t.size**2 + t.size * (t.size - 1) // 2
+                assert np.array_equal(arrays[i], expected.astype("float32")), (segment_bytes, SIZES[i])
+        assert not one.in_flight
 
 
 def facts(t):
@@ -98,15 +124,39 @@ def groups(t):
 
 
 def memory(t):
-    """The all-reduce through shared memory, twice in turn, and nothing left behind."""
-    counts = (0, 1, 1001)
-    ways = [shared.SharedAllreduce(t, n, "float32", KERNELS.deposit, KERNELS.collect, t.size > 2) for n in counts]
-    for number in range(50):
-        for count, way in zip(counts, ways, strict=True):
-            x = np.full(count, t.rank + number, np.float32)
-            way.start(x).wait()
-            assert (x == t.size * number + t.size * (t.size - 1) // 2).all(), (number, count, x)
-    assert not list(shared.FOLDER.glob("hpcps-*"))
+    """Memory of the node: seen by all, and sums of arrays in it and outside, in and out of turn."""
+    mine = t.empty(1001, np.int64)
+    mine[:] = t.rank
+    t.barrier()
+    for rank, piece in enumerate(t.memory.pieces(8)):
+        assert rank == t.rank or not piece.any()
+    for number in range(30):
+        arrays = [mine, np.empty(3), np.empty(70_001, np.float32)]
+        for x in arrays:
+            x[:] = t.rank + number
+        tickets = [hpcps.start_allreduce(x, t) for x in arrays]
+        for ticket in tickets if t.rank % 2 else tickets[::-1]:
+            ticket.wait()
+        for x in arrays:
+            assert (x == t.size * number + t.size * (t.size - 1) // 2).all(), (number, x)
+
+
+def algorithms(t):
+    """Every all-reduce that can be used here, of every dtype; the same bits on all ranks."""
+    layout = Engine(t, KERNELS).layout
+    for algorithm in [name for name in ALGORITHMS if not layout.why_not(name)]:
+        engine = Engine(t, KERNELS, Choice(algorithm))
+        for dtype in ("float32", "float64", "int64", "float16"):
+            for count in SIZES:
+                x = (np.arange(count) % 40 + t.rank).astype(dtype)
+                flat = x.view(np.uint16) if dtype == "float16" else x
+                engine.allreduce(flat, "float16" if dtype == "float16" else "own")
+                expected = np.arange(count) % 40 * t.size + t.size * (t.size - 1) // 2
+                assert np.array_equal(x, expected.astype(dtype)), (algorithm, dtype, count)
+        noise = np.random.default_rng(t.rank).normal(size=1001)
+        engine.allreduce(noise)
+        bits = Meeting(t).gather(noise.view(np.int64)).reshape(t.size, -1)
+        assert (bits == bits[0]).all(), algorithm
 
 
 def server(t):
@@ -165,7 +215,7 @@ def in_one_place(optimizer, gradient, workers, like):
 def main():
     transport = mpi.world(timeout_s=60)
     transport.crowded(transport.size > 2)
-    checks = (collectives, facts, waits, groups, memory, server)
+    checks = (collectives, several, facts, waits, groups, memory, algorithms, server)
     try:
         for check in checks:
             check(transport)

@@ -14,10 +14,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from hpcps_kernels.cpu._tiles import VECTOR_BYTES, Value, _indices, _Loop
+from hpcps_kernels.cpu._vectors import VECTOR_BYTES, Loop, Value, indices
 
 
-class _Classes(_Loop):
+class _Classes(Loop):
     """Builds code over the classes in vectors, the last of them masked."""
 
     def __init__(self, context: Any, builder: Any, dtype: Any) -> None:
@@ -28,11 +28,8 @@ class _Classes(_Loop):
     def mask(self, first: Value, end: Value) -> Value:
         """Which of the classes from `first` on come before `end`."""
         rest = self.builder.trunc(self.builder.sub(end, first), ir.IntType(32))
-        single = self.builder.insert_element(
-            ir.Constant(ir.VectorType(rest.type, self.lanes), ir.Undefined), rest, rest.type(0)
-        )
-        rests = self.builder.shuffle_vector(single, single, _indices([0] * self.lanes))
-        return self.builder.icmp_signed("<", _indices(range(self.lanes)), rests)
+        rests = self.spread(rest, ir.VectorType(rest.type, self.lanes))
+        return self.builder.icmp_signed("<", indices(range(self.lanes)), rests)
 
     def masked_load(self, row: Value, k: Value, mask: Value) -> Value:
         place, align = self.at(row, k, self.vector), ir.IntType(32)(self.size)

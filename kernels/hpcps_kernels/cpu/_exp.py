@@ -12,10 +12,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-Value = Any  # an LLVM value
+from hpcps_kernels.cpu._vectors import Value, multiply_add
 
 LN2 = {64: (6.93147180369123816490e-01, 1.90821492927058770002e-10), 32: (0.693359375, -2.12194440e-4)}
 """log 2 in two parts, the first with zeros at its end, so that its multiples are exact (Cody and Waite 1980)."""
@@ -38,11 +37,7 @@ class _Formula:
         return ir.Constant(self.type, value if self.bits == 64 or math.isinf(value) else single)
 
     def multiply_add(self, x: Value, y: Value, total: Value) -> Value:
-        kind = ir.FunctionType(self.type, [self.type] * 3)
-        function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
-            self.builder.module, kind, f"llvm.fmuladd.f{self.bits}"
-        )
-        return self.builder.call(function, [x, y, total])
+        return multiply_add(self.builder, x, y, total)
 
     def series(self, x: Value, factors: list[float]) -> Value:
         """factors[0] + x (factors[1] + factors[2] x + …); the sum in brackets in two chains, for their latency."""

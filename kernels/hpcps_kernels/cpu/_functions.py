@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from hpcps_kernels.cpu._jit import part
+from hpcps_kernels.cpu._vectors import multiply_add
 
 
 class Each(NamedTuple):
@@ -21,13 +21,6 @@ class Each(NamedTuple):
 
     single: Any
     double: Any
-
-
-def _multiply_add(builder: Any, x: Any, y: Any, total: Any) -> Any:
-    name = f"llvm.fmuladd.{x.type.intrinsic_name}"
-    kind = ir.FunctionType(x.type, [x.type] * 3)
-    function = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
-    return builder.call(function, [x, y, total])
 
 
 def _typed(x: Any, generate: Any) -> Any:
@@ -49,7 +42,7 @@ def polynomial(coefficients: Each) -> Any:
             *lower, highest = [ir.Constant(kind, c) for c in coefficients[which]]
             total = highest
             for c in reversed(lower):
-                total = _multiply_add(builder, total, value, c)
+                total = multiply_add(builder, total, value, c)
             return total
 
         return _typed(x, generate)
@@ -87,7 +80,7 @@ def _fused(typing_context: Any, x: Any, y: Any, total: Any) -> Any:
     """x y + total."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _multiply_add(builder, *arguments)
+        return multiply_add(builder, *arguments)
 
     return x(x, x, x), code
 

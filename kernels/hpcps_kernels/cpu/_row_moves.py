@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from hpcps_kernels.cpu._tiles import VECTOR_BYTES
+from hpcps_kernels.cpu._vectors import VECTOR_BYTES, spread
 
 Value = Any  # an LLVM value
 
@@ -77,23 +77,13 @@ def _add(builder: Any, into: _Row, source: _Row, at: Value, lanes: int) -> None:
 def _add_fixed(builder: Any, into: _Row, source: _Row, at: Value, lanes: int, scale: Value) -> None:
     shape = ir.VectorType(scale.type, lanes) if lanes > 1 else scale.type
     x = source.load(at, lanes)
-    x = builder.fmul(x if x.type == shape else builder.fpext(x, shape), _spread(builder, scale, lanes))
+    x = builder.fmul(x if x.type == shape else builder.fpext(x, shape), spread(builder, scale, shape))
     name = f"llvm.rint.v{lanes}f64" if lanes > 1 else "llvm.rint.f64"
     rint = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
         builder.module, ir.FunctionType(shape, [shape]), name
     )
     whole = builder.fptosi(builder.call(rint, [x]), into.shape(lanes))
     into.store(builder.add(into.load(at, lanes), whole), at, lanes)
-
-
-def _spread(builder: Any, value: Value, lanes: int) -> Value:
-    if lanes == 1:
-        return value
-    number = ir.IntType(32)
-    single = builder.insert_element(
-        ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined), value, ir.Constant(number, 0)
-    )
-    return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(number, lanes), [0] * lanes))
 
 
 def _copy_row(typing_context: Any, into: Any, i: Any, source: Any, j: Any) -> Any:

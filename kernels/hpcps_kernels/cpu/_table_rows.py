@@ -15,12 +15,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from hpcps_kernels.cpu._tiles import VECTOR_BYTES, _Loop
+from hpcps_kernels.cpu._vectors import VECTOR_BYTES, Loop
 
 Value = Any  # an LLVM value
 
 
-class _Columns(_Loop):
+class _Columns(Loop):
     """Builds code over some columns of rows."""
 
     def run(self, lo: Value, hi: Value, body: Callable[[Value, Any], None]) -> None:

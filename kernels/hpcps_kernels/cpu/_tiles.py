@@ -15,126 +15,18 @@ the bits of float16, which Numba does not have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from hpcps_kernels.cpu._prefetch import send_for
+from hpcps_kernels.cpu._vectors import FEATURES, VECTOR_BYTES, Loop, Value
 
 ROWS = 4
-AHEAD_BYTES = 4096  # short samples, several at a time, are no pattern that the CPU foresees: they are sent for
-
-
-_FEATURES = llvm.get_host_cpu_features()
-VECTOR_BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx2") else 16
 # The sums, a vector of each row and one of a class must fit the registers: x86 has 16 of them up to AVX2.
-CLASSES = 2 if _FEATURES.get("sse2") and not _FEATURES.get("avx512f") else 5
-
-Value = Any  # an LLVM value
-
-
-class _Loop:
-    """Builds code over features lo .. hi - 1, first in whole vectors, then one by one."""
-
-    def __init__(self, context: Any, builder: Any, dtype: Any) -> None:
-        self.context, self.builder = context, builder
-        self.scalar = context.get_data_type(dtype)
-        self.size = dtype.bitwidth // 8
-        self.index = context.get_value_type(types.intp)
-
-    def constant(self, value: int) -> Value:
-        return ir.Constant(self.index, value)
-
-    def slot(self, shape: Any) -> Value:
-        """A variable, which LLVM turns into a register."""
-        return cgutils.alloca_once(self.builder, shape)  # type: ignore[no-untyped-call]
-
-    def clamped(self, first: Value, offset: int, end: Value) -> Value:
-        """min(first + offset, end - 1)."""
-        last = self.builder.sub(end, self.constant(1))
-        at = self.builder.add(first, self.constant(offset))
-        return self.builder.select(self.builder.icmp_signed("<", at, last), at, last)
-
-    def row(self, matrix: Any, index: Value) -> Value:
-        """A pointer to the first element of a row of a C-contiguous matrix."""
-        columns = self.builder.extract_value(matrix.shape, 1)
-        return self.builder.gep(matrix.data, [self.builder.mul(index, columns)])
-
-    def run(self, lo: Value, hi: Value, body: Callable[[Value, Any], None]) -> None:
-        lanes = VECTOR_BYTES // self.size
-        length = self.builder.sub(hi, lo)
-        whole = self.builder.sub(length, self.builder.and_(length, self.constant(lanes - 1)))
-        middle = self.builder.add(lo, whole)
-        for start, stop, step in ((lo, middle, lanes), (middle, hi, 1)):
-            shape = ir.VectorType(self.scalar, lanes) if step > 1 else self.scalar
-            each = cgutils.for_range_slice(self.builder, start, stop, self.constant(step), self.index)
-            with each as (d, _):
-                body(d, shape)
-
-    def at(self, row: Value, d: Value, shape: Any) -> Value:
-        return self.builder.bitcast(self.builder.gep(row, [d]), shape.as_pointer())
-
-    def load(self, row: Value, d: Value, shape: Any) -> Value:
-        return self.builder.load(self.at(row, d, shape), align=self.size)
-
-    def prefetch(self, row: Value, d: Value) -> None:
-        """Begin to bring what lies AHEAD_BYTES on. Never faults, changes nothing."""
-        place = self.builder.bitcast(self.builder.gep(row, [d]), ir.IntType(8).as_pointer())
-        send_for(self.builder, self.builder.gep(place, [self.constant(AHEAD_BYTES)]))
-
-    def convert(self, row: Value, d: Value, shape: Any, dtype: Any) -> Value:
-        """Load from a row of `dtype`, as floats of `shape`."""
-        stored = ir.HalfType() if dtype == types.uint16 else self.context.get_data_type(dtype)
-        value = self.builder.load(self.at(row, d, _like(shape, stored)), align=dtype.bitwidth // 8)
-        if dtype == types.uint8:
-            return self.builder.uitofp(value, shape)
-        if dtype == types.int8:
-            return self.builder.sitofp(value, shape)
-        if stored == self.scalar:
-            return value
-        return (self.builder.fptrunc if dtype.bitwidth > 8 * self.size else self.builder.fpext)(value, shape)
-
-    def store(self, value: Value, row: Value, d: Value, shape: Any) -> None:
-        self.builder.store(value, self.at(row, d, shape), align=self.size)
-
-    def spread(self, value: Value, shape: Any) -> Value:
-        if shape is self.scalar:
-            return value
-        zero = ir.Constant(ir.IntType(32), 0)
-        single = self.builder.insert_element(ir.Constant(shape, ir.Undefined), value, zero)
-        return self.builder.shuffle_vector(single, single, _indices([0] * shape.count))
-
-    def multiply_add(self, x: Value, y: Value, total: Value) -> Value:
-        name = self.scalar.intrinsic_name
-        name = name if x.type is self.scalar else f"v{x.type.count}{name}"
-        kind = ir.FunctionType(x.type, [x.type] * 3)
-        function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
-            self.builder.module, kind, f"llvm.fmuladd.{name}"
-        )
-        return self.builder.call(function, [x, y, total])
-
-    def total(self, vector: Value) -> Value:
-        """The sum of a vector's lanes: its upper half is added to its lower half until one lane is left."""
-        lanes = vector.type.count
-        while lanes > 1:
-            lanes //= 2
-            masks = [_indices(range(lanes)), _indices(range(lanes, 2 * lanes))]
-            vector = self.builder.fadd(*[self.builder.shuffle_vector(vector, vector, m) for m in masks])
-        return self.builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
-
-
-def _like(shape: Any, scalar: Any) -> Any:
-    """A vector of as many, or one, of `scalar`."""
-    return ir.VectorType(scalar, shape.count) if isinstance(shape, ir.VectorType) else scalar
-
-
-def _indices(lanes: Sequence[int]) -> Value:
-    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
+CLASSES = 2 if FEATURES.get("sse2") and not FEATURES.get("avx512f") else 5
 
 
 def _tile(build: Callable[..., None], samples_at: int, rows: int, classes: int) -> Any:
@@ -142,7 +34,7 @@ def _tile(build: Callable[..., None], samples_at: int, rows: int, classes: int) 
 
     def typed(typing_context: Any, a: Any, b: Any, c: Any, i: Any, k: Any, lo: Any, hi: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            loop = _Loop(context, builder, a.dtype)
+            loop = Loop(context, builder, a.dtype)
             samples = signature.args[samples_at].dtype
             matrices = [
                 context.make_array(t)(context, builder, value)
@@ -156,7 +48,7 @@ def _tile(build: Callable[..., None], samples_at: int, rows: int, classes: int) 
     return intrinsic(typed)
 
 
-def _add_scores(loop: _Loop, matrices: list[Any], dtype: Any, place: list[Value], rows: int, classes: int) -> None:
+def _add_scores(loop: Loop, matrices: list[Any], dtype: Any, place: list[Value], rows: int, classes: int) -> None:
     """scores[i + a, k + b] += samples[i + a, lo:hi] · weight[k + b, lo:hi]."""
     scores, samples, weight = matrices
     i, k, lo, hi = place
@@ -188,7 +80,7 @@ def _add_scores(loop: _Loop, matrices: list[Any], dtype: Any, place: list[Value]
         builder.store(builder.fadd(builder.load(narrow), loop.total(builder.load(wide))), place)
 
 
-def _add_products(loop: _Loop, matrices: list[Any], dtype: Any, place: list[Value], rows: int, classes: int) -> None:
+def _add_products(loop: Loop, matrices: list[Any], dtype: Any, place: list[Value], rows: int, classes: int) -> None:
     """gradient[k + b, lo:hi] += sum over a of residual[i + a, k + b] * samples[i + a, lo:hi]."""
     gradient, residual, samples = matrices
     i, k, lo, hi = place

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcps_kernels.cpu._half import from_half, to_half
+from hpcps_kernels.cpu._half import bfloat16_of, from_half, to_half
 from hpcps_kernels.cpu._jit import kernel, part
 from hpcps_kernels.interface import Array
 
@@ -30,13 +30,8 @@ GROUP = 64  # elements that are passed over together where none is large
 
 @kernel
 def to_bfloat16(out: Array, x: Array) -> None:
-    bits = x.view(np.uint32)
     for i in range(out.shape[0]):
-        b = bits[i]
-        upper = b >> np.uint32(16)
-        rounded = (b + (np.uint32(0x7FFF) + (upper & np.uint32(1)))) >> np.uint32(16)
-        is_nan = (b & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-        out[i] = np.uint16((upper | np.uint32(0x40)) if is_nan else rounded)
+        out[i] = bfloat16_of(x[i])
 
 
 @kernel

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from hpcps_kernels.spec import Spec, inout, out, read, whole
+from hpcps_kernels.spec import WIDE_FORMATS, Spec, choice, inout, out, read, whole
 
 SPECS = (
     Spec(
-        "deposit",
+        "meet",
         "meet",
         (
-            out("slot", "A", "n"),
-            inout("flags", "int64", "P", "8"),
-            read("x", "A", "n"),
-            whole("rank"),
-            whole("round"),
-        ),
-    ),
-    Spec(
-        "collect",
-        "meet",
-        (
-            out("out", "A", "n"),
-            read("slots", "A", "P", "n"),
-            read("flags", "int64", "P", "8"),
-            whole("round"),
+            inout("x", "W", "N"),
+            out("work", "uint8", "w"),
+            read("bounds", "int64", "b?"),
+            read("program", "int64", "K?", "3"),
+            inout("desk", "int64", "d"),
+            choice("operation", "sum", "scatter", "gather"),
+            choice("format", *WIDE_FORMATS),
+            whole("count"),
+            whole("number"),
+            whole("state"),
             whole("spins"),
         ),
-        accumulates="A",
+        accumulates="W",
     ),
 )

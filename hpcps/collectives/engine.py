@@ -1,0 +1,174 @@
+"""All-reduce, reduce-scatter and all-gather among ranks wherever they run: in the memory of a node, along rings between
+nodes, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from hpcps import machine
+from hpcps.collectives.choice import IN_WORDS, Choice, Layout
+from hpcps.collectives.node import NO_BOUNDS, Channel
+from hpcps.collectives.pending import Finished, Pending, Queue
+from hpcps.comm import doubling, ring
+from hpcps.comm.meeting import Meeting
+from hpcps.comm.pending import Pending as Messages
+from hpcps.comm.topology import chunk_bounds
+from hpcps.comm.transport import Array, Transport
+from hpcps.errors import CommError
+
+
+class Engine:
+    """The collectives of a transport. Making one is a collective; all ranks call its methods in the same order.
+
+    ``kernels``: a back end of hpcps_kernels; ``choice``: which algorithm for how many bytes. Arrays are
+    one-dimensional, C-contiguous float32, float64 or int64, or uint16 with ``format`` "float16" or "bfloat16", which
+    are added as float32. All ranks get the same bits. Several may be under way: those started first end first.
+
+    Algorithms: *memory*: the ranks of one node add up each other's arrays where they lie, n elements read and written
+    by each; fastest for arrays from ``transport.empty``, others go through scratch in segments. *ring*, *doubling*:
+    messages, see ``comm/ring.py``, ``comm/doubling.py``. *hierarchical*: on each node a reduce-scatter in memory, then
+    rank i of every node all-reduces its chunk along a ring with the i-th of the others, then an all-gather in memory:
+    the links carry what they would carry with one rank a node. *mpi*: the MPI library's own.
+    """
+
+    def __init__(self, transport: Transport, kernels: Any, choice: Choice | None = None) -> None:
+        self.transport = transport
+        self._kernels = kernels
+        self._memory = transport.memory
+        meeting = Meeting(transport)
+        seats = machine.seats(meeting, transport.node)
+        is_crowded = machine.crowded(seats, transport.rank)
+        transport.crowded(is_crowded)
+        self._channels = self._open_channels(meeting, is_crowded)
+        nodes = self._memory.nodes
+        self.layout = Layout(transport.size, len(nodes), self._channels is not None, transport.has_native_allreduce)
+        self.choice = choice or Choice()
+        self.choice.check(self.layout)
+        self._owners = min(len(ranks) for ranks in nodes)
+        me = self._memory.near.rank
+        is_owner = self.layout.is_hierarchical and me < self._owners
+        self._cross = transport.group([ranks[me] for ranks in nodes]) if is_owner else None
+        self._queue = Queue()
+        self._is_simple = self.layout.is_one_memory and self.choice.is_memory_alone
+        self._direct: dict[str, Callable[[Array], Pending]] = {
+            "ring": ring.RingAllreduce(transport, kernels.add_into).start,
+            "doubling": doubling.DoublingAllreduce(transport, kernels.add_into).start,
+            "mpi": self._native,
+        }
+
+    def name(self, size_bytes: int) -> str:
+        """What an all-reduce of so many bytes is done by, for people."""
+        return IN_WORDS[self.choice.pick(size_bytes, self.layout)] if self.layout.ranks > 1 else "none"
+
+    def allreduce(self, x: Array, format: str = "own") -> None:
+        """Sum ``x`` over the ranks, in place. Blocks."""
+        if self.layout.ranks == 1:
+            return
+        if self._is_simple:
+            self._channels[0].run(x, len(x), "sum", format)  # type: ignore[index]
+            return
+        self.start(x, format).wait()
+
+    def start(self, x: Array, format: str = "own") -> Pending:
+        """Begin :meth:`allreduce`; ``x`` may not be touched before it is done."""
+        if self.layout.ranks == 1:
+            return Finished()
+        algorithm = self.choice.pick(x.nbytes, self.layout)
+        if algorithm == "memory" and self._channels is not None:
+            return self._in_memory(x, len(x), "sum", format=format)
+        if format != "own":
+            return self._queue.add(self._as_float32(x, format))
+        return self._queue.add(self._steps(x, algorithm))
+
+    def start_pieces(self, x: Array, count: int, program: Array) -> Pending:
+        """Begin a sum of pieces in a given order: ``x`` holds this rank's pieces of ``count`` elements, one after the
+        other, in memory from ``transport.empty``; the sum is written to the first. ``program``: see kernel ``meet``.
+        Only where ``layout.is_one_memory``."""
+        return self._in_memory(x, count, "sum", program=program)
+
+    def chunk(self, count: int, bounds: Sequence[int] | None = None) -> slice:
+        """This rank's part of ``count`` elements."""
+        cut = bounds if bounds is not None else chunk_bounds(count, self.layout.ranks)
+        return slice(cut[self.transport.rank], cut[self.transport.rank + 1])
+
+    def start_reduce_scatter(self, x: Array, bounds: Sequence[int] | None = None) -> Pending:
+        """Begin a reduce-scatter: of the sum this rank gets ``x[bounds[r]:bounds[r + 1]]`` (equal chunks if None); the
+        rest of ``x`` is then unspecified."""
+        if self.layout.ranks == 1:
+            return Finished()
+        if self.layout.is_one_memory:
+            return self._in_memory(x, len(x), "scatter", _bounds(bounds))
+        steps = ring.reduce_scatter_steps(self.transport, x, self._kernels.add_into, bounds)
+        return self._queue.add(iter((Messages(self.transport, steps),)))
+
+    def start_all_gather(self, x: Array, bounds: Sequence[int] | None = None) -> Pending:
+        """Begin an all-gather: rank r brings ``x[bounds[r]:bounds[r + 1]]`` (equal chunks if None)."""
+        if self.layout.ranks == 1:
+            return Finished()
+        if self.layout.is_one_memory:
+            return self._in_memory(x, len(x), "gather", _bounds(bounds))
+        return self._queue.add(iter((Messages(self.transport, ring.all_gather_steps(self.transport, x, bounds)),)))
+
+    def _in_memory(self, x: Array, count: int, operation: str, bounds: Array = NO_BOUNDS, **more: Any) -> Pending:
+        """A round of the node; in the queue unless all collectives are such rounds, which keep their order anyway."""
+        assert self._channels is not None
+        channel = self._channels[0]
+        if self._is_simple:
+            return channel.start(x, count, operation, bounds, **more)
+        return self._queue.add(channel.start(x, count, operation, bounds, **more) for _ in range(1))
+
+    def _native(self, x: Array) -> Pending:
+        return Messages(self.transport, iter(((self.transport.native_allreduce(x),),)))
+
+    def _steps(self, x: Array, algorithm: str) -> Iterator[Pending]:
+        if algorithm != "hierarchical":
+            yield self._direct[algorithm](x)
+            return
+        assert self._channels is not None
+        bounds = np.array(self._hierarchical_bounds(len(x)))
+        yield self._channels[0].start(x, len(x), "scatter", bounds)
+        if self._cross is not None:
+            mine = x[bounds[self._memory.near.rank] : bounds[self._memory.near.rank + 1]]
+            yield ring.RingAllreduce(self._cross, self._kernels.add_into).start(mine)
+        else:
+            yield Finished()
+        yield self._channels[1].start(x, len(x), "gather", bounds)
+
+    def _hierarchical_bounds(self, count: int) -> list[int]:
+        """As many chunks as the smallest node has ranks; further ranks of larger nodes get none."""
+        bounds = chunk_bounds(count, self._owners)
+        return bounds + [count] * (self._memory.near.size - self._owners)
+
+    def _as_float32(self, x: Array, format: str) -> Iterator[Pending]:
+        wide = np.empty(len(x), np.float32)
+        getattr(self._kernels, f"from_{format}")(wide, x)
+        yield from self._steps(wide, self.choice.pick(wide.nbytes, self.layout))
+        getattr(self._kernels, f"to_{format}")(x, wide)
+
+    def _open_channels(self, meeting: Meeting, is_crowded: bool) -> tuple[Channel, ...] | None:
+        """For rounds inside the node: one, and one for the gathers where there are several nodes; None where the ranks
+        of any node cannot share memory."""
+        opened: tuple[Channel, ...] | None = None
+        if any(len(ranks) > 1 for ranks in self._memory.nodes):
+            count = 1 if len(self._memory.nodes) == 1 else 2
+            try:
+                opened = tuple(Channel(self._memory, self._kernels.meet, is_crowded) for _ in range(count))
+            except CommError as error:
+                if not error.known_to_all:
+                    raise
+        return opened if meeting.gather(np.array([opened is not None])).all() else None
+
+
+def _bounds(bounds: Sequence[int] | None) -> Array:
+    return NO_BOUNDS if bounds is None else np.array(bounds, np.int64)
+
+
+class EngineAllreduce:
+    """All-reduces of arrays of ``size_bytes`` by an engine."""
+
+    def __init__(self, engine: Engine, size_bytes: int) -> None:
+        self.name = engine.name(size_bytes)
+        self.start = engine.start

@@ -1,0 +1,229 @@
+"""Collectives inside a node: the ranks add up each other's arrays where they lie (kernel ``meet``)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+from hpcps_kernels.desk import (
+    FINISHED,
+    LINE_WORDS,
+    READY,
+    ROUND_BITS,
+    SETS,
+    SETTLED,
+    UNSEEN,
+    WAITING_FOR_ARRAYS,
+    WAITING_FOR_SETS,
+    WAITING_FOR_WORK,
+    WORKED,
+    make_desk,
+)
+
+from hpcps.comm.memory import Memory, private
+from hpcps.comm.topology import chunk_bounds
+from hpcps.comm.transport import Array
+from hpcps.errors import CommError, CommTimeout
+
+LOOKS = 20000
+"""At the other ranks' words before the first look at the clock: about a millisecond."""
+SCRATCH_BYTES = 1 << 17
+"""Of a set. Arrays that not all ranks see go through it, larger ones in segments, which stay in the cache."""
+SMALL_BYTES = 4096
+"""Up to here every rank adds up all arrays itself: to wait once more costs more than to add twice."""
+WORK_BYTES = 1 << 17
+"""2048 numbers for each sum that is kept at a time: a tree over 128 pieces keeps 8."""
+
+NO_BOUNDS = np.empty(0, np.int64)
+NO_PROGRAM = np.empty((0, 3), np.int64)
+
+
+class Channel:
+    """Rounds one after another among the ranks of a node. Making one is a collective of them.
+
+    All ranks start the same rounds in the same order. ``is_crowded``: there are more ranks than cores, so that a wait
+    gives the core away at once. Raises CommError, on all ranks, where they cannot share memory.
+    """
+
+    def __init__(self, memory: Memory, meet: Any, is_crowded: bool, is_staging: bool = False) -> None:
+        line_bytes = LINE_WORDS * 8
+        pieces = memory.pieces(line_bytes + SETS * SCRATCH_BYTES)
+        self._lines = [piece[:line_bytes].view(np.int64) for piece in pieces]
+        self._scratch = [piece[line_bytes:] for piece in pieces]
+        self._memory = memory
+        self._meet = meet
+        self._transport = memory.near
+        self._looks = 1 if is_crowded else LOOKS
+        self._work = private(WORK_BYTES, np.uint8)
+        self._desk = self._make_desk(settled=0)
+        self._regions = len(memory.regions)
+        self._number = 0
+        self._under_way: deque[Round] = deque()
+        self._staging = None if is_staging else Channel(memory, meet, is_crowded, is_staging=True)
+
+    def start(
+        self,
+        x: Array,
+        count: int,
+        operation: str = "sum",
+        bounds: Array = NO_BOUNDS,
+        program: Array = NO_PROGRAM,
+        format: str = "own",
+    ) -> Round:
+        """Begin a round, as the kernel ``meet`` says; ``x``, one-dimensional, may not be touched before it is done."""
+        self._number += 1
+        round = Round(self, x, count, operation, bounds, program, format, self._number)
+        if not self._under_way or self._under_way[-1].state != WAITING_FOR_SETS:
+            self._look(round, 0)
+        self._under_way.append(round)
+        return round
+
+    def run(self, x: Array, count: int, operation: str = "sum", format: str = "own") -> None:
+        """A round from begin to end, with the least to do in between."""
+        if self._under_way:
+            self.start(x, count, operation, format=format).wait()
+            return
+        self._number += 1
+        state = self._call(x, NO_BOUNDS, NO_PROGRAM, operation, format, count, self._number, 0, self._looks)
+        if state != FINISHED:
+            round = Round(self, x, count, operation, NO_BOUNDS, NO_PROGRAM, format, self._number)
+            self._under_way.append(round)
+            self._reach(round, state)
+            round.wait()
+
+    def advance(self, last: Round, looks: int) -> bool:
+        """Go on with all rounds up to ``last``; whether it is finished."""
+        while self._under_way and last.state < FINISHED:
+            first = self._under_way[0]
+            before = first.state
+            self._look(first, looks)
+            if first.state < FINISHED:
+                if before == WAITING_FOR_SETS != first.state:
+                    self._begin_others()
+                return False
+        return last.state >= FINISHED
+
+    def wait(self, last: Round) -> None:
+        """Go on until ``last`` is finished. Raises CommTimeout naming the ranks that did not come."""
+        if self.advance(last, self._looks):
+            return
+        deadline = time.monotonic() + self._transport.timeout_s
+        while not self.advance(last, 1):
+            os.sched_yield()
+            self._transport.check()
+            if time.monotonic() > deadline:
+                raise CommTimeout(self._late(self._under_way[0]))
+
+    def _begin_others(self) -> None:
+        """Rounds that were started while their set of scratch was in use."""
+        for round in self._under_way:
+            if round.state == WAITING_FOR_SETS:
+                self._look(round, 0)
+                if round.state == WAITING_FOR_SETS:
+                    return
+
+    def _look(self, round: Round, looks: int) -> None:
+        r = round
+        state = self._call(r.x, r.bounds, r.program, r.operation, r.format, r.count, r.number, r.state, looks)
+        self._reach(round, state)
+
+    def _call(
+        self,
+        x: Array,
+        bounds: Array,
+        program: Array,
+        operation: str,
+        format: str,
+        count: int,
+        number: int,
+        state: int,
+        looks: int,
+    ) -> int:
+        if len(self._memory.regions) != self._regions:
+            self._desk, self._regions = self._make_desk(int(self._desk[SETTLED])), len(self._memory.regions)
+        reached: int = self._meet(
+            x, self._work, bounds, program, self._desk, operation, format, count, number, state, looks
+        )
+        return reached
+
+    def _reach(self, round: Round, state: int) -> None:
+        if state < 0:
+            both = f"rank {self._name(self._transport.rank)} and rank {self._name(-1 - state)}"
+            here = f"{round.operation} of {round.count} elements of {round.x.dtype}"
+            raise CommError(f"{both} called different collectives: here {here}; all ranks must call the same")
+        round.state = state
+        if state == UNSEEN:
+            self._stage(round)
+        if state >= FINISHED and self._under_way and self._under_way[0] is round:
+            self._under_way.popleft()
+
+    def _stage(self, round: Round) -> None:
+        """The same, segment by segment, through scratch. Blocks."""
+        assert self._staging is not None
+        if len(round.program):
+            raise CommError("arrays in pieces must lie in memory that all ranks of the node see (transport.empty)")
+        given = round.bounds if len(round.bounds) else np.array(chunk_bounds(round.count, self._transport.size))
+        step = SCRATCH_BYTES // round.x.itemsize
+        for start in range(0, round.count, step):
+            segment = round.x[start : min(start + step, round.count)]
+            bounds = np.clip(given - start, 0, len(segment)) if round.operation != "sum" else NO_BOUNDS
+            self._staging.start(segment, len(segment), round.operation, bounds, format=round.format).wait()
+
+    def _make_desk(self, settled: int) -> Array:
+        lines, scratch = ([int(piece.ctypes.data) for piece in pieces] for pieces in (self._lines, self._scratch))
+        regions = self._memory.regions
+        return make_desk(self._transport.rank, lines, scratch, SCRATCH_BYTES, SMALL_BYTES, regions, settled)
+
+    def _late(self, round: Round) -> str:
+        words = {
+            WAITING_FOR_SETS: (WORKED, round.number - SETS, "to finish earlier collectives"),
+            WAITING_FOR_ARRAYS: (READY, round.number << ROUND_BITS, "to bring their arrays"),
+            WAITING_FOR_WORK: (WORKED, round.number, "to add up their share"),
+        }
+        word, value, what = words[round.state]
+        late = ", ".join(self._name(rank) for rank, line in enumerate(self._lines) if line[word] < value)
+        waited = f"rank {self._name(self._transport.rank)} waited {self._transport.timeout_s:g} s for rank(s) {late}"
+        return f"{waited} {what}; a longer wait is run.timeout_s"
+
+    def _name(self, rank: int) -> str:
+        """A rank of this node, as the whole transport numbers it."""
+        return str(self._memory.nodes[self._memory.node][rank])
+
+
+class Round:
+    """A collective of a node under way; ``state`` is the kernel's."""
+
+    __slots__ = ("bounds", "channel", "count", "format", "number", "operation", "program", "state", "x")
+
+    def __init__(
+        self,
+        channel: Channel,
+        x: Array,
+        count: int,
+        operation: str,
+        bounds: Array,
+        program: Array,
+        format: str,
+        number: int,
+    ) -> None:
+        self.channel = channel
+        self.x = x
+        self.count = count
+        self.operation = operation
+        self.bounds = bounds
+        self.program = program
+        self.format = format
+        self.number = number
+        self.state = WAITING_FOR_SETS
+
+    def done(self) -> bool:
+        """Go on as far as that goes without waiting; whether it is finished."""
+        return self.state >= FINISHED or self.channel.advance(self, 1)
+
+    def wait(self) -> None:
+        """Block until it is finished. Raises CommTimeout, PeerLost, or CommError where ranks did different things."""
+        if self.state < FINISHED:
+            self.channel.wait(self)

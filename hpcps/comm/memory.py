@@ -1,0 +1,182 @@
+"""Memory that the ranks of one node see.
+
+Among processes it is anonymous memory of the kernel (memfd_create), which other ranks open through /proc: it has no
+name in the file system, so nothing is left behind by ranks that are killed, and it survives a rank that dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hpcps.comm.meeting import Meeting
+from hpcps.errors import CommError
+from hpcps.together import agree
+
+if TYPE_CHECKING:
+    from hpcps.comm.transport import Transport
+
+Array = np.ndarray[Any, Any]
+Region = tuple[int, list[int]]
+"""Bytes of a piece, and the address, in this process, of each rank's."""
+
+ALIGNMENT_BYTES = 64
+PAGE_BYTES = mmap.PAGESIZE
+ALL_MEMORY_BYTES = 2**62
+
+
+class Memory(ABC):
+    """What the ranks of ``transport`` share on their nodes. Making one is a collective, and so are its methods.
+
+    ``nodes``: the ranks of each node, nodes in the order of their first ranks; ``node``: this rank's among them;
+    ``near``: a transport over the ranks of this node; ``regions``: where all that was allocated lies.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.nodes = nodes_of(transport)
+        self.node = next(i for i, ranks in enumerate(self.nodes) if transport.rank in ranks)
+        self.near = transport.group(self.nodes[self.node])
+        self.regions: list[Region] = []
+
+    @abstractmethod
+    def pieces(self, size_bytes: int) -> list[Array]:
+        """Zeroed memory of ``size_bytes`` for each rank of this node: everybody's, (size_bytes,) uint8 each, by rank of
+        ``near``. It stays for as long as this object. Raises CommError on all ranks of the node."""
+
+    @abstractmethod
+    def empty(self, count: int, dtype: DTypeLike) -> Array:
+        """An array of ``count`` elements, the same on all ranks of the node, that the others see; zero at first. Where
+        there is too little memory of that kind it is the rank's own. It stays for as long as this object."""
+
+
+class ProcessMemory(Memory):
+    """Memory shared by processes of one node."""
+
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(transport)
+        self._kept: list[list[Array]] = []  # regions are addresses: what they tell of must not go away
+
+    def pieces(self, size_bytes: int) -> list[Array]:
+        padded = max(1, -(-size_bytes // PAGE_BYTES)) * PAGE_BYTES
+        whole = _map_together(self.near, padded * self.near.size)
+        return [whole[r * padded : r * padded + size_bytes] for r in range(self.near.size)]
+
+    def empty(self, count: int, dtype: DTypeLike) -> Array:
+        size_bytes = count * np.dtype(dtype).itemsize
+        try:
+            pieces = self.pieces(size_bytes)
+        except CommError as error:
+            if not error.known_to_all:
+                raise
+            return private(count, dtype)
+        self._kept.append(pieces)
+        self.regions.append((size_bytes, [piece.ctypes.data for piece in pieces]))
+        return pieces[self.near.rank].view(dtype)
+
+
+class ThreadMemory(Memory):
+    """Memory of threads of one process, which see all of it."""
+
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(transport)
+        self.regions.append((ALL_MEMORY_BYTES, [0] * self.near.size))
+        self._kept: list[Array] = []
+
+    def pieces(self, size_bytes: int) -> list[Array]:
+        mine = private(size_bytes, np.uint8)
+        mine.fill(0)
+        self._kept.append(mine)
+        addresses = Meeting(self.near).gather(np.array([mine.ctypes.data]))
+        return [_at(int(address), size_bytes) for address in addresses]
+
+    def empty(self, count: int, dtype: DTypeLike) -> Array:
+        array = private(count, dtype)
+        array.fill(0)
+        return array
+
+
+def private(count: int, dtype: DTypeLike) -> Array:
+    """An uninitialised array of this rank alone, whose data starts at a cache line."""
+    size_bytes = count * np.dtype(dtype).itemsize
+    raw = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT_BYTES
+    return raw[start : start + size_bytes].view(dtype)
+
+
+def nodes_of(transport: Transport) -> list[list[int]]:
+    """The ranks of each node. A collective."""
+    told = Meeting(transport).gather(np.frombuffer((transport.node + "\n").encode(), np.uint8))
+    by_name: dict[str, list[int]] = {}
+    for rank, name in enumerate(told.tobytes().decode().splitlines()):
+        by_name.setdefault(name, []).append(rank)
+    return list(by_name.values())
+
+
+def _map_together(near: Transport, size_bytes: int) -> Array:
+    """Zeroed memory that all ranks see, (size_bytes,) uint8. Rank 0 makes it."""
+    meeting = Meeting(near)
+    made: list[int] = []
+
+    def make() -> Array:
+        made.append(_create(size_bytes))
+        return np.array([os.getpid(), made[0]])
+
+    try:
+        process, file = meeting.once(make)
+        memory = agree(meeting, lambda: _open(f"/proc/{process}/fd/{file}", size_bytes))
+    finally:
+        for number in made:
+            os.close(number)
+    _check_is_shared(meeting, memory)
+    return memory
+
+
+def _create(size_bytes: int) -> int:
+    """Make the file and take its memory now, for to run out of it later would be a bus error."""
+    try:
+        file = os.memfd_create("hpcps", os.MFD_CLOEXEC)
+        try:
+            os.posix_fallocate(file, 0, size_bytes)
+        except OSError:
+            os.close(file)
+            raise
+    except OSError as error:
+        raise CommError(f"cannot take {size_bytes} bytes of shared memory: {error.strerror}") from error
+    return file
+
+
+def _open(path: str, size_bytes: int) -> Array:
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return np.frombuffer(mmap.mmap(file, size_bytes), np.uint8)
+        finally:
+            os.close(file)
+    except (OSError, ValueError) as error:
+        raise CommError(f"{path}: shared memory of another rank cannot be used here: {error}") from error
+
+
+def _check_is_shared(meeting: Meeting, memory: Array) -> None:
+    """Every rank writes its number and must find all numbers; then the memory is zero again."""
+    marks = memory.reshape(meeting.size, -1)
+    marks[meeting.rank, 0] = meeting.rank % 255 + 1
+    meeting.gather(np.empty(0, np.uint8))
+    found = marks[:, 0].tolist() == [rank % 255 + 1 for rank in range(meeting.size)]
+    agree(meeting, lambda: None if found else _not_shared())
+    marks[meeting.rank, 0] = 0
+    meeting.gather(np.empty(0, np.uint8))
+
+
+def _not_shared() -> None:
+    raise CommError("the ranks of this node do not see the same memory")
+
+
+def _at(address: int, size_bytes: int) -> Array:
+    array: Array = np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(address))
+    return array
