@@ -47,6 +47,7 @@ SETTING_UP = CONTEXTS - 1  # the context in which a transport's own one is agree
 CONTEXT_TAG = TAGS - 1
 NO_TAG = TAGS - 2  # nothing is ever sent with it
 CONTEXT_KEY = "hpcps/contexts"
+CHECK_S = 0.5
 NEVER = timedelta(days=3650)
 
 
@@ -118,10 +119,11 @@ class TorchTicket(Ticket):
     To :meth:`done` a message that nobody has waited for has not moved; who asks again has a thread wait for it.
     """
 
-    __slots__ = ("asked", "buffer", "changed", "error", "finished", "watched", "work")
+    __slots__ = ("asked", "buffer", "changed", "error", "finished", "member", "watched", "work")
 
-    def __init__(self, peer: int, what: str, work: Any, buffer: Any, changed: threading.Condition) -> None:
+    def __init__(self, peer: int, member: int, what: str, work: Any, buffer: Any, changed: threading.Condition) -> None:
         super().__init__(peer, what)
+        self.member = member  # the peer's rank in the process group: what messages for people name
         self.work = work
         self.changed = changed
         self.buffer = buffer  # gloo does not keep it alive
@@ -182,6 +184,7 @@ class TorchTransport(Transport):
         self._members = members
         self._context = context
         self._changed = changed  # one for a transport and its groups: wait_any may be given tickets of several
+        self._checked_s = 0.0
 
     def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
         tensor = _bytes(buffer if buffer.flags.writeable else buffer.copy())
@@ -209,7 +212,18 @@ class TorchTransport(Transport):
         members = [self._members[rank] for rank in ranks]
         group = object.__new__(TorchTransport)
         group._set_up(self._group, members, self._new_context(ranks), self.timeout_s, self._changed)
+        group.in_flight = self.in_flight
         return group
+
+    def check(self) -> None:
+        """Twice a second: start to receive what nobody sends from each of the others; gloo refuses where
+        the connection is closed."""
+        if time.monotonic() < self._checked_s + CHECK_S:
+            return
+        self._checked_s = time.monotonic()
+        for peer in range(self.size):
+            if peer != self.rank:
+                self._start("hear from", self._group.recv, torch.empty(0, dtype=torch.uint8), peer, NO_TAG)
 
     def abort(self, error: BaseException) -> None:
         """Close the connections of the whole process group: every wait on it ends, in hpcps with PeerLost, in torch's
@@ -238,8 +252,8 @@ class TorchTransport(Transport):
         try:
             work = start([tensor], self._members[peer], self._context * TAGS + tag)
         except RuntimeError as error:
-            raise self._lost(what, peer, error) from error
-        return TorchTicket(peer, what, work, tensor, self._changed)
+            raise self._lost(what, self._members[peer], error) from error
+        return TorchTicket(peer, self._members[peer], what, work, tensor, self._changed)
 
     def _wait_for(self, ticket: TorchTicket, deadline: float) -> None:
         left_ms = max(1, math.ceil(1000 * (deadline - time.monotonic())))
@@ -263,15 +277,15 @@ class TorchTransport(Transport):
 
     def _raise_error(self, ticket: TorchTicket) -> None:
         if ticket.error is not None:
-            raise self._lost(ticket.what, ticket.peer, ticket.error) from ticket.error
+            raise self._lost(ticket.what, ticket.member, ticket.error) from ticket.error
 
-    def _late(self, tickets: Sequence[Ticket]) -> CommTimeout:
-        peers = ", ".join(str(peer) for peer in sorted({ticket.peer for ticket in tickets}))
-        waited = f"rank {self.rank} waited {self.timeout_s:g} s to {tickets[0].what} rank"
-        return CommTimeout(f"{waited}{'s' * (', ' in peers)} {peers}; a longer wait is timeout_s")
+    def _late(self, tickets: Sequence[TorchTicket]) -> CommTimeout:
+        late = ", ".join(str(member) for member in sorted({ticket.member for ticket in tickets}))
+        waited = f"rank {self._group.rank()} waited {self.timeout_s:g} s to {tickets[0].what} rank"
+        return CommTimeout(f"{waited}{'s' * (', ' in late)} {late}; a longer wait is timeout_s")
 
-    def _lost(self, what: str, peer: int, error: RuntimeError) -> PeerLost:
-        return PeerLost(f"rank {self.rank} could not {what} rank {peer}: {_short(error)}")
+    def _lost(self, what: str, member: int, error: RuntimeError) -> PeerLost:
+        return PeerLost(f"rank {self._group.rank()} could not {what} rank {member}: {_short(error)}")
 
     def _new_context(self, ranks: Sequence[int]) -> int:
         """A number that no other transport over the process group has; the ranks' first one takes it from the store."""
