@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from hpcps.collectives import allreduce
+from hpcps.collectives import Pending, allreduce, start_allreduce
 from hpcps.comm.memory import Memory, ProcessMemory
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError, CommTimeout, ConfigError, ModelError, PeerLost
@@ -74,28 +74,58 @@ def use(model: DistributedDataParallel, transport: Transport | None = None, time
         raise ConfigError(f"{message}; give a transport over the same ranks, or none")
     for dtype in sorted({_summed_as(parameter.dtype) for _, parameter in trained}, key=str):
         allreduce(torch.zeros(1, dtype=dtype).numpy(), transport)
-    model.register_comm_hook(transport, average)
+    model.register_comm_hook(Averages(transport), average)
     return transport
 
 
-def average(transport: Transport, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """A communication hook: the bucket's gradients, divided by the number of ranks and summed over them. Blocks.
+def average(averages: "Averages", bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """The communication hook: start to average a bucket's gradients over the ranks; with the last bucket, finish all.
 
-    float32 and float64 are summed in place in the bucket's memory, divided first, as PyTorch's own hook does;
-    bfloat16 and float16 are summed in float32 and rounded once. All ranks get the same bits. Raises ModelError for a
-    sparse gradient, CommTimeout, PeerLost.
+    The gradients are divided by the number of ranks and added, as PyTorch does; bfloat16 and float16 are added as
+    float32 and rounded once. All ranks get the same bits. Blocks with the last bucket of a step alone. Raises
+    ModelError for a sparse gradient, CommTimeout, PeerLost.
     """
-    gradient = bucket.buffer()
-    _check("a gradient", gradient)
-    if gradient.dtype in SUMMED:
-        allreduce(gradient.div_(transport.size).numpy(), transport)
-    else:
-        wide = gradient.float().div_(transport.size)
-        allreduce(wide.numpy(), transport)
-        gradient.copy_(wide)
-    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    done.set_result(gradient)
-    return done
+    future = averages.start(bucket.index(), bucket.buffer())
+    if bucket.is_last():
+        averages.finish()
+    return future
+
+
+class Averages:
+    """The hook's state: the sums of a step that are under way, and memory for them that the ranks of a node share, as
+    much as the gradients take, twice once the model has rearranged its buckets (after the first step)."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._arrays: dict[int, torch.Tensor] = {}
+        self._under_way: list[tuple[Pending, torch.Tensor, torch.Tensor, torch.futures.Future[torch.Tensor]]] = []
+
+    def start(self, index: int, gradient: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+        """Begin the average of bucket ``index``; the future has it once :meth:`finish` has returned."""
+        _check("a gradient", gradient)
+        x = self._array(index, gradient)
+        if x.dtype == gradient.dtype:
+            torch.div(gradient, self._transport.size, out=x)
+        else:
+            x.copy_(gradient).div_(self._transport.size)
+        future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        self._under_way.append((start_allreduce(x.numpy(), self._transport), x, gradient, future))
+        return future
+
+    def finish(self) -> None:
+        """Wait for all that has been started."""
+        under_way, self._under_way = self._under_way, []
+        for pending, x, gradient, future in under_way:
+            pending.wait()
+            future.set_result(x if x.dtype == gradient.dtype else gradient.copy_(x))
+
+    def _array(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
+        """This bucket's array. A collective where the bucket is new or another than before."""
+        array, dtype = self._arrays.get(index), _summed_as(gradient.dtype)
+        if array is None or (array.shape, array.dtype) != (gradient.shape, dtype):
+            numbers = self._transport.empty(gradient.numel(), str(dtype).removeprefix("torch."))
+            array = self._arrays[index] = torch.from_numpy(numbers)
+        return array
 
 
 def _summed_as(dtype: torch.dtype) -> torch.dtype:
