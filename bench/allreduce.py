@@ -15,6 +15,7 @@ libraries and torch live in environments of their own; a peer without one is sai
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -119,6 +120,7 @@ def once(figures: table.Figures, job: Job, sizes: list[int], chosen: argparse.Na
 
 def main() -> int:
     """Exit status 1 if an element is wrong, or if hpcps or the memcpy did not run."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that it ends the job under way
     chosen = options()
     found = contenders(chosen)
     if not found:

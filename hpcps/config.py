@@ -26,6 +26,8 @@ Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Rate = Annotated[float, Meta(gt=0, le=1e300)]
 NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
 HashBits = Annotated[int, Meta(ge=0, le=30)]
+Block = Annotated[int, Meta(ge=16, le=65536)]
+Share = Annotated[float, Meta(gt=0, le=1)]
 Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 
 
@@ -100,6 +102,14 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     staleness: int | Literal["async"] = 0
 
 
+class Compress(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What gradients become on their way between workers."""
+
+    kind: Literal["none", "bf16", "int8", "topk"] = "none"
+    block: Block = 256
+    fraction: Share = 0.01
+
+
 class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where and how the ranks run."""
 
@@ -117,6 +127,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     server: Server = Server()
+    compress: Compress = Compress()
     run: Run = Run()
 
 
@@ -167,6 +178,9 @@ HELP = {
     "train.report_every": "steps between progress lines (0: once an epoch)",
     "server.count": "server shards, each on a rank of its own",
     "server.staleness": "0: synchronous",
+    "compress.kind": "none | bf16 | int8 | topk: gradients in fewer bytes; what is left out is sent later",
+    "compress.block": "int8: numbers that share a scale, 16 <= b <= 65536",
+    "compress.fraction": "topk: the part of the numbers that is sent, the largest, 0 < f <= 1",
     "run.device": "cpu",
     "run.threads": "threads of a rank (0: the cores that it may use)",
     "run.transport": "auto | mpi | threads",
@@ -191,8 +205,10 @@ USERS = {
     "optimizer.epsilon": ("adagrad", "rmsprop", "adam", "adamw"),
     "optimizer.weight_decay": ("adamw",),
     "optimizer.beta": ("ftrl",),
+    "compress.block": ("int8",),
+    "compress.fraction": ("topk",),
 }
-"""The kinds of model or optimiser that use a key, where not all do."""
+"""The kinds of model, optimiser or compression that use a key, where not all do."""
 
 _SECTIONS = get_type_hints(Config)
 _PATHS = ("data.path", "data.labels", "data.test", "model.kind", "model.scores")
@@ -367,6 +383,7 @@ def _check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: train.algorithm is the all-reduce's; train.strategy = 'server' does not use it")
     if train.strategy == "ring" and server.count != 1:
         raise ConfigError(f"{source}: server.count is the server strategy's; train.strategy = 'ring' does not use it")
+    _check_compress(config, source)
     _check_users(config, source)
     if config.model.kind == "matrix-factorization" and config.data.scale != "none":
         raise ConfigError(f"{source}: data.scale = {config.data.scale!r}: matrix-factorization has ids, not numbers")
@@ -380,8 +397,24 @@ def _check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: model.{name} is for your own training function, not for {config.model.kind}")
 
 
+def _check_compress(config: Config, source: str) -> None:
+    """Refuse what codes cannot do."""
+    kind, train = config.compress.kind, config.train
+    if kind == "none":
+        return
+    why = ""
+    if train.reproducible:
+        why = "train.reproducible: exact sums are not rounded"
+    elif train.strategy == "server":
+        why = "train.strategy = 'server': only the all-reduce has codes; use 'ring'"
+    elif train.dtype == "float64" and kind != "topk":
+        why = "train.dtype = 'float64': its codes stand for float32; use 'float32', or compress.kind = 'topk'"
+    if why:
+        raise ConfigError(f"{source}: compress.kind = {kind!r} with {why}")
+
+
 def _check_users(config: Config, source: str) -> None:
-    """Refuse what the kind of model or optimiser would silently ignore."""
+    """Refuse what the kind of model, optimiser or compression would silently ignore."""
     for key, users in USERS.items():
         section, name = key.split(".")
         options = getattr(config, section)

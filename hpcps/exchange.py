@@ -7,9 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
+from hpcps.collectives import Pending
 from hpcps.comm.transport import Array
 from hpcps.optim import Optimizer
 from hpcps.params import Params
+from hpcps.reduction import Reduction
 from hpcps.rows import Merger, Rows
 from hpcps.server.client import Client
 from hpcps.sums import Decoder, Sum, Summed
@@ -24,13 +26,6 @@ class Waiting(Protocol):
     def wait(self, keys: Keys | None = None) -> None:
         """Block until this worker's parameters contain the step: dense ones all, of the tables at least the rows
         ``keys``; all rows if None."""
-
-
-class Pending(Protocol):
-    """A collective on its way."""
-
-    def wait(self) -> None:
-        """Block until it is finished on this rank."""
 
 
 class Exchange(Protocol):
@@ -49,13 +44,31 @@ class Exchange(Protocol):
         """After the last step."""
 
 
-class Allreduce(Protocol):
-    """A way to sum one array over the workers, in two halves."""
+class Bucket:
+    """Neighbouring dense parameters whose gradient is summed as one."""
 
-    name: str
+    def __init__(self, where: slice, reduction: Reduction, params: Array, optimizer: Optimizer) -> None:
+        self.where = where
+        self._reduction = reduction
+        self._params = params[where]
+        self._mine = self._params[reduction.part]
+        self._optimizer = optimizer
+        self._state = optimizer.init(self._mine)
+        self._gradient = params[:0]
+        self.pending: Pending | None = None
 
-    def start(self, x: Array) -> Pending:
-        """Begin; ``x`` holds the sum once the returned ticket has been waited for."""
+    def start(self, gradient: Array) -> None:
+        """Begin the sum of the bucket's gradient, (n,), or pieces (m, n)."""
+        self._gradient = (gradient if gradient.ndim == 1 else gradient[0])[self._reduction.part]
+        self.pending = self._reduction.start(gradient)
+
+    def update(self, step: int, gradient_scale: float) -> Pending:
+        """Wait for the sum, apply it, and begin to bring the parameters to all workers."""
+        assert self.pending is not None
+        self.pending.wait()
+        self.pending = None
+        self._optimizer.update(self._mine, self._state, self._gradient, gradient_scale, step)
+        return self._reduction.spread(self._params)
 
 
 GatherRows = Callable[[list[tuple[Array, Array]]], list[list[tuple[Array, Array]]]]
@@ -63,14 +76,16 @@ GatherRows = Callable[[list[tuple[Array, Array]]], list[list[tuple[Array, Array]
 
 
 class AllreduceExchange:
-    """Gradients are all-reduced; every worker applies the same update to its own copy of the parameters.
+    """Gradients are all-reduced, and the parameters are updated by all workers, or by each a part.
 
-    Dense gradients are summed by ``allreduce``; the rows of tables are brought together by ``gather`` and merged.
+    ``buckets`` make up the dense parameters, in the order in which their gradients become final. The rows of tables are
+    brought together by ``gather`` and merged. ``way``: how the buckets are summed.
     """
 
     def __init__(
         self,
-        allreduce: Allreduce,
+        buckets: Sequence[Bucket],
+        way: str,
         gather: GatherRows,
         params: Params,
         optimizer: Optimizer,
@@ -79,27 +94,40 @@ class AllreduceExchange:
         merger: Merger,
         gradient_scale: float,
     ) -> None:
-        self._allreduce = allreduce
+        self._buckets = buckets
         self._gather = gather
-        self._dense = params.dense.flat
         self._tables = {name: params.table(name) for name in params.tables}
         self._optimizer = optimizer
-        self._state = optimizer.init(self._dense)
         self._table_states = {name: optimizer.init(table) for name, table in self._tables.items()}
         self._gradients = gradients
         self._decoder = decoder
         self._merger = merger
         self._gradient_scale = gradient_scale
-        self.way = f"all-reduce: {allreduce.name}" + ("; rows of tables: all-gather" if self._tables else "")
+        self.way = f"all-reduce: {way}" + ("; rows of tables: all-gather" if self._tables else "")
+
+    def early(self, bucket: int) -> None:
+        """The gradient of a bucket is final, while others are still computed: begin its sum, and take those begun
+        before further. Only where one part is all that this worker computes."""
+        gradient = self._gradients.shares[0].stack[0]
+        self._buckets[bucket].start(gradient[self._buckets[bucket].where])
+        for earlier in self._buckets[:bucket]:
+            if earlier.pending is not None:
+                earlier.pending.done()
 
     def start(self, step: int) -> Waiting:
         summed = self._gradients.finish()
-        return _Reducing(self, self._allreduce.start(summed.dense), step, summed)
+        for bucket in self._buckets:
+            if bucket.pending is None:
+                bucket.start(summed.dense if len(self._buckets) == 1 else summed.dense[bucket.where])
+        return _Reducing(self, step, summed)
 
     def update(self, step: int, summed: Summed) -> None:
-        """Apply the all-reduced dense gradient."""
-        gradient = self._decoder.gradient(summed.dense, summed.scale)
-        self._optimizer.update(self._dense, self._state, gradient, self._gradient_scale, step)
+        """Apply the all-reduced gradient. A collective."""
+        spreading = [bucket.update(step, self._gradient_scale) for bucket in self._buckets]
+        for parameters in spreading:
+            parameters.wait()
+        if summed.rows:
+            self.update_tables(step, summed)
 
     def update_tables(self, step: int, summed: Summed) -> None:
         """Bring the rows of all workers together and apply them. A collective."""
@@ -109,7 +137,7 @@ class AllreduceExchange:
             [{name: Rows(*pair) for name, pair in zip(names, pairs, strict=True)} for pairs in by_worker]
         )
         for name, (keys, values) in merged.items():
-            gradient = self._decoder.gradient(values, summed.scale)
+            gradient = self._decoder.values(values, summed.scale)
             table, state = self._tables[name], self._table_states[name]
             self._optimizer.update_rows(table, state, gradient, keys, self._gradient_scale, step)
 
@@ -118,17 +146,13 @@ class AllreduceExchange:
 
 
 class _Reducing:
-    def __init__(self, exchange: AllreduceExchange, pending: Pending, step: int, summed: Summed) -> None:
+    def __init__(self, exchange: AllreduceExchange, step: int, summed: Summed) -> None:
         self._exchange = exchange
-        self._pending = pending
         self._step = step
         self._summed = summed
 
     def wait(self, keys: Keys | None = None) -> None:
-        self._pending.wait()
         self._exchange.update(self._step, self._summed)
-        if self._summed.rows:
-            self._exchange.update_tables(self._step, self._summed)
 
 
 class ServerExchange:

@@ -9,6 +9,7 @@ import hpcps_kernels
 
 from hpcps import machine, models, parts
 from hpcps.comm.meeting import Meeting
+from hpcps.comm.order import Order, in_turn, order
 from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.transport import Transport
 from hpcps.config import Config
@@ -39,6 +40,11 @@ class Job:
     """Whether this node has more ranks than cores."""
     shares_memory: bool
     """Whether the workers are processes of one node."""
+
+    @property
+    def order(self) -> Order:
+        """In which order the workers' gradients are added, where one rank adds all of them."""
+        return order(self.parts.ranges) if self.config.train.reproducible else in_turn(self.roles.workers)
 
     @property
     def gradient_scale(self) -> float:

@@ -46,15 +46,23 @@ class DenseLoader:
         self._samples = np.empty((0, len(how.shift)), how.shift.dtype)
 
     def load(self, index: Array) -> Batch:
-        samples, labels, index = self._block.near(index)
         if len(self._samples) != len(index):
-            self._samples = np.empty((len(index), len(self._shift)), self._shift.dtype)
+            self._samples = self.room(len(index))
+        return Batch(self._samples, self.load_into(self._samples, index))
+
+    def room(self, count: int) -> Array:
+        """Memory for so many samples."""
+        return np.empty((count, len(self._shift)), self._shift.dtype)
+
+    def load_into(self, out: Array, index: Array) -> Array:
+        """Write the samples to ``out`` (n, D); returns their labels."""
+        samples, labels, index = self._block.near(index)
         if isinstance(samples, Csr):
             columns = (samples.indptr, samples.indices, samples.values)
-            self._kernels.gather_csr(self._samples, *columns, index, self._shift, self._scale)
+            self._kernels.gather_csr(out, *columns, index, self._shift, self._scale)
         else:
-            self._kernels.gather(self._samples, samples, index, self._shift, self._scale)
-        return Batch(self._samples, _labels(labels, index, self._shift.dtype))
+            self._kernels.gather(out, samples, index, self._shift, self._scale)
+        return _labels(labels, index, self._shift.dtype)
 
 
 class SparseLoader:

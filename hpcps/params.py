@@ -65,6 +65,11 @@ class Params(Mapping[str, Array]):
         array = self._arrays[name]
         return array.reshape(len(array), -1) if array.size else array.reshape(len(array), 1)
 
+    def offset(self, name: str) -> int:
+        """Where a parameter begins in the flat buffer."""
+        names = list(self.shapes)
+        return count({before: self.shapes[before] for before in names[: names.index(name)]})
+
     def read_only(self) -> Params:
         """The same memory, not writable."""
         flat = self.flat.view()

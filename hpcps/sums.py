@@ -1,23 +1,30 @@
-"""Sums of part gradients: plain floating point, or exact and therefore the same whoever adds what in which order.
+"""Sums of part gradients: plain floating point, or in an order that does not depend on who adds what.
 
-The exact sum is fixed point: each part's gradient times a power of two, rounded to int64. The scale is taken from
-the largest gradient element of all parts of all ranks (one small agreement a step), so large that the sum cannot
-overflow and small that float32 elements down to 2**-34 of the largest keep every bit.
+The reproducible sum of dense gradients is a fixed tree of floating point sums over the grains
+(:mod:`hpcps.comm.order`). Rows of tables, of which every grain has others, are added in fixed point: each value times a
+power of two, rounded to int64. The scale is taken from the largest value of all grains of all ranks (one small
+agreement a step, of models with tables alone), so large that the sum cannot overflow and small that float32 values down
+to 2**-34 of the largest keep every bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpcps.comm.order import adds_of, depth, pieces
+from hpcps.comm.topology import chunk_bounds
 from hpcps.errors import NotFiniteError
 from hpcps.rows import ByTable, Merger, Rows
 
 Array = np.ndarray[Any, Any]
+Empty = Callable[[int, DTypeLike], Array]
+"""Gives an uninitialised array of so many elements."""
 FIXED_POINT_BITS = 62
 
 
@@ -28,104 +35,153 @@ class Summed(NamedTuple):
     """A rank's share of a step's gradient, as it goes on the wire."""
 
     dense: Array
-    """(n,), of the dense parameters"""
+    """Of the dense parameters: (n,), or in a reproducible run the pieces (m, n)"""
     scale: float
-    """What the numbers were multiplied by, the same on all ranks; 1 in floating point"""
+    """What the rows' values were multiplied by, the same on all ranks; 1 in floating point"""
     rows: ByTable = NO_ROWS
-    """The tables' rows, their values in the same dtype as ``dense``"""
+    """The tables' rows, in the dtype of the parameters, or as int64 fixed point"""
+
+    @property
+    def total(self) -> Array:
+        """Where an all-reduce of ``dense`` leaves the sum, (n,)."""
+        return self.dense if self.dense.ndim == 1 else self.dense[0]
+
+
+class Share(NamedTuple):
+    """Consecutive parts that one thread computes, and where their dense gradient goes."""
+
+    parts: range
+    """Positions among the parts of this rank"""
+    adds: Array | None
+    """(parts,) int64: how many additions follow each part's gradient; None: there is one part, and nothing to add"""
+    stack: Array
+    """(depth, n): a part's gradient is pushed, then added to those before; the sums come to lie in the first rows"""
 
 
 class Sum(Protocol):
     """Adds up the part gradients of this rank."""
 
-    parts: list[Array]
-    """Where part gradients are written: arrays of (n,), one a part of this rank."""
+    shares: list[Share]
 
-    def take(self, part: int, rows: ByTable = NO_ROWS) -> None:
-        """Take up part ``part``, finished, and its tables' rows. Parts come in ascending order."""
+    def take(self, share: int, rows: Sequence[ByTable] = ()) -> None:
+        """Take up share ``share``, finished, and the tables' rows of its parts. Shares come in ascending order."""
 
     def finish(self) -> Summed:
         """The sum of all parts."""
 
 
 class Decoder:
-    """What the receiver of wire arrays needs: their dtype, how to add them, and how to get the gradient back."""
+    """What the receiver of sums needs: dtypes, how to add, and how to get the gradient back from rows."""
 
     def __init__(self, exact: bool, dtype: DTypeLike, kernels: Any) -> None:
-        self.exact = exact
-        self.wire_dtype = np.dtype(np.int64 if exact else dtype)
+        self.dtype = np.dtype(dtype)
+        self.rows_dtype = np.dtype(np.int64 if exact else dtype)
         self.add_into: Callable[[Array, Array], None] = kernels.add_into
-        self._dtype = np.dtype(dtype)
+        self._exact = exact
         self._from_fixed = kernels.from_fixed
 
-    def gradient(self, wire: Array, scale: float) -> Array:
-        """The summed gradient as floats, in the wire array's shape; the array itself where it holds floats."""
-        if not self.exact:
+    def values(self, wire: Array, scale: float) -> Array:
+        """Rows' values as floats, in the same shape; the array itself where it holds floats."""
+        if not self._exact:
             return wire
-        gradient = np.empty(wire.shape, self._dtype)
-        self._from_fixed(gradient.reshape(-1), wire.reshape(-1), 1.0 / scale)
-        return gradient
+        values = np.empty(wire.shape, self.dtype)
+        self._from_fixed(values.reshape(-1), wire.reshape(-1), 1.0 / scale)
+        return values
 
 
 class FloatSum:
-    """Parts added in ascending order, into the first one's buffer."""
+    """Parts added in ascending order, into the first one's buffer; a share is one part."""
 
     def __init__(self, parts: list[Array], kernels: Any) -> None:
-        self.parts = parts
+        self.shares = [Share(range(n, n + 1), None, part.reshape(1, -1)) for n, part in enumerate(parts)]
+        self._parts = parts
         self._add_into = kernels.add_into
         self._merger = Merger(kernels)
         self._rows: list[ByTable] = []
 
-    def take(self, part: int, rows: ByTable = NO_ROWS) -> None:
-        if part > 0:
-            self._add_into(self.parts[0], self.parts[part])
-        if rows:
-            self._rows.append(rows)
+    def take(self, share: int, rows: Sequence[ByTable] = ()) -> None:
+        if share > 0:
+            self._add_into(self._parts[0], self._parts[share])
+        self._rows += [one for one in rows if one]
 
     def finish(self) -> Summed:
         if not self._rows:
-            return Summed(self.parts[0], 1.0)
+            return Summed(self._parts[0], 1.0)
         rows = self._merger.merge(self._rows)
         self._rows = []
-        return Summed(self.parts[0], 1.0, rows)
+        return Summed(self._parts[0], 1.0, rows)
 
 
-class ExactSum:
-    """Parts added as int64 fixed point. ``agree(x)`` gives the largest x of all ranks; ``total`` counts their
-    parts; ``wire`` (n,) int64 is where the sum is written."""
+class TreeSum:
+    """The grains ``owned`` of ``total``, added in tree order; ``finish`` gives this rank's pieces.
+
+    The grains are shared out over ``threads``. ``visible``, called once, gives memory that the other ranks see.
+    ``agree(x)`` gives the largest x of all ranks; it is called where there are rows.
+    """
 
     def __init__(
-        self, parts: list[Array], kernels: Any, total: int, agree: Callable[[float], float], wire: Array
+        self,
+        owned: range,
+        total: int,
+        threads: int,
+        parameters: int,
+        dtype: DTypeLike,
+        visible: Empty,
+        kernels: Any,
+        agree: Callable[[float], float],
     ) -> None:
-        self.parts = parts
         self._kernels = kernels
         self._merger = Merger(kernels)
         self._total = total
         self._agree = agree
         self._largest = 0.0
-        self._wire = wire
         self._rows: list[ByTable] = []
+        bounds = chunk_bounds(len(owned), min(threads, len(owned)))
+        sums = [pieces(owned.start + low, owned.start + high, total) for low, high in pairwise(bounds)]
+        adds = [_adds_of_grains(one) for one in sums]
+        tops = [0, *accumulate(map(depth, adds))]
+        size = tops[-1] * parameters
+        memory = (visible(size, dtype) if len(sums) == 1 else np.empty(size, dtype)).reshape(tops[-1], parameters)
+        self.shares = [
+            Share(range(*bounds[n : n + 2]), np.array(own, np.int64), memory[slice(*tops[n : n + 2])])
+            for n, own in enumerate(adds)
+        ]
+        self._left = [len(one) for one in sums]
+        self._pieces = memory[: self._left[0]]
+        self._memory = memory
+        if len(sums) > 1:  # what the threads have added is then added up
+            wanted = pieces(owned.start, owned.stop, total)
+            self._pieces = visible(len(wanted) * parameters, dtype).reshape(len(wanted), parameters)
+            self._from = np.concatenate([top + np.arange(left) for top, left in zip(tops, self._left, strict=False)])
+            self._adds = np.array(adds_of(wanted, [one for own in sums for one in own]), np.int64)
 
-    def take(self, part: int, rows: ByTable = NO_ROWS) -> None:
-        for values in (self.parts[part], *(one.values.reshape(-1) for one in rows.values())):
-            largest = self._kernels.max_abs(values)
-            if not math.isfinite(largest):
-                raise NotFiniteError(
-                    "the gradient is not finite; a smaller optimizer.learning_rate or data.scale may help"
-                )
-            self._largest = max(self._largest, largest)
-        if rows:
-            self._rows.append(rows)
+    def take(self, share: int, rows: Sequence[ByTable] = ()) -> None:
+        sums = self.shares[share].stack[: self._left[share]]
+        self._check_finite(sums)
+        for values in (table.values for one in rows for table in one.values()):
+            self._largest = max(self._largest, self._check_finite(values))
+        self._rows += [one for one in rows if one]
 
     def finish(self) -> Summed:
+        if len(self.shares) > 1:
+            self._kernels.sum_tree(self._pieces, self._memory, self._from, self._adds)
+        if not self._rows:
+            return Summed(self._pieces, 1.0)
         scale = fixed_point_scale(self._agree(self._largest), self._total)
-        self._largest = 0.0
-        self._wire.fill(0)
-        for part in self.parts:
-            self._kernels.add_fixed(self._wire, part, scale)
-        rows: dict[str, Rows] = self._merger.merge_fixed(self._rows, scale) if self._rows else {}
-        self._rows = []
-        return Summed(self._wire, scale, rows)
+        rows: dict[str, Rows] = self._merger.merge_fixed(self._rows, scale)
+        self._largest, self._rows = 0.0, []
+        return Summed(self._pieces, scale, rows)
+
+    def _check_finite(self, values: Array) -> float:
+        largest = float(self._kernels.max_abs(values.reshape(-1)))
+        if not math.isfinite(largest):
+            raise NotFiniteError("the gradient is not finite; a smaller optimizer.learning_rate or data.scale may help")
+        return largest
+
+
+def _adds_of_grains(sums: Sequence[range]) -> list[int]:
+    """The additions that follow each grain's gradient."""
+    return adds_of(sums, [range(grain, grain + 1) for one in sums for grain in one])
 
 
 def fixed_point_scale(largest: float, parts: int) -> float:

@@ -85,9 +85,9 @@ class Trainer:
         return self._report(epoch, self._evaluate())
 
     def _take_step(self, next_batch: int | None) -> None:
-        # Compute: each part is taken up as it is finished.
-        for part, rows in self._worker.gradients():
-            self._gradients.take(part, rows)
+        # Compute: each share is taken up as it is finished.
+        for share, rows in self._worker.gradients():
+            self._gradients.take(share, rows)
 
         # Launch the exchange, and load the next samples while it is under way.
         waiting = self._exchange.start(self.pace.steps + 1)

@@ -2,111 +2,74 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hpcps import models, parts
-from hpcps.data import Block, find_bad
-from hpcps.errors import DataError, HpcpsError, ModelError, NotFiniteError
-from hpcps.loader import Loader
+from hpcps.data import Block
+from hpcps.errors import ModelError, NotFiniteError
+from hpcps.lane import Lane, Ready, cause, check_finite
+from hpcps.loader import Loader, Loaders
 from hpcps.models import Array, Arrays, Batch, Model
 from hpcps.params import Params
 from hpcps.rows import ByTable
-from hpcps.tables import Tables, as_rows, room_for_rows
+from hpcps.sums import Share
+from hpcps.tables import Tables
 from hpcps.threads import Threads
 
 EVALUATION_SAMPLES = 1024
 """Samples of one call of a model's scores."""
 
 
-@dataclass
-class _Part:
-    number: int
-    block: Block
-    loader: Loader
-    gradient: Params
-    order: parts.Order
-    batch: Batch
-    rows: ByTable
-    loss: float = 0.0
-
-
 class Worker:
-    """The parts of this worker: ``gradients[i]`` (n,) is where owned part i's dense gradient is written."""
+    """The parts of this worker, shared out over its threads as ``shares`` says.
+
+    ``ready`` is for a model with ``stages`` whose one part is all that the worker computes.
+    """
 
     def __init__(
         self,
         model: Model,
         params: Params,
-        tables: Tables,
+        how: Loaders,
         plan: parts.Parts,
-        loaders: dict[int, Loader],
-        blocks: dict[int, Block],
-        gradients: list[Array],
+        blocks: Mapping[int, Block],
+        shares: Sequence[Share],
         seed: int,
         threads: Threads,
+        ready: Ready | None = None,
     ) -> None:
-        self._model = model
-        self._params = params
-        self._tables = tables
-        self._plan = plan
-        self._seed = seed
         self._threads = threads
-        nothing = np.empty(0, np.int64)
-        self._parts = [
-            _Part(number, blocks[number], loaders[number], params.dense.on(gradient), nothing, Batch(None, nothing), {})
-            for number, gradient in zip(plan.owned, gradients, strict=True)
+        numbers = [[plan.owned[position] for position in share.parts] for share in shares]
+        self._lanes = [
+            Lane(model, params, how, [blocks[n] for n in own], [plan.size(n) for n in own], own, share, seed, ready)
+            for own, share in zip(numbers, shares, strict=True)
         ]
 
     def shuffle(self, epoch: int) -> None:
         """Draw the order in which this epoch visits each block."""
-        for part in self._parts:
-            part.order = parts.order(self._seed, epoch, part.number, len(part.block), part.block.window)
+        for lane in self._lanes:
+            lane.shuffle(epoch)
 
     def load(self, batch: int) -> None:
         """Bring the samples of batch number ``batch`` of this epoch into memory."""
-
-        def load(part: _Part) -> None:
-            size = self._plan.size(part.number)
-            part.batch = part.loader.load(part.order[batch * size : (batch + 1) * size])
-
-        for _ in self._threads.each(load, self._parts):
+        for _ in self._threads.each(lambda lane: lane.load(batch), self._lanes):
             pass
 
     def keys(self) -> list[Mapping[str, Array]]:
         """Which rows of each table the loaded batch touches, by part."""
-        return [part.batch.keys for part in self._parts]
+        return [keys for lane in self._lanes for keys in lane.row_keys()]
 
-    def gradients(self) -> Iterator[tuple[int, ByTable]]:
-        """Compute the loaded parts' gradients side by side; give out each part's position, and the rows of its
-        gradient, as it is finished."""
-        return self._threads.each(self._gradient, range(len(self._parts)))
+    def gradients(self) -> Iterator[tuple[int, list[ByTable]]]:
+        """Compute the loaded parts' gradients, the shares side by side; give out each share's position, and the rows of
+        its parts' gradients, as it is finished."""
+        return self._threads.each(lambda position: (position, self._lanes[position].compute()), range(len(self._lanes)))
 
     def take_losses(self) -> Array:
         """The losses of the owned parts, summed since the last call, (parts,) float64."""
-        losses = np.array([part.loss for part in self._parts], np.float64)
-        for part in self._parts:
-            part.loss = 0.0
-        return losses
-
-    def _gradient(self, position: int) -> tuple[int, ByTable]:
-        part = self._parts[position]
-        params, out, batch = self._params, part.gradient, part.batch
-        try:
-            if not self._tables.names:
-                loss = self._model.loss_gradient(params, batch, out)
-            else:
-                rows = room_for_rows(params, batch)
-                loss = self._model.loss_gradient(self._tables.pick(params, batch), batch, {**out, **rows})
-                part.rows = as_rows(batch, rows)
-            check_finite(loss)
-        except NotFiniteError as error:
-            raise cause(error, part.block) from error
-        part.loss += loss
-        return position, part.rows
+        return np.concatenate([lane.take_losses() for lane in self._lanes])
 
 
 @dataclass(frozen=True)
@@ -140,15 +103,3 @@ def _quality(model: Model, params: Arrays, batch: Batch) -> float:
     if model.task == "regression":
         return float(np.square(predicted.astype(np.float64) - batch.labels).sum())
     return float((predicted == batch.labels).sum())
-
-
-def check_finite(loss: float) -> None:
-    """Raise NotFiniteError unless the loss is a number."""
-    if not math.isfinite(loss):
-        raise NotFiniteError(f"the loss is {loss}; a smaller optimizer.learning_rate or data.scale may help")
-
-
-def cause(error: NotFiniteError, block: Block) -> HpcpsError:
-    """Why a loss or gradient is not finite: a sample of the block that is not, if there is one, else ``error``."""
-    bad = find_bad(block)
-    return DataError(bad) if bad is not None else error

@@ -48,6 +48,10 @@ MPICH_TUNED: dict[str, dict[str, object]] = {  # the same among its algorithms, 
     },
 }
 
+OPENMPI_CROWDED: dict[str, object] = {"mpi_yield_when_idle": 1}
+"""With more ranks than cores, for all; Open MPI sets it itself where it knows of it."""
+MPICH_CROWDED: dict[str, object] = {"POSIX_POLL_FREQUENCY": 1}
+"""With more ranks than cores, among what is tuned: a core is given away after one look, not after a thousand."""
 TUNED: dict[str, dict[str, dict[str, object]]] = {"Open MPI": OPENMPI_TUNED, "MPICH": MPICH_TUNED}
 
 Told = dict[str, Any]
@@ -74,6 +78,7 @@ class Job:
         with tempfile.TemporaryDirectory() as folder:
             words = ["--contender", self.kind, "--sizes", ",".join(map(str, sizes)), "--dtype", dtype]
             command = [str(RANK), *words, "--folder", folder]
+            Path(folder, "ending").write_bytes(bytes(8))
             start = self._gloo if self.kind == "gloo" else self._mpi
             _run(start(ranks, command, folder))
             return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(ranks)]
@@ -85,13 +90,14 @@ class Job:
     def _mpi(self, ranks: int, command: list[str], folder: str) -> list[_Process]:
         is_open_mpi = mpi_library(self.python).startswith("Open MPI")
         launcher, own = [mpiexec(self.python)], environment()
+        crowded = ranks > len(os.sched_getaffinity(0))
         if is_open_mpi:
-            crowded = ranks > len(os.sched_getaffinity(0))
             launcher += ["--bind-to", "none", *(["--oversubscribe"] if crowded else [])]
-            settings = {**({"mpi_yield_when_idle": 1} if crowded else {}), **self.tuned}
+            settings = {**(OPENMPI_CROWDED if crowded else {}), **self.tuned}
             launcher += [word for name, value in settings.items() for word in ("--mca", name, str(value))]
         else:
-            own |= {f"MPIR_CVAR_{name}": str(value) for name, value in self.tuned.items()}
+            settings = {**(MPICH_CROWDED if crowded and self.tuned else {}), **self.tuned}
+            own |= {f"MPIR_CVAR_{name}": str(value) for name, value in settings.items()}
         # mpi4py's own runner: an exception on one rank ends all
         return [([*launcher, "-n", str(ranks), self.python, "-m", "mpi4py", *command], own)]
 

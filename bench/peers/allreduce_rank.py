@@ -3,7 +3,8 @@
 Every contender runs this file, so that all fill, verify and time alike; it needs NumPy and what the contender itself
 needs (hpcps, mpi4py or torch). Before each call the rank fills the next of several arrays in turn with values whose
 total over the ranks is known, and meets the others at a barrier; after it, it counts the elements that are wrong. The
-seconds of each call go into ``FOLDER/RANK.json``: a call takes as long as its slowest rank.
+seconds of each call go into ``FOLDER/RANK.json``: a call takes as long as its slowest rank. ``FOLDER/ending`` holds an
+int64 of zero when the ranks are started.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 TIMEOUT_S = 120
+SERIES_S = 2.0
+ENDING = "ending"
 FIRST_CALLS = 20
 """Calls of a small array before anything is timed: MPICH changes its algorithm after the first five."""
 ALIGNMENT_BYTES = 64
@@ -181,36 +184,62 @@ def wrong(x: Array, tile: Array) -> int:
     return int(np.count_nonzero(rows != tile) + np.count_nonzero(rest != tile[: len(rest)]))
 
 
-def once(contender: Contender, slot: Slot, number: int) -> tuple[float, int]:
-    """Fill, meet, call, verify: the call's seconds on this rank and its wrong elements on this rank."""
-    tile = TILE + number % 4
-    fill(slot.given, (tile * (contender.rank + 1)).astype(slot.given.dtype))
-    contender.barrier()
-    begin = time.perf_counter()
-    slot.call()
-    seconds = time.perf_counter() - begin
-    return seconds, wrong(slot.result, contender.total(tile).astype(slot.result.dtype))
+class Ending:
+    """Ends a series of calls early, before the same call on all ranks: rank 0 looks at the clock, and names the call in
+    a word that all share, before that call's barrier. The call is named, for a rank may read the word late."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.word = np.memmap(folder / ENDING, np.int64, "r+")
+        self.rank = rank
+        self.series = 0
+
+    def begin(self) -> None:
+        """A new series."""
+        self.series += 1
+        self.deadline = time.monotonic() + SERIES_S
+
+    def look(self, number: int) -> None:
+        """Before the barrier of a call."""
+        if self.rank == 0 and number >= CALLS_MIN and time.monotonic() > self.deadline:
+            self.word[0] = self.series << 32 | number
+
+    def reached(self, number: int) -> bool:
+        """After that barrier: whether there is to be no such call."""
+        series, last = divmod(int(self.word[0]), 1 << 32)
+        return series == self.series and number >= last
 
 
-def calls_of(size_bytes: int, ranks: int) -> int:
-    """How often a size is called in one round: less where it is large or where ranks share cores."""
-    fair = min(CALLS_MAX, CALLS_BYTES // size_bytes)
-    return max(CALLS_MIN, fair * min(ranks, len(os.sched_getaffinity(0))) // ranks)
+def call(contender: Contender, slots: list[Slot], calls: int, ending: Ending) -> tuple[list[float], int]:
+    """Fill, meet, call, verify, and again: the calls' seconds and all wrong elements, on this rank."""
+    found, wrongs = [], 0
+    ending.begin()
+    for number in range(calls):
+        slot = slots[number % len(slots)]
+        tile = TILE + number % 4
+        fill(slot.given, (tile * (contender.rank + 1)).astype(slot.given.dtype))
+        ending.look(number)
+        contender.barrier()
+        if ending.reached(number):
+            break
+        begin = time.perf_counter()
+        slot.call()
+        found.append(time.perf_counter() - begin)
+        wrongs += wrong(slot.result, contender.total(tile).astype(slot.result.dtype))
+    return found, wrongs
 
 
-def measure(contender: Contender, size_bytes: int, dtype: str) -> dict[str, object]:
+def calls_of(size_bytes: int) -> int:
+    """How often a size is called in one round, if there is time: less where it is large."""
+    return max(CALLS_MIN, min(CALLS_MAX, CALLS_BYTES // size_bytes))
+
+
+def measure(contender: Contender, size_bytes: int, dtype: str, ending: Ending) -> dict[str, object]:
     """One size: every array is called once before the calls that count."""
     arrays = max(ARRAYS_MIN, min(ARRAYS_MAX, ARRAYS_BYTES // size_bytes))
     slots = [contender.slot(size_bytes // np.dtype(dtype).itemsize, dtype) for _ in range(arrays)]
-    found = [
-        once(contender, slots[number % arrays], number)
-        for number in range(arrays + calls_of(size_bytes, contender.size))
-    ]
-    return {
-        "size": size_bytes,
-        "seconds": [seconds for seconds, _ in found[arrays:]],
-        "wrong": sum(count for _, count in found),
-    }
+    _, wrong_at_first = call(contender, slots, arrays, ending)
+    seconds, wrongs = call(contender, slots, calls_of(size_bytes), ending)
+    return {"size": size_bytes, "seconds": seconds, "wrong": wrong_at_first + wrongs}
 
 
 def main() -> None:
@@ -224,9 +253,9 @@ def main() -> None:
     sizes = [int(size) for size in options.sizes.split(",")]
     contender = CONTENDERS[options.contender]()
     slot = contender.slot(min(sizes) // np.dtype(options.dtype).itemsize, options.dtype)
-    for number in range(FIRST_CALLS):
-        once(contender, slot, number)
-    rows = [measure(contender, size, options.dtype) for size in sizes]
+    ending = Ending(options.folder, contender.rank)
+    call(contender, [slot], FIRST_CALLS, ending)
+    rows = [measure(contender, size, options.dtype, ending) for size in sizes]
     told = {"rank": contender.rank, "ranks": contender.size, "about": contender.about, "rows": rows}
     (options.folder / f"{contender.rank}.json").write_text(json.dumps(told))
 

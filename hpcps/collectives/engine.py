@@ -14,6 +14,7 @@ from hpcps.collectives.node import NO_BOUNDS, Channel
 from hpcps.collectives.pending import Finished, Pending, Queue
 from hpcps.comm import doubling, ring
 from hpcps.comm.meeting import Meeting
+from hpcps.comm.order import Order
 from hpcps.comm.pending import Pending as Messages
 from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.transport import Array, Transport
@@ -83,11 +84,12 @@ class Engine:
             return self._queue.add(self._as_float32(x, format))
         return self._queue.add(self._steps(x, algorithm))
 
-    def start_pieces(self, x: Array, count: int, program: Array) -> Pending:
+    def start_pieces(self, x: Array, count: int, program: Array, operation: str = "sum") -> Pending:
         """Begin a sum of pieces in a given order: ``x`` holds this rank's pieces of ``count`` elements, one after the
-        other, in memory from ``transport.empty``; the sum is written to the first. ``program``: see kernel ``meet``.
-        Only where ``layout.is_one_memory``."""
-        return self._in_memory(x, count, "sum", program=program)
+        other, in memory from ``transport.empty``; the sum is written to the first of all ranks, or, by operation
+        "scatter", this rank's chunk of it to its own. ``program``: see kernel ``meet``. Only where
+        ``layout.is_one_memory``."""
+        return self._in_memory(x, count, operation, program=program)
 
     def chunk(self, count: int, bounds: Sequence[int] | None = None) -> slice:
         """This rank's part of ``count`` elements."""
@@ -166,9 +168,7 @@ def _bounds(bounds: Sequence[int] | None) -> Array:
     return NO_BOUNDS if bounds is None else np.array(bounds, np.int64)
 
 
-class EngineAllreduce:
-    """All-reduces of arrays of ``size_bytes`` by an engine."""
-
-    def __init__(self, engine: Engine, size_bytes: int) -> None:
-        self.name = engine.name(size_bytes)
-        self.start = engine.start
+def pieces_program(order: Order) -> Array:
+    """The kernel's program for pieces that are added in this order."""
+    owners = [(rank, piece) for rank, pieces in enumerate(order.counts) for piece in range(pieces)]
+    return np.array([(*owner, adds) for owner, adds in zip(owners, order.adds, strict=True)], np.int64)

@@ -46,24 +46,30 @@ class Timing:
 
 
 def table_path(transport: Transport) -> Path:
-    """Where the table for these ranks lies. Raises ConfigError where nothing can be kept."""
+    """Where the table for these ranks lies. A collective. Raises ConfigError where nothing can be kept."""
+    nodes = [len(ranks) for ranks in transport.memory.nodes]
     found = hpcps_kernels.cache_folder()
     if found.folder is None:
         raise ConfigError(f"a table cannot be kept: {found.reason}; set HPCPS_CACHE_DIR to a folder of yours")
-    nodes = [len(ranks) for ranks in transport.memory.nodes]
-    layout = json.dumps([transport.size, nodes, transport.description, os.sched_getaffinity(0).__len__()])
+    layout = json.dumps([transport.size, nodes, transport.description])
     return found.folder.parent / f"allreduce-{sha256(layout.encode()).hexdigest()[:16]}.json"
 
 
 def load(transport: Transport) -> Table:
     """The table that was measured for such ranks, or an empty one; the first rank's for all. A collective."""
 
+    nothing = b'{"table": []}'
+    try:
+        path = table_path(transport)
+    except ConfigError:  # nothing can be kept, so nothing has been
+        path = None
+
     def read() -> np.ndarray[Any, Any]:
         try:
-            text = table_path(transport).read_bytes()
+            text = path.read_bytes() if path is not None else nothing
             check(json.loads(text)["table"])
-        except (OSError, ValueError, KeyError, TypeError, ConfigError):
-            text = b'{"table": []}'  # none, or none that can be used: the rule decides
+        except (OSError, ValueError, KeyError, TypeError):
+            text = nothing  # none, or none that can be used: the rule decides
         return np.frombuffer(text, np.uint8)
 
     told = json.loads(Meeting(transport).once(read).tobytes())

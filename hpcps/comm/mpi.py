@@ -16,9 +16,11 @@ from hpcps.errors import CommTimeout, HpcpsError, PeerLost
 SPINS = 2000
 """Tests of a request before the first look at the clock: long enough for a message inside a node."""
 
-YIELD_S = float(os.environ.get("Y", "0.0005"))
-SLEEP_PART = 0.05
+YIELD_S = 0.001
+SLEEP_PART = 0.03
 SLEEP_MAX_S = 0.0002
+"""On a crowded node a wait of more than ``YIELD_S`` sleeps between tests, for this part of the time that it has lasted:
+ranks that have something to do get the core."""
 
 
 class MpiTicket(Ticket):
@@ -40,14 +42,15 @@ class MpiTicket(Ticket):
 
 
 class MpiTransport(Transport):
-    """The ranks of an MPI communicator. ``spins``: how often a request is tested before the rank yields its core."""
+    """The ranks of an MPI communicator."""
 
-    def __init__(self, comm: Any, timeout_s: float = TIMEOUT_S, spins: int = SPINS) -> None:
+    def __init__(self, comm: Any, timeout_s: float = TIMEOUT_S) -> None:
         self.comm = comm
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
         self.timeout_s = timeout_s
-        self.spins = spins
+        self._is_crowded = False
+        self._spins = SPINS
 
     def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
         return MpiTicket(self.comm.Isend(buffer, to, tag), self.rank, to, "send to")
@@ -59,7 +62,7 @@ class MpiTransport(Transport):
         try:
             for ticket in tickets:
                 done = ticket.request.Test  # type: ignore[attr-defined]
-                for _ in range(self.spins):
+                for _ in range(self._spins):
                     if done():
                         break
                 else:
@@ -68,7 +71,7 @@ class MpiTransport(Transport):
             raise _lost(self.rank, tickets, error) from error
 
     def wait_any(self, tickets: Sequence[Ticket]) -> int:
-        for _ in range(self.spins // max(1, len(tickets))):
+        for _ in range(self._spins // max(1, len(tickets))):
             for position, ticket in enumerate(tickets):
                 if ticket.done():
                     return position
@@ -84,17 +87,19 @@ class MpiTransport(Transport):
             waited_s = time.monotonic() - started
             if waited_s > self.timeout_s:
                 raise CommTimeout(timeout_message(self.rank, tickets, self.timeout_s))
-            if waited_s < YIELD_S:
-                os.sched_yield()
-            else:
+            if self._is_crowded and waited_s > YIELD_S:
                 time.sleep(min(waited_s * SLEEP_PART, SLEEP_MAX_S))
+            else:
+                os.sched_yield()
 
     def crowded(self, is_crowded: bool) -> None:
-        self.spins = 1 if is_crowded else SPINS
+        self._is_crowded = is_crowded
+        self._spins = 1 if is_crowded else SPINS
 
     def group(self, ranks: Sequence[int]) -> Transport:
         members = self.comm.Get_group().Incl(list(ranks))
-        group = MpiTransport(self.comm.Create_group(members), self.timeout_s, self.spins)
+        group = MpiTransport(self.comm.Create_group(members), self.timeout_s)
+        group.crowded(self._is_crowded)
         group.in_flight = self.in_flight
         return group
 

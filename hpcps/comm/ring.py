@@ -36,8 +36,8 @@ __all__ = [
     "run",
 ]
 
-SEGMENT_BYTES = 1 << 19
-AHEAD = 4
+SEGMENT_BYTES = 1 << 20
+AHEAD = 8
 """Receives posted ahead of the segment that is waited for, and segments of its own that a rank sends ahead."""
 
 AddInto = Callable[[Array, Array], object]

@@ -17,6 +17,15 @@ def chunk_bounds(count: int, parts: int) -> list[int]:
     return [part * short + min(part, longer) for part in range(parts + 1)]
 
 
+def block_bounds(count: int, parts: int, block: int) -> list[int]:
+    """The bounds of :func:`chunk_bounds`, but at multiples of ``block``; the first chunk is a longest one.
+
+    >>> block_bounds(10, 3, 4)
+    [0, 4, 8, 10]
+    """
+    return [min(bound * block, count) for bound in chunk_bounds(-(-count // block), parts)]
+
+
 def chunk(count: int, parts: int, which: int) -> range:
     """The indices of chunk ``which`` of :func:`chunk_bounds`.
 

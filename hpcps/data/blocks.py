@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import as_strided
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
@@ -113,6 +115,36 @@ class Block:
     def where_label(self, i: int) -> str:
         """Like ``where``, naming the file that holds the label of sample i."""
         return self.places.where_label(self.first + i)
+
+
+def joined(blocks: Sequence[Block]) -> Block | None:
+    """One block of the samples of several, without a copy; None unless they lie one after the other in one array."""
+    first = blocks[0]
+    if len(blocks) == 1:
+        return first
+    count = 0
+    for block in blocks:
+        if block.places is not first.places or block.first != first.first + count or block.window:
+            return None
+        if not (_lies_at(block.samples, first.samples, count) and _lies_at(block.labels, first.labels, count)):
+            return None
+        count += len(block)
+    samples, labels = (_longer(x, count) for x in (first.samples, first.labels) if isinstance(x, np.ndarray))
+    return Block(samples, labels, first.places, first.first)
+
+
+def _longer(x: Array, rows: int) -> Array:
+    """The view of ``rows`` rows that begins where x does."""
+    return as_strided(x, (rows, *x.shape[1:]), x.strides, writeable=False)
+
+
+def _lies_at(samples: Samples, first: Samples, row: int) -> bool:
+    """Whether an array begins where row ``row`` of another would."""
+    if isinstance(samples, Csr) or isinstance(first, Csr):
+        return False
+    place = samples.__array_interface__["data"][0] - first.__array_interface__["data"][0]
+    alike = samples.strides == first.strides and samples.shape[1:] == first.shape[1:]
+    return alike and samples.flags.c_contiguous and place == row * first.strides[0]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ A parameter may be a *table*. For a batch the model then gets only the rows whos
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
@@ -72,6 +72,13 @@ class Model(Protocol):
     ``tables`` names the parameters that are tables, the last of its parameters; none for a model of dense samples.
     With ``fields`` = 1 an entry of a sample is a key of all tables. With more, each sample has that many entries,
     and entry i is a key of table i.
+
+    A model may have ``stages``, lists of the names of all its parameters in the order in which their gradients become
+    final, from the last parameters to the first. Then its ``loss_gradient`` takes ``ready``, a function that it calls
+    with the number of each stage as it is final and its parameters are no longer read.
+
+    A model without tables may have a method ``grain_gradients`` (:data:`GrainGradients`). In a reproducible run it is
+    called instead of ``loss_gradient``, once for all grains of a thread.
     """
 
     task: Task
@@ -93,6 +100,16 @@ class Model(Protocol):
 
     def scores(self, params: Arrays, samples: Any) -> Array:
         """Raw scores: (n,) of a regression or binary model (positive: class 1), (n, K) of a multiclass one."""
+
+
+GrainGradients = Callable[[Params, Batch, Array, Array, Array], Array]
+"""``grain_gradients(params, batch, bounds, adds, stack) -> losses``: the losses of the grains (G,) float64; grain g has
+the samples bounds[g] .. bounds[g + 1] - 1 of the batch.
+
+A grain's gradient, in the layout of the flat parameters, is pushed on the ``stack`` (depth, n); then adds[g] times the
+two uppermost are replaced by their sum. What is left lies in the first rows. The bits of a grain's gradient may depend
+on nothing but its own samples and the parameters. Called from several threads at a time, each with its own batch and
+stack."""
 
 
 @dataclass(frozen=True)

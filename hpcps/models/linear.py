@@ -61,6 +61,13 @@ class Linear(_Convex):
         kernel = self._kernels.dense_loss_gradient
         return float(kernel(*outs, batch.samples, labels, self._unweighted, *weights, self.loss_name, self._delta))
 
+    def grain_gradients(self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array) -> Array:
+        losses = np.empty(len(adds))
+        labels = _floats(batch.labels, self._dtype)
+        data = batch.samples, labels, self._unweighted, params["weight"], params["bias"]
+        self._kernels.dense_grains(stack, losses, *data, bounds, adds, self.loss_name, self._delta)
+        return losses
+
     def scores(self, params: Arrays, samples: Any) -> Array:
         scores = np.empty(len(samples), self._dtype)
         self._kernels.dense_scores(scores, samples, params["weight"], params["bias"])
@@ -102,6 +109,12 @@ class Softmax(_Convex):
         weights = params["weight"], params["bias"]
         kernel = self._kernels.softmax_loss_gradient
         return float(kernel(*outs, batch.samples, batch.labels, self._unweighted, *weights))
+
+    def grain_gradients(self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array) -> Array:
+        losses = np.empty(len(adds))
+        data = batch.samples, batch.labels, self._unweighted, params["weight"], params["bias"]
+        self._kernels.softmax_grains(stack, losses, *data, bounds, adds)
+        return losses
 
     def scores(self, params: Arrays, samples: Any) -> Array:
         scores = np.empty((len(samples), len(params["bias"])), self._dtype)

@@ -2,12 +2,16 @@
 
 Matrix products are NumPy's BLAS, each a single call that writes where its result belongs; what is between them is
 the kernels'. On one BLAS thread the bits of a product depend on its shape alone, not on where the arrays lie.
+
+In a reproducible run the products of several grains' samples with a weight are one call where BLAS then gives the bits
+of a call a grain, which is tried out once for each shape; else they are a call a grain. Gradients of weights are sums
+over samples: for these a kernel adds up grain by grain.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -62,8 +66,10 @@ class MLP:
         self._widths = [facts.features, *options.hidden, facts.classes if self.task == "multiclass" else 1]
         self._layers = len(self._widths) - 1
         self._shapes: Shapes = _shapes(self._widths)
+        self.stages = [[f"weight{layer}", f"bias{layer}"] for layer in range(self._layers, 0, -1)]
         self._unweighted = np.empty(0, self._dtype)
         self._mine = _Spaces()
+        self._tried: dict[tuple[Any, ...], bool] = {}
 
     def init(self, rng: np.random.Generator) -> Params:
         """Uniform weights: He et al. 2015 before relu and gelu, else Glorot & Bengio 2010; biases are zero."""
@@ -77,18 +83,47 @@ class MLP:
         return params
 
     def loss_gradient(
-        self, params: Arrays, batch: Batch, gradient_out: Arrays, samples_gradient: Array | None = None
+        self,
+        params: Arrays,
+        batch: Batch,
+        gradient_out: Arrays,
+        samples_gradient: Array | None = None,
+        ready: Callable[[int], None] | None = None,
     ) -> float:
         """Overwrites also ``samples_gradient`` (n, D), the gradient by the samples, where it is given."""
         space = self._space(len(batch.samples))
         scores = space.out[-1]
         self._forward(params, batch.samples, space, scores)
-        loss = self._residual(scores, batch.labels, space)
+        loss = self._residual(scores, batch.labels, space.labels)
         self._kernels.activation_gradient(scores, gradient_out[f"bias{self._layers}"], *[space.z[-1]] * 2, "identity")
-        self._backward(params, batch.samples, space, gradient_out)
+        self._backward(params, batch.samples, space, gradient_out, ready)
         if samples_gradient is not None:
             np.matmul((space.delta + space.out[-1:])[0], params["weight1"], out=samples_gradient)
         return loss
+
+    def grain_gradients(self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array) -> Array:
+        samples, space = batch.samples, self._space(len(batch.samples))
+        scores = space.out[-1]
+        self._forward(params, samples, space, scores, bounds)
+        losses = np.array(
+            [
+                self._residual(scores[low:high], batch.labels[low:high], space.labels[low:high])
+                for low, high in pairwise(bounds)
+            ]
+        )
+        end = stack.shape[1]
+        delta = scores
+        for layer in range(self._layers, 0, -1):
+            x, weight = space.out[layer - 2] if layer > 1 else samples, params[f"weight{layer}"]
+            end -= weight.size + len(weight)
+            self._kernels.layer_grains(stack, delta, x, bounds, adds, end)
+            if layer > 1:
+                below = space.delta[layer - 2]
+                self._product(delta, weight, below, bounds)
+                z, unused = space.z[layer - 2], np.empty(below.shape[1], self._dtype)
+                self._kernels.activation_gradient(below, unused, z, x, self._activation)
+                delta = below
+        return losses
 
     def loss(self, params: Arrays, batch: Batch) -> float:
         space = self._space(len(batch.samples))
@@ -104,27 +139,61 @@ class MLP:
         self._forward(params, samples, self._space(len(samples)), scores)
         return scores if self.task == "multiclass" else scores[:, 0]
 
-    def _forward(self, params: Arrays, samples: Array, space: _Space, scores: Array) -> None:
+    def _forward(
+        self, params: Arrays, samples: Array, space: _Space, scores: Array, bounds: Array | None = None
+    ) -> None:
         x = samples
         for layer in range(1, self._layers + 1):
             z, is_last = space.z[layer - 1], layer == self._layers
             out = scores if is_last else space.out[layer - 1]
-            np.matmul(x, params[f"weight{layer}"].T, out=z)
+            self._product(x, params[f"weight{layer}"].T, z, bounds)
             activation = "identity" if is_last else self._activation
             self._kernels.bias_activation(out, z, params[f"bias{layer}"], activation)
             x = out
 
-    def _residual(self, scores: Array, labels: Array, space: _Space) -> float:
-        """Scores become the gradient by them; returns the loss."""
+    def _product(self, a: Array, b: Array, out: Array, bounds: Array | None) -> None:
+        """out = a @ b; with ``bounds`` of grains each grain's rows have the bits of a call of their own."""
+        if bounds is None or self._is_as_of_grains(b, bounds):
+            np.matmul(a, b, out=out)
+            return
+        for low, high in pairwise(bounds):
+            np.matmul(a[low:high], b, out=out[low:high])
+
+    def _is_as_of_grains(self, b: Array, bounds: Array) -> bool:
+        """Whether a product of all grains' rows at once has the bits of a product a grain; tried out on random numbers.
+
+        The order of a sum depends on shapes, not on values, and in another order some of many random sums are rounded
+        otherwise.
+        """
+        key = (bounds.tobytes(), b.shape, b.strides)
+        if key not in self._tried:
+            rng = np.random.Generator(np.random.Philox(key=0))
+            a, other = np.empty((int(bounds[-1]), len(b)), self._dtype), np.empty_like(b)
+            a[:], other[:] = rng.standard_normal(a.shape), rng.standard_normal(b.shape)
+            joint = np.matmul(a, other)
+            self._tried[key] = all(
+                np.matmul(a[low:high], other).tobytes() == joint[low:high].tobytes() for low, high in pairwise(bounds)
+            )
+        return self._tried[key]
+
+    def _residual(self, scores: Array, labels: Array, floats: Array) -> float:
+        """Scores become the gradient by them; returns the loss. ``floats`` (n,) is memory for labels."""
         if self.task == "multiclass":
             return float(self._kernels.softmax_residual(scores, labels, self._unweighted))
-        space.labels[:] = labels
-        return float(self._kernels.point_residual(scores[:, 0], space.labels, self._unweighted, *self._point_loss()))
+        floats[:] = labels
+        return float(self._kernels.point_residual(scores[:, 0], floats, self._unweighted, *self._point_loss()))
 
     def _point_loss(self) -> tuple[str, float]:
         return ("logistic" if self.task == "binary" else "squared", 1.0)
 
-    def _backward(self, params: Arrays, samples: Array, space: _Space, gradient_out: Arrays) -> None:
+    def _backward(
+        self,
+        params: Arrays,
+        samples: Array,
+        space: _Space,
+        gradient_out: Arrays,
+        ready: Callable[[int], None] | None,
+    ) -> None:
         delta = space.out[-1]
         for layer in range(self._layers, 0, -1):
             x = space.out[layer - 2] if layer > 1 else samples
@@ -135,6 +204,8 @@ class MLP:
                 bias_gradient = gradient_out[f"bias{layer - 1}"]
                 self._kernels.activation_gradient(below, bias_gradient, space.z[layer - 2], x, self._activation)
                 delta = below
+            if ready is not None:
+                ready(self._layers - layer)
 
     def _space(self, n: int) -> _Space:
         """This thread's memory for n samples."""

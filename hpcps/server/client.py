@@ -32,7 +32,8 @@ class Client(Protocol):
 
 
 class RemoteClient:
-    """Shards on ranks of their own. ``params``: the worker's copy, written when an answer arrives."""
+    """Shards on ranks of their own. ``params``: the worker's copy, written when an answer arrives. ``pieces``: of how
+    many arrays this worker's gradient is."""
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class RemoteClient:
         servers: list[int],
         worker: int,
         decoder: Decoder,
+        pieces: int = 1,
     ) -> None:
         self._transport = transport
         self._dense = params.dense.flat
@@ -50,8 +52,10 @@ class RemoteClient:
         self._servers = servers
         self._worker = worker
         counts = [shard.stop - shard.start for shard in shards]
-        self._pushes = [Message(transport, count, decoder.wire_dtype) for count in counts]
-        self._pulls = [Message(transport, 0, decoder.wire_dtype) for _ in counts]
+        self._pieces = pieces
+        self._rows_dtype = decoder.rows_dtype
+        self._pushes = [Message(transport, pieces * count, decoder.dtype) for count in counts]
+        self._pulls = [Message(transport, 0, decoder.dtype) for _ in counts]
         self._answers = [Message(transport, count, self._dense.dtype) for count in counts]
         self._received: list[Ticket] = []
         self._sent: list[Ticket] = []
@@ -60,12 +64,12 @@ class RemoteClient:
     def push(self, step: int, gradient: Summed) -> None:
         for number in range(len(self._servers)):
             push = self._pushes[number]
-            push.payload[:] = gradient.dense[self._shards[number]]
+            push.payload.reshape(self._pieces, -1)[:] = gradient.dense[..., self._shards[number]]
             self._listen(number)
             rows = self._split(gradient.rows, number)
             keys = pack_keys([own.keys for own in rows]) if rows else None
             kind = Kind.PUSH if self._tables else Kind.PUSH_PULL
-            self._send(number, push, kind, step, keys, len(push.payload), gradient.scale)
+            self._send(number, push, kind, step, keys, len(push.payload), self._pieces, gradient.scale)
             for own in rows:
                 self._send_rows(number, own.values)
 
@@ -94,12 +98,14 @@ class RemoteClient:
         step: int = 0,
         keys: Array | None = None,
         count: int = 0,
+        pieces: int = 1,
         scale: float = 1.0,
         everything: bool = False,
     ) -> None:
         """Send a header with its payload, and the keys."""
         followed_by = ALL_ROWS if everything else 0 if keys is None else len(keys)
-        header = Header(kind, self._worker, number, step, count, message.payload.dtype, scale, followed_by)
+        encodings = message.payload.dtype, self._rows_dtype
+        header = Header(kind, self._worker, number, step, count, *encodings, pieces, scale, followed_by)
         self._sent.append(self._transport.isend(message.write(header), self._servers[number], REQUEST_TAG))
         if keys is not None:
             self._send_rows(number, keys)
@@ -165,7 +171,7 @@ class DirectClient:
     def push(self, step: int, gradient: Summed) -> None:
         for shard, part in zip(self._shards, self._slices, strict=True):
             rows = gradient.rows if shard.tables else {}
-            shard.push(0, step, Summed(gradient.dense[part], gradient.scale, rows))
+            shard.push(0, step, Summed(gradient.dense[..., part], gradient.scale, rows))
 
     def pull(self, step: int, keys: Mapping[str, Array] | None) -> None:
         """The parameters are fresh already."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,17 +18,28 @@ Wanted = Mapping[str, Array] | None
 
 
 class Server:
-    """Serves one shard to ``workers`` (their ranks, in worker order) until each of them has finished."""
+    """Serves one shard to ``workers`` (their ranks, in worker order) until each of them has finished.
 
-    def __init__(self, transport: Transport, shard: Shard, number: int, workers: list[int], decoder: Decoder) -> None:
+    ``pieces``: of how many arrays each worker's gradient is.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        shard: Shard,
+        number: int,
+        workers: list[int],
+        decoder: Decoder,
+        pieces: Sequence[int],
+    ) -> None:
         count = len(shard.params)
         self._transport = transport
         self._shard = shard
         self._number = number
         self._workers = workers
-        self._wire_dtype = decoder.wire_dtype
-        self._pushes = [Message(transport, count, decoder.wire_dtype) for _ in workers]
-        self._pulls = [Message(transport, 0, decoder.wire_dtype) for _ in workers]
+        self._rows_dtype = decoder.rows_dtype
+        self._pushes = [Message(transport, own * count, decoder.dtype) for own in pieces]
+        self._pulls = [Message(transport, 0, decoder.dtype) for _ in workers]
         self._answers = [Message(transport, count, shard.params.dtype) for _ in workers]
         self._expected: dict[int, tuple[Message, Ticket]] = {}
         self._waiting: dict[int, tuple[int, Wanted]] = {}
@@ -62,7 +73,8 @@ class Server:
         if header.kind is Kind.PUSH:
             self._listen(worker, self._pulls[worker])
         if header.kind is not Kind.PULL:
-            gradient = Summed(message.payload[: header.count], header.scale, self._rows(worker, header))
+            dense = message.payload[: header.count].reshape(header.pieces, -1)
+            gradient = Summed(dense, header.scale, self._rows(worker, header))
             self._shard.push(worker, header.step, gradient)
         for ready in [w for w, (step, _) in self._waiting.items() if step <= self._shard.clock]:
             self._answer(ready, self._waiting.pop(ready)[1])
@@ -83,9 +95,11 @@ class Server:
         """The rows' gradients that follow a push."""
         if header.kind is Kind.PUSH_PULL:
             return {}
+        if header.rows_dtype != self._rows_dtype:
+            raise CommError(f"worker {worker} pushed rows of {header.rows_dtype}, not {self._rows_dtype}")
         rows = {}
         for name, keys in (self._keys(worker, header) or {}).items():
-            values = np.empty((len(keys), self._shard.tables[name].shape[1]), self._wire_dtype)
+            values = np.empty((len(keys), self._shard.tables[name].shape[1]), self._rows_dtype)
             if values.size:
                 self._receive(worker, values.reshape(-1))
             rows[name] = Rows(keys, values)

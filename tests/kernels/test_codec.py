@@ -124,6 +124,19 @@ def test_slices_draw_what_the_whole_draws() -> None:
 
 
 @pytest.mark.parametrize("kernels", BACK_ENDS)
+def test_codes_are_added_as_the_numbers_that_they_stand_for(kernels: Kernels) -> None:
+    x, out = np.random.default_rng(8).normal(size=(2, 1001)).astype(np.float32)
+    codes, scales = quantized(kernels, x, 64)
+    wanted, numbers = out.copy(), np.empty_like(x)
+    kernels.dequantize_int8(numbers, codes, scales, 64)
+    kernels.add_into(wanted, numbers)
+    kernels.dequantize_add_int8(out, codes, scales, 64)
+    assert out.tobytes() == wanted.tobytes()
+    with pytest.raises(ValueError, match="scales must hold one for each block"):
+        kernels.dequantize_add_int8(out, codes, scales[1:].copy(), 64)
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_has_no_code(kernels: Kernels, value: float) -> None:
     for at in (0, 50, 99):

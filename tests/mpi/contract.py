@@ -15,7 +15,7 @@ import hpcps
 from hpcps import optim
 from hpcps.collectives.choice import ALGORITHMS, Choice
 from hpcps.collectives.engine import Engine
-from hpcps.comm import doubling, mpi, ring
+from hpcps.comm import compressed, doubling, mpi, ring
 from hpcps.comm.checked import CheckedTransport
 from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
@@ -159,6 +159,22 @@ def algorithms(t):
         assert (bits == bits[0]).all(), algorithm
 
 
+def codes(t):
+    """All-reduces in fewer bytes, several rounds: the same bits on all ranks, no farther off than their codes."""
+    for kind, share in (("bf16", 2.0**-7), ("int8", 1.01 / 127), ("topk", 2.0**-22)):
+        for count in (*SIZES, 300_001):
+            way = compressed.make(kind, t, count, "float32", KERNELS, fraction=1.0)
+            for number in range(3):
+                parts = [np.random.default_rng([number, rank]).normal(size=count) for rank in range(t.size)]
+                x = parts[t.rank].astype(np.float32)
+                way.start(x).wait()
+                if t.size > 1:
+                    allowed = 2 * share * np.abs(parts).max(axis=1, initial=0).sum()  # twice: what rounds before left
+                    assert (np.abs(x - np.sum(parts, axis=0)) <= allowed).all(), (kind, count)
+                bits = Meeting(t).gather(x.view(np.int32)).reshape(t.size, -1)
+                assert t.size == 1 or (bits == bits[0]).all(), (kind, count)
+
+
 def server(t):
     """Workers and shards on ranks of their own end with what one place computes, dense parameters and a table."""
     if t.size == 1:
@@ -215,7 +231,7 @@ def in_one_place(optimizer, gradient, workers, like):
 def main():
     transport = mpi.world(timeout_s=60)
     transport.crowded(transport.size > 2)
-    checks = (collectives, several, facts, waits, groups, memory, algorithms, server)
+    checks = (collectives, several, facts, waits, groups, memory, algorithms, codes, server)
     try:
         for check in checks:
             check(transport)

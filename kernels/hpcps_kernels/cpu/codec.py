@@ -8,6 +8,7 @@ import numpy as np
 
 from hpcps_kernels.cpu._half import bfloat16_of, from_half, to_half
 from hpcps_kernels.cpu._jit import kernel, part
+from hpcps_kernels.cpu._prefetch import LINE_BYTES, prefetch_at
 from hpcps_kernels.interface import Array
 
 Number = Any  # of the width that the compiler is told
@@ -16,6 +17,7 @@ CODE_MAX = np.float32(127)
 STOCHASTIC = 1  # the position of its name in the spec
 NOTHING = np.empty(0, np.float32)  # no residual
 
+LINE = LINE_BYTES // 4  # numbers of float32
 DRAWS = 1024  # that are made at a time
 MASK = 2**64 - 1
 GOLDEN, FIRST, SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -111,10 +113,7 @@ def quantize_blocks(
     draws = words.view(np.uint32)
     for b in range(scales.shape[0]):
         lo, hi = np.uintp(b * block), np.uintp(min((b + 1) * block, x.shape[0]))
-        if with_residual:
-            for i in range(lo, hi):
-                residual[i] += x[i]
-        largest = _largest_magnitude(bits, lo, hi, MAGNITUDE)
+        largest = _add(residual, x, lo, hi) if with_residual else _largest_magnitude(bits, lo, hi, MAGNITUDE)
         if largest > FINITE_BITS:
             return False
         scale = _as_float(largest) / CODE_MAX
@@ -123,13 +122,36 @@ def quantize_blocks(
             codes[lo:hi] = 0
         elif stochastic:
             _round_at_random(codes, source, lo, hi, scale, words, draws, np.uint64(start), np.uint64(counter))
+            for i in range(lo, hi if with_residual else lo):
+                residual[i] -= np.float32(codes[i]) * scale
+        elif with_residual:
+            _come_near(residual, x, hi, min(hi + (hi - lo), np.uintp(x.shape[0])))
+            for i in range(lo, hi):
+                codes[i] = _code(np.rint(residual[i] / scale))
+                residual[i] -= np.float32(codes[i]) * scale
         else:
             for i in range(lo, hi):
                 codes[i] = _code(np.rint(source[i] / scale))
-        if with_residual:
-            for i in range(lo, hi):
-                residual[i] -= np.float32(codes[i]) * scale
     return True
+
+
+@part
+def _add(residual: Array, x: Array, lo: Number, hi: Number) -> Number:
+    """residual += x; returns the bits of the largest magnitude."""
+    largest = np.int32(0)
+    for i in range(lo, hi):
+        total = residual[i] + x[i]
+        residual[i] = total
+        largest = max(largest, np.float32(total).view(np.int32) & MAGNITUDE)
+    return largest
+
+
+@part
+def _come_near(residual: Array, x: Array, lo: Number, hi: Number) -> None:
+    """The next block's lines, while this one is rounded: a block is too short for the CPU to foresee the next."""
+    for i in range(lo, hi, np.uintp(LINE)):
+        prefetch_at(residual, i)
+        prefetch_at(x, i)
 
 
 @part
@@ -183,6 +205,19 @@ def dequantize_blocks(out: Array, codes: Array, scales: Array, block: int) -> No
         scale = scales[b]
         for i in range(np.uintp(b * block), np.uintp(min((b + 1) * block, out.shape[0]))):
             out[i] = np.float32(codes[i]) * scale
+
+
+def dequantize_add_int8(out: Array, codes: Array, scales: Array, block: int) -> None:
+    _check_blocks(codes, scales, block)
+    dequantize_add_blocks(out, codes, scales, block)
+
+
+@kernel
+def dequantize_add_blocks(out: Array, codes: Array, scales: Array, block: int) -> None:
+    for b in range(scales.shape[0]):
+        scale = scales[b]
+        for i in range(np.uintp(b * block), np.uintp(min((b + 1) * block, out.shape[0]))):
+            out[i] += np.float32(codes[i]) * scale
 
 
 def top_k(index: Array, values: Array, residual: Array, gradient: Array) -> None:

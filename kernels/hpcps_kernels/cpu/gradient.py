@@ -37,7 +37,7 @@ def dense_loss_gradient(
     delta: float,
 ) -> float:
     total: float = dense_pass(
-        weight_gradient, bias_gradient, _compiled(samples), labels, sample_weight, weight, bias, loss, delta
+        weight_gradient, bias_gradient, compiled(samples), labels, sample_weight, weight, bias, loss, delta
     )
     return total
 
@@ -51,19 +51,19 @@ def softmax_loss_gradient(
     weight: Array,
     bias: Array,
 ) -> float:
-    total: float = softmax_pass(weight_gradient, bias_gradient, _compiled(samples), labels, sample_weight, weight, bias)
+    total: float = softmax_pass(weight_gradient, bias_gradient, compiled(samples), labels, sample_weight, weight, bias)
     return total
 
 
 def dense_scores(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
-    dense_score_pass(scores, _compiled(samples), weight, bias)
+    dense_score_pass(scores, compiled(samples), weight, bias)
 
 
 def softmax_scores(scores: Array, samples: Array, weight: Array, bias: Array) -> None:
-    softmax_score_pass(scores, _compiled(samples), weight, bias)
+    softmax_score_pass(scores, compiled(samples), weight, bias)
 
 
-def _compiled(samples: Array) -> Array:
+def compiled(samples: Array) -> Array:
     """Samples as compiled code takes them: Numba has no float16, so their bits go in as uint16."""
     return samples.view(np.uint16) if samples.dtype.char == "e" else samples
 
@@ -135,6 +135,25 @@ def dense_pass(
     loss: int,
     delta: float,
 ) -> float:
+    total: float = dense_gradient(
+        weight_gradient, bias_gradient, samples, labels, sample_weight, weight, bias, loss, delta
+    )
+    return total
+
+
+@part
+def dense_gradient(
+    weight_gradient: Array,
+    bias_gradient: Array,
+    samples: Array,
+    labels: Array,
+    sample_weight: Array,
+    weight: Array,
+    bias: Array,
+    loss: int,
+    delta: float,
+) -> float:
+    """Overwrites weight_gradient and bias_gradient, returns the loss."""
     check_delta(loss, delta)
     weight_gradient[:] = 0
     bias_gradient[0] = 0

@@ -6,9 +6,11 @@ import numpy as np
 
 from hpcps_kernels.cpu._jit import kernel, part
 from hpcps_kernels.cpu._lanes import sum_of_products
+from hpcps_kernels.cpu._tree import add_row, copy_into, depth_and_left, fold
 from hpcps_kernels.interface import Array
 
 PANEL = 2048  # elements of a sum that stay in the first-level cache
+TREE_PANEL = 1024  # the same of each of a tree's open sums
 
 
 @kernel
@@ -45,6 +47,31 @@ def _add_four_rows(out: Array, x: Array, row: int, n: int, lo: int, hi: int) -> 
     second, third, fourth = row + n, row + n + n, row + n + n + n
     for i in range(lo, hi):
         out[i] = out[i] + x[row + i] + x[second + i] + x[third + i] + x[fourth + i]
+
+
+@kernel
+def sum_tree(out: Array, xs: Array, rows: Array, adds: Array) -> None:
+    depth, left = depth_and_left(adds)
+    if left != out.shape[0]:
+        raise ValueError("sum_tree: the adds leave another number of sums than out has rows")
+    for p in range(rows.shape[0]):
+        if rows[p] < 0 or rows[p] >= xs.shape[0]:
+            raise IndexError("sum_tree: a row is outside 0..R-1")
+    stack = np.empty((depth, TREE_PANEL), out.dtype)
+    for start in range(0, out.shape[1], TREE_PANEL):
+        size = min(TREE_PANEL, out.shape[1] - start)
+        top = 0
+        for p in range(rows.shape[0]):
+            x = xs[rows[p], start : start + size]
+            count = adds[p]
+            if count == 0:
+                copy_into(stack[top], x)
+                top += 1
+            else:  # added where it lies
+                add_row(stack[top - 1], x)
+                top = fold(stack, top, count - 1, size)
+        for m in range(left):
+            copy_into(out[m, start : start + size], stack[m, :size])
 
 
 @kernel

@@ -96,6 +96,16 @@ def dequantize_int8(out: Array, codes: Array, scales: Array, block: int) -> None
     out[:] = codes * np.repeat(scales, block)[: len(codes)]
 
 
+def dequantize_add_int8(out: Array, codes: Array, scales: Array, block: int) -> None:
+    """out += codes * scale of their block; out (n,) float32 is updated, codes (n,) int8.
+
+    scales (ceil(n / block),) float32; ValueError where they do not fit. The product is rounded before it is added:
+    the same bits as `dequantize_int8` and `add_into`.
+    """
+    _check_blocks(codes, scales, block)
+    out += codes * np.repeat(scales, block)[: len(codes)]
+
+
 def top_k(index: Array, values: Array, residual: Array, gradient: Array) -> None:
     """residual += gradient; its k elements of largest magnitude are taken out, and 0 left in their places.
 

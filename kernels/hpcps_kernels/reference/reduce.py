@@ -43,6 +43,40 @@ def sum_into(out: Array, xs: Array) -> None:
         out += x
 
 
+def sum_tree(out: Array, xs: Array, rows: Array, adds: Array) -> None:
+    """Sums of rows of xs in the order of a tree: for p = 0, 1, ... row rows[p] is pushed on a stack, then adds[p] times
+    the two uppermost entries are replaced by their sum, lower + upper. What is left, M arrays, overwrites out.
+
+    out (M, n), xs (R, n), both of one dtype: float32, float64 or int64; rows, adds (P,) int64. Raises ValueError where
+    the adds do not leave M, IndexError for a row outside 0..R-1.
+    """
+    if len(rows) and (rows.min() < 0 or rows.max() >= len(xs)):
+        raise IndexError("sum_tree: a row is outside 0..R-1")
+    if depth_and_left(adds)[1] != len(out):
+        raise ValueError("sum_tree: the adds leave another number of sums than out has rows")
+    sums: list[Array] = []
+    for row, count in zip(rows, adds, strict=True):
+        sums.append(xs[row])
+        for _ in range(count):
+            last = sums.pop()
+            sums[-1] = sums[-1] + last
+    for place, one in zip(out, sums, strict=True):
+        place[:] = one
+
+
+def depth_and_left(adds: Array) -> tuple[int, int]:
+    """How many entries a stack needs for these adds, and how many are left. Raises ValueError for adds below 0, or of
+    what is not on the stack."""
+    depth = left = 0
+    for count in adds:
+        left += 1
+        depth = max(depth, left)
+        if not 0 <= count < left:
+            raise ValueError("tree: adds of what is not on the stack")
+        left -= int(count)
+    return depth, left
+
+
 def axpy(out: Array, x: Array, a: float) -> None:
     """out += a * x, a rounded to F and the product rounded before it is added; out, x (n,) F."""
     out += out.dtype.type(a) * x

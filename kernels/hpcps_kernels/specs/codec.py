@@ -28,6 +28,11 @@ SPECS = (
         (out("out", "float32", "n"), read("codes", "int8", "n"), read("scales", "float32", "blocks"), whole("block")),
     ),
     Spec(
+        "dequantize_add_int8",
+        "codec",
+        (inout("out", "float32", "n"), read("codes", "int8", "n"), read("scales", "float32", "blocks"), whole("block")),
+    ),
+    Spec(
         "top_k",
         "codec",
         (out("index", "int64", "k"), out("values", "F", "k"), inout("residual", "F", "n"), read("gradient", "F", "n")),

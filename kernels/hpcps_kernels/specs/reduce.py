@@ -7,6 +7,12 @@ from hpcps_kernels.spec import Spec, inout, out, read, real
 SPECS = (
     Spec("add_into", "reduce", (inout("out", "A", "n"), read("x", "A", "n")), splits="n"),
     Spec("sum_into", "reduce", (out("out", "A", "n"), read("xs", "A", "P", "n")), "A"),
+    Spec(
+        "sum_tree",
+        "reduce",
+        (out("out", "A", "M", "n"), read("xs", "A", "R", "n"), read("rows", "int64", "P"), read("adds", "int64", "P")),
+        "A",
+    ),
     Spec("axpy", "reduce", (inout("out", "F", "n"), read("x", "F", "n"), real("a")), splits="n"),
     Spec("dot", "reduce", (read("x", "F", "n"), read("y", "F", "n")), "float64"),
     Spec("square_norm", "reduce", (read("x", "F", "n"),), "float64"),

@@ -30,7 +30,8 @@ CASES = [
         for rounding in ("nearest", "stochastic")
     ),
     *(
-        Case("dequantize_int8", {"n": n, "blocks": -(-n // block)}, scalars={"block": block}, make={"codes": _any_code})
+        Case(kernel, {"n": n, "blocks": -(-n // block)}, scalars={"block": block}, make={"codes": _any_code})
+        for kernel in ("dequantize_int8", "dequantize_add_int8")
         for n, block in BLOCKS
     ),
     *(Case("top_k", {"k": k, "n": n}, {"F": dtype}) for k, n in PICKED for dtype in FLOATS),

@@ -1,0 +1,90 @@
+"""The batches of an epoch: which samples each holds, and as few calls as possible to load them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Protocol
+
+import numpy as np
+
+from hpcps.data import Block, joined
+from hpcps.loader import DenseLoader, Loader, Loaders
+from hpcps.models import Array, Batch
+from hpcps.parts import Order
+
+
+class Feed(Protocol):
+    """Loads the samples of one or more blocks, one after the other in a batch."""
+
+    def begin(self, orders: Sequence[Order]) -> None:
+        """Begin an epoch that visits the samples of each block in these orders."""
+
+    def load(self, number: int) -> Batch:
+        """Batch ``number`` of the epoch. Valid until the next call. Raises DataError."""
+
+
+def feeds(how: Loaders, blocks: Sequence[Block], sizes: Sequence[int]) -> list[Feed]:
+    """What loads batches of ``sizes[i]`` samples of ``blocks[i]``: one feed for all of them where samples are dense,
+    else one a block."""
+    if len(blocks) == 1 or how.tables.names:
+        return [Single(how.of(block), size) for block, size in zip(blocks, sizes, strict=True)]
+    whole = joined(blocks)
+    if whole is None:
+        return [Separate([DenseLoader(block, how) for block in blocks], sizes)]
+    return [Joined(how.of(whole), [len(block) for block in blocks], sizes)]
+
+
+class Single:
+    """Samples of one block."""
+
+    def __init__(self, loader: Loader, size: int) -> None:
+        self._loader = loader
+        self._size = size
+        self._order: Order = np.empty(0, np.int64)
+
+    def begin(self, orders: Sequence[Order]) -> None:
+        (self._order,) = orders
+
+    def load(self, number: int) -> Batch:
+        return self._loader.load(self._order[number * self._size : (number + 1) * self._size])
+
+
+class Joined:
+    """Samples of blocks of ``counts[i]`` samples that lie one after the other in the loader's block: one call."""
+
+    def __init__(self, loader: Loader, counts: Sequence[int], sizes: Sequence[int]) -> None:
+        self._loader = loader
+        self._starts = [0, *accumulate(counts)]
+        self._bounds = [0, *accumulate(sizes)]
+        self._visits = np.empty((min(n // size for n, size in zip(counts, sizes, strict=True)), sum(sizes)), np.int64)
+
+    def begin(self, orders: Sequence[Order]) -> None:
+        for number, (low, high) in enumerate(pairwise(self._bounds)):
+            visits = self._visits[:, low:high]
+            visits[:] = orders[number][: visits.size].reshape(visits.shape)
+            visits += self._starts[number]
+
+    def load(self, number: int) -> Batch:
+        return self._loader.load(self._visits[number])
+
+
+class Separate:
+    """Dense samples of blocks that are loaded one by one, into one array."""
+
+    def __init__(self, loaders: Sequence[DenseLoader], sizes: Sequence[int]) -> None:
+        self._loaders = loaders
+        self._bounds = [0, *accumulate(sizes)]
+        self._samples = loaders[0].room(sum(sizes))
+        self._orders: Sequence[Order] = []
+
+    def begin(self, orders: Sequence[Order]) -> None:
+        self._orders = orders
+
+    def load(self, number: int) -> Batch:
+        labels: list[Array] = []
+        for part, (low, high) in enumerate(pairwise(self._bounds)):
+            size = high - low
+            visits = self._orders[part][number * size : (number + 1) * size]
+            labels.append(self._loaders[part].load_into(self._samples[low:high], visits))
+        return Batch(self._samples, np.concatenate(labels))

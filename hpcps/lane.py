@@ -1,0 +1,148 @@
+"""Consecutive parts of a batch that one thread of a worker computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from hpcps import parts
+from hpcps.data import Block, find_bad
+from hpcps.errors import DataError, HpcpsError, NotFiniteError
+from hpcps.feed import feeds
+from hpcps.loader import Loaders
+from hpcps.models import Array, Batch, GrainGradients, Model
+from hpcps.params import Params
+from hpcps.rows import ByTable
+from hpcps.sums import Share
+from hpcps.tables import as_rows, room_for_rows
+
+Ready = Callable[[int], None]
+"""What a model with ``stages`` calls with the number of a stage whose gradients are final."""
+
+
+class Lane:
+    """The parts ``numbers``, of ``sizes`` samples a batch, each from its own of ``blocks``.
+
+    Dense gradients go where the ``share`` says, added up as it says. A model that has ``grain_gradients`` computes all
+    parts of a reproducible run in one call; any other is called part by part. ``ready``: for a model with ``stages``.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        params: Params,
+        how: Loaders,
+        blocks: Sequence[Block],
+        sizes: Sequence[int],
+        numbers: Sequence[int],
+        share: Share,
+        seed: int,
+        ready: Ready | None = None,
+    ) -> None:
+        self._ready = {} if ready is None else {"ready": ready}
+        self._model = model
+        self._params = params
+        self._tables = how.tables
+        self._add_into = how.kernels.add_into
+        self._blocks = blocks
+        self._numbers = numbers
+        self._share = share
+        self._seed = seed
+        self._bounds = np.array([0, *accumulate(sizes)])
+        self._feeds = feeds(how, blocks, sizes)
+        self._outs = [params.dense.on(row) for row in share.stack]
+        adds = [0] if share.adds is None else share.adds
+        self._tops = [0, *accumulate(1 - int(count) for count in adds)]  # entries of the stack before each part
+        self._batches: list[Batch] = []
+        self._losses = np.zeros(len(blocks))
+        self._together: GrainGradients | None = None
+        if share.adds is not None and not how.tables.names:
+            self._together = getattr(model, "grain_gradients", None)
+
+    def shuffle(self, epoch: int) -> None:
+        """Draw the order in which this epoch visits each block."""
+        orders = [
+            parts.order(self._seed, epoch, number, len(block), block.window)
+            for number, block in zip(self._numbers, self._blocks, strict=True)
+        ]
+        each = len(orders) // len(self._feeds)
+        for number, feed in enumerate(self._feeds):
+            feed.begin(orders[number * each : (number + 1) * each])
+
+    def load(self, number: int) -> None:
+        """Bring batch ``number`` of this epoch into memory."""
+        self._batches = [feed.load(number) for feed in self._feeds]
+
+    def row_keys(self) -> list[Mapping[str, Array]]:
+        """Which rows of each table the loaded parts touch."""
+        return [batch.keys for batch in self._batches]
+
+    def compute(self) -> list[ByTable]:
+        """Compute the gradients of the loaded parts; returns the rows of each part where the model has tables."""
+        if self._together is None:
+            return [self._push(part, batch) for part, batch in enumerate(self._by_part())]
+        assert self._share.adds is not None
+        try:
+            losses = self._together(self._params, self._batches[0], self._bounds, self._share.adds, self._share.stack)
+        except NotFiniteError as error:
+            raise cause(error, *self._blocks) from error
+        if not math.isfinite(losses.sum()):
+            self._check_losses(losses)
+        self._losses += losses
+        return []
+
+    def take_losses(self) -> Array:
+        """The losses of the parts, summed since the last call, (parts,) float64."""
+        losses, self._losses = self._losses, np.zeros_like(self._losses)
+        return losses
+
+    def _by_part(self) -> list[Batch]:
+        """The loaded batches, one a part."""
+        if len(self._batches) == len(self._blocks):
+            return self._batches
+        (whole,) = self._batches
+        return [Batch(whole.samples[low:high], whole.labels[low:high]) for low, high in pairwise(self._bounds)]
+
+    def _push(self, part: int, batch: Batch) -> ByTable:
+        """Compute one part's gradient on top of the stack, and add it to those before."""
+        top = self._tops[part]
+        params, out, rows = self._params, self._outs[top], {}
+        try:
+            if not self._tables.names:
+                loss = self._model.loss_gradient(params, batch, out, **self._ready)
+            else:
+                rows = room_for_rows(params, batch)
+                loss = self._model.loss_gradient(self._tables.pick(params, batch), batch, {**out, **rows})
+            check_finite(loss)
+        except NotFiniteError as error:
+            raise cause(error, self._blocks[part]) from error
+        self._losses[part] += loss
+        for row in range(top, self._tops[part + 1] - 1, -1):
+            self._add_into(self._share.stack[row - 1], self._share.stack[row])
+        return as_rows(batch, rows) if rows else {}
+
+    def _check_losses(self, losses: Array) -> None:
+        """Raise what is to be said of the first loss that is not finite."""
+        for part, loss in enumerate(losses):
+            try:
+                check_finite(loss)
+            except NotFiniteError as error:
+                raise cause(error, self._blocks[part]) from error
+
+
+def check_finite(loss: float) -> None:
+    """Raise NotFiniteError unless the loss is a number."""
+    if not math.isfinite(loss):
+        raise NotFiniteError(f"the loss is {loss}; a smaller optimizer.learning_rate or data.scale may help")
+
+
+def cause(error: NotFiniteError, *blocks: Block) -> HpcpsError:
+    """Why a loss or gradient is not finite: a sample of the blocks that is not, if there is one, else ``error``."""
+    for block in blocks:
+        bad = find_bad(block)
+        if bad is not None:
+            return DataError(bad)
+    return error

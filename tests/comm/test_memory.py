@@ -1,0 +1,108 @@
+"""Memory that the ranks of a node share: of processes, which the ranks here stand for (tests/mpi has real ones), and of
+threads."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcps.comm import memory
+from hpcps.comm.memory import ProcessMemory, ThreadMemory
+from hpcps.errors import CommError
+
+KINDS = [ProcessMemory, ThreadMemory]
+
+
+def open_files():
+    return {
+        os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if name.isdigit() and live(name)
+    }
+
+
+def live(name):
+    return Path(f"/proc/self/fd/{name}").is_symlink()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+@pytest.mark.parametrize("size", [0, 1, 4096, 100_001])
+def test_every_rank_sees_what_the_others_write(on_ranks, kind, ranks, size):
+    def body(transport):
+        shared = kind(transport)
+        pieces = shared.pieces(size)
+        assert [piece.shape for piece in pieces] == [(size,)] * ranks
+        assert not any(piece.any() for piece in pieces)
+        transport.barrier()
+        pieces[transport.rank][:] = transport.rank + 1
+        transport.barrier()
+        assert all((piece == rank + 1).all() for rank, piece in enumerate(pieces))
+        transport.barrier()
+
+    on_ranks(ranks, body)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [0, 1, 1000])
+@pytest.mark.parametrize("dtype", ["float32", "int64", "uint16"])
+def test_an_array_lies_in_a_region_where_all_find_it(on_ranks, kind, count, dtype):
+    def body(transport):
+        shared = kind(transport)
+        mine = shared.empty(count, dtype)
+        assert mine.shape == (count,)
+        assert mine.dtype == dtype
+        assert count == 0 or mine.ctypes.data % 64 == 0
+        size, starts = shared.regions[-1]
+        offset = mine.ctypes.data - starts[transport.rank]
+        assert 0 <= offset <= size - mine.nbytes
+        mine[:] = transport.rank
+        transport.barrier()
+        other = (transport.rank + 1) % transport.size
+        if kind is ProcessMemory:
+            found = np.frombuffer(memory._at(starts[other] + offset, mine.nbytes), dtype)
+            assert (found == other).all()
+        transport.barrier()
+
+    on_ranks(3, body)
+
+
+def test_ranks_of_other_nodes_see_nothing(on_ranks):
+    def body(transport):
+        shared = ProcessMemory(transport)
+        assert shared.nodes == [[0, 2], [1]]
+        assert shared.near.size == (1 if transport.rank == 1 else 2)
+        shared.empty(10, np.float32)
+        assert [len(starts) for _, starts in shared.regions] == [shared.near.size]
+
+    on_ranks(3, body, nodes=["a", "b", "a"])
+
+
+def test_nothing_is_left_behind(on_ranks):
+    before = set(os.listdir("/dev/shm")), open_files()
+    on_ranks(3, lambda transport: ProcessMemory(transport).pieces(100))
+    assert not {name for name in os.listdir("/dev/shm") if name.startswith("hpcps")}
+    assert not {name for name in open_files() - before[1] if "hpcps" in name}
+
+
+def test_too_little_memory_is_an_error_on_all_ranks_and_arrays_are_then_private(on_ranks, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hpcps.comm.memory.os.posix_fallocate", full)
+    _, errors = on_ranks.run(3, lambda transport: ProcessMemory(transport).pieces(100))
+    assert [type(error) for error in errors] == [CommError] * 3
+    assert "cannot take 12288 bytes of shared memory: No space left" in str(errors[0])
+
+    def body(transport):
+        shared = ProcessMemory(transport)
+        x = shared.empty(10, np.float32)
+        assert shared.regions == []
+        x[:] = transport.rank
+
+    on_ranks(3, body)
+
+
+def test_ranks_that_see_different_memory_are_an_error(on_ranks, monkeypatch):
+    monkeypatch.setattr("hpcps.comm.memory._open", lambda path, size: np.zeros(size, np.uint8))
+    _, errors = on_ranks.run(2, lambda transport: ProcessMemory(transport).pieces(10))
+    assert all("do not see the same memory" in str(error) for error in errors)

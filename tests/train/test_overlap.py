@@ -1,0 +1,61 @@
+"""Large models: gradients sent off in buckets while the rest is computed, updates shared out. The bits are those of one
+sum and one update."""
+
+import numpy as np
+import pytest
+
+import hpcps
+from hpcps.config import from_tree
+from hpcps.params import Params
+from hpcps.run import BUCKET_BYTES, bucket_bounds
+
+MODEL = {"kind": "mlp", "hidden": [512, 256]}  # 670 KB in float32
+
+
+def train(tmp_path, ranks, **train):
+    tree = {"data": {"path": "digits"}, "model": MODEL, "train": {"epochs": 1, "batch": 96, **train}}
+    if train.get("strategy") == "server":
+        tree["server"] = {"count": 1}
+    tree |= {"run": {"threads": 1}, "optimizer": {"kind": "adam", "learning_rate": 0.002}}
+    out = tmp_path / "-".join(map(str, [ranks, *train.values()]))
+    return hpcps.train(from_tree(tree), ranks=ranks, out=out).summary
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "memory", "ring", "doubling"])
+def test_two_workers_end_with_the_same_bits_by_every_way(tmp_path, algorithm):
+    """The sum of two is the same in any order; the update of an element does not depend on who makes it."""
+    plain = train(tmp_path, 3, strategy="server")
+    found = train(tmp_path, 2, algorithm=algorithm)
+    assert plain["workers"] == found["workers"] == 2
+    assert found["params_sha256"] == plain["params_sha256"]
+    assert "2 buckets" in found["exchange"]
+    assert ("update sharded" in found["exchange"]) == (algorithm != "doubling")
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_reproducible_runs_share_out_the_update_and_keep_the_bits(tmp_path, ranks):
+    alone = train(tmp_path, 1, reproducible=True, grains=8)
+    found = train(tmp_path, ranks, reproducible=True, grains=8)
+    assert found["params_sha256"] == alone["params_sha256"]
+    assert "update sharded" in found["exchange"]
+
+
+def test_a_norm_to_clip_takes_one_bucket_and_a_whole_update(tmp_path):
+    tree = {"data": {"path": "digits"}, "model": MODEL, "train": {"epochs": 1, "batch": 96}, "run": {"threads": 1}}
+    tree["optimizer"] = {"kind": "sgd", "learning_rate": 0.1, "clip_norm": 0.5}
+    summary = hpcps.train(from_tree(tree), ranks=2, out=tmp_path / "clipped").summary
+    assert summary["exchange"] == "all-reduce: shared memory"
+
+
+def test_buckets_are_neighbouring_stages_from_the_end():
+    count = BUCKET_BYTES // 4
+    shapes = {"a": (7,), "b": (count - 1,), "c": (1,), "d": (5,), "e": (count,)}
+    dense = Params.zeros(shapes, np.float32)
+    stages = [["e"], ["d"], ["c"], ["b"], ["a"]]
+    end = len(dense.flat)
+    assert bucket_bounds(dense, stages) == [
+        (0, slice(end - count, end)),
+        (3, slice(7, end - count)),
+        (4, slice(0, 7)),
+    ]
+    assert bucket_bounds(dense, []) == [(-1, slice(0, end))]
