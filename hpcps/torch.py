@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from hpcps.collectives import allreduce
+from hpcps.collectives import Pending, allreduce, start_allreduce
 from hpcps.comm.memory import Memory, ProcessMemory
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError, CommTimeout, ConfigError, ModelError, PeerLost
@@ -47,6 +47,7 @@ SETTING_UP = CONTEXTS - 1  # the context in which a transport's own one is agree
 CONTEXT_TAG = TAGS - 1
 NO_TAG = TAGS - 2  # nothing is ever sent with it
 CONTEXT_KEY = "hpcps/contexts"
+CHECK_S = 0.5
 NEVER = timedelta(days=3650)
 
 
@@ -73,28 +74,58 @@ def use(model: DistributedDataParallel, transport: Transport | None = None, time
         raise ConfigError(f"{message}; give a transport over the same ranks, or none")
     for dtype in sorted({_summed_as(parameter.dtype) for _, parameter in trained}, key=str):
         allreduce(torch.zeros(1, dtype=dtype).numpy(), transport)
-    model.register_comm_hook(transport, average)
+    model.register_comm_hook(Averages(transport), average)
     return transport
 
 
-def average(transport: Transport, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """A communication hook: the bucket's gradients, divided by the number of ranks and summed over them. Blocks.
+def average(averages: "Averages", bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """The communication hook: start to average a bucket's gradients over the ranks; with the last bucket, finish all.
 
-    float32 and float64 are summed in place in the bucket's memory, divided first, as PyTorch's own hook does;
-    bfloat16 and float16 are summed in float32 and rounded once. All ranks get the same bits. Raises ModelError for a
-    sparse gradient, CommTimeout, PeerLost.
+    The gradients are divided by the number of ranks and added, as PyTorch does; bfloat16 and float16 are added as
+    float32 and rounded once. All ranks get the same bits. Blocks with the last bucket of a step alone. Raises
+    ModelError for a sparse gradient, CommTimeout, PeerLost.
     """
-    gradient = bucket.buffer()
-    _check("a gradient", gradient)
-    if gradient.dtype in SUMMED:
-        allreduce(gradient.div_(transport.size).numpy(), transport)
-    else:
-        wide = gradient.float().div_(transport.size)
-        allreduce(wide.numpy(), transport)
-        gradient.copy_(wide)
-    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    done.set_result(gradient)
-    return done
+    future = averages.start(bucket.index(), bucket.buffer())
+    if bucket.is_last():
+        averages.finish()
+    return future
+
+
+class Averages:
+    """The hook's state: the sums of a step that are under way, and memory for them that the ranks of a node share, as
+    much as the gradients take, twice once the model has rearranged its buckets (after the first step)."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._arrays: dict[int, torch.Tensor] = {}
+        self._under_way: list[tuple[Pending, torch.Tensor, torch.Tensor, torch.futures.Future[torch.Tensor]]] = []
+
+    def start(self, index: int, gradient: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+        """Begin the average of bucket ``index``; the future has it once :meth:`finish` has returned."""
+        _check("a gradient", gradient)
+        x = self._array(index, gradient)
+        if x.dtype == gradient.dtype:
+            torch.div(gradient, self._transport.size, out=x)
+        else:
+            x.copy_(gradient).div_(self._transport.size)
+        future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        self._under_way.append((start_allreduce(x.numpy(), self._transport), x, gradient, future))
+        return future
+
+    def finish(self) -> None:
+        """Wait for all that has been started."""
+        under_way, self._under_way = self._under_way, []
+        for pending, x, gradient, future in under_way:
+            pending.wait()
+            future.set_result(x if x.dtype == gradient.dtype else gradient.copy_(x))
+
+    def _array(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
+        """This bucket's array. A collective where the bucket is new or another than before."""
+        array, dtype = self._arrays.get(index), _summed_as(gradient.dtype)
+        if array is None or (array.shape, array.dtype) != (gradient.shape, dtype):
+            numbers = self._transport.empty(gradient.numel(), str(dtype).removeprefix("torch."))
+            array = self._arrays[index] = torch.from_numpy(numbers)
+        return array
 
 
 def _summed_as(dtype: torch.dtype) -> torch.dtype:
@@ -118,10 +149,11 @@ class TorchTicket(Ticket):
     To :meth:`done` a message that nobody has waited for has not moved; who asks again has a thread wait for it.
     """
 
-    __slots__ = ("asked", "buffer", "changed", "error", "finished", "watched", "work")
+    __slots__ = ("asked", "buffer", "changed", "error", "finished", "member", "watched", "work")
 
-    def __init__(self, peer: int, what: str, work: Any, buffer: Any, changed: threading.Condition) -> None:
+    def __init__(self, peer: int, member: int, what: str, work: Any, buffer: Any, changed: threading.Condition) -> None:
         super().__init__(peer, what)
+        self.member = member  # the peer's rank in the process group: what messages for people name
         self.work = work
         self.changed = changed
         self.buffer = buffer  # gloo does not keep it alive
@@ -182,6 +214,7 @@ class TorchTransport(Transport):
         self._members = members
         self._context = context
         self._changed = changed  # one for a transport and its groups: wait_any may be given tickets of several
+        self._checked_s = 0.0
 
     def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
         tensor = _bytes(buffer if buffer.flags.writeable else buffer.copy())
@@ -209,7 +242,18 @@ class TorchTransport(Transport):
         members = [self._members[rank] for rank in ranks]
         group = object.__new__(TorchTransport)
         group._set_up(self._group, members, self._new_context(ranks), self.timeout_s, self._changed)
+        group.in_flight = self.in_flight
         return group
+
+    def check(self) -> None:
+        """Twice a second: start to receive what nobody sends from each of the others; gloo refuses where
+        the connection is closed."""
+        if time.monotonic() < self._checked_s + CHECK_S:
+            return
+        self._checked_s = time.monotonic()
+        for peer in range(self.size):
+            if peer != self.rank:
+                self._start("hear from", self._group.recv, torch.empty(0, dtype=torch.uint8), peer, NO_TAG)
 
     def abort(self, error: BaseException) -> None:
         """Close the connections of the whole process group: every wait on it ends, in hpcps with PeerLost, in torch's
@@ -238,8 +282,8 @@ class TorchTransport(Transport):
         try:
             work = start([tensor], self._members[peer], self._context * TAGS + tag)
         except RuntimeError as error:
-            raise self._lost(what, peer, error) from error
-        return TorchTicket(peer, what, work, tensor, self._changed)
+            raise self._lost(what, self._members[peer], error) from error
+        return TorchTicket(peer, self._members[peer], what, work, tensor, self._changed)
 
     def _wait_for(self, ticket: TorchTicket, deadline: float) -> None:
         left_ms = max(1, math.ceil(1000 * (deadline - time.monotonic())))
@@ -263,15 +307,15 @@ class TorchTransport(Transport):
 
     def _raise_error(self, ticket: TorchTicket) -> None:
         if ticket.error is not None:
-            raise self._lost(ticket.what, ticket.peer, ticket.error) from ticket.error
+            raise self._lost(ticket.what, ticket.member, ticket.error) from ticket.error
 
-    def _late(self, tickets: Sequence[Ticket]) -> CommTimeout:
-        peers = ", ".join(str(peer) for peer in sorted({ticket.peer for ticket in tickets}))
-        waited = f"rank {self.rank} waited {self.timeout_s:g} s to {tickets[0].what} rank"
-        return CommTimeout(f"{waited}{'s' * (', ' in peers)} {peers}; a longer wait is timeout_s")
+    def _late(self, tickets: Sequence[TorchTicket]) -> CommTimeout:
+        late = ", ".join(str(member) for member in sorted({ticket.member for ticket in tickets}))
+        waited = f"rank {self._group.rank()} waited {self.timeout_s:g} s to {tickets[0].what} rank"
+        return CommTimeout(f"{waited}{'s' * (', ' in late)} {late}; a longer wait is timeout_s")
 
-    def _lost(self, what: str, peer: int, error: RuntimeError) -> PeerLost:
-        return PeerLost(f"rank {self.rank} could not {what} rank {peer}: {_short(error)}")
+    def _lost(self, what: str, member: int, error: RuntimeError) -> PeerLost:
+        return PeerLost(f"rank {self._group.rank()} could not {what} rank {member}: {_short(error)}")
 
     def _new_context(self, ranks: Sequence[int]) -> int:
         """A number that no other transport over the process group has; the ranks' first one takes it from the store."""

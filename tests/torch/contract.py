@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 
-import hpcps_kernels
 import numpy as np
 import pytest
 import torch
@@ -15,7 +14,7 @@ import torch.distributed as dist
 
 import hpcps
 import hpcps.torch
-from hpcps.comm import ring, shared
+from hpcps.comm import ring
 from hpcps.comm.meeting import Meeting
 from hpcps.errors import CommTimeout, PeerLost
 
@@ -82,6 +81,7 @@ def groups(t):
         group = t.group(members)
         assert (members[group.rank], group.size) == (t.rank, len(members))
         inner = group.group(list(range(group.size))[::-1])
+        assert inner.in_flight is t.in_flight
         assert hpcps.allreduce(np.array([float(t.rank)]), group) == sum(members)
         assert hpcps.allreduce(np.array([float(t.rank)]), inner) == sum(members)
     same = [t.group(range(t.size)), hpcps.torch.TorchTransport(None, 60), t]
@@ -108,12 +108,14 @@ def halves(t):
 
 def memory(t):
     """Ranks that know each other through gloo alone share memory all the same."""
-    kernels = hpcps_kernels.load("cpu")
-    way = shared.SharedAllreduce(t, 1001, "float32", kernels.deposit, kernels.collect, t.size > 2)
-    for number in range(50):
-        x = np.full(1001, t.rank + number, np.float32)
-        way.start(x).wait()
-        assert (x == t.size * number + t.size * (t.size - 1) // 2).all(), (number, x)
+    assert t.empty(5, "int64").tolist() == [0] * 5
+    assert t.memory.nodes == [list(range(t.size))]
+    shared, own = t.empty(100_001, "float32"), np.empty(100_001, np.float32)
+    for number in range(20):
+        for x in (shared, own):
+            x.fill(t.rank + number)
+            hpcps.allreduce(x, t)
+            assert (x == t.size * number + t.size * (t.size - 1) // 2).all(), (number, x)
 
 
 def watched_waits(t):
@@ -153,13 +155,15 @@ def last_wait(t):
 
 
 def abort(t):
-    """One rank aborts and the others' waits end."""
+    """One rank aborts and the others' waits end, for messages and in memory."""
     if t.rank == 1:
         t.abort(RuntimeError("no luck"))
         return
     for wait in (t.wait, lambda ticket: t.wait_any([ticket])):
         with pytest.raises(PeerLost, match="rank 1"):
             wait(t.irecv(np.empty(1), 1, 70))
+    with pytest.raises(PeerLost, match="rank 1"):
+        hpcps.allreduce(np.empty(5), t)
 
 
 def main():

@@ -97,19 +97,11 @@ def refused():
         hpcps.torch.use(model, LocalWorld(1).transports()[0])
     meta = torch.empty(2, device="meta")
     with pytest.raises(ModelError, match=r"a gradient is on meta; hpcps sums gradients in the memory of CPUs"):
-        hpcps.torch.average(LocalWorld(1).transports()[0], Bucket(meta))
+        hpcps.torch.Averages(LocalWorld(1).transports()[0]).start(0, meta)
     sparse = DistributedDataParallel(nn.Embedding(3, 2, sparse=True))
     hpcps.torch.use(sparse)
     with pytest.raises(ModelError, match=r"a gradient is torch\.sparse_coo; hpcps sums dense gradients"):
         sparse(torch.tensor([1])).sum().backward()
-
-
-class Bucket:
-    def __init__(self, gradient):
-        self.gradient = gradient
-
-    def buffer(self):
-        return self.gradient
 
 
 def ends_early(end, error, timeout_s):
@@ -119,7 +111,7 @@ def ends_early(end, error, timeout_s):
     train(model)
     if transport.rank == transport.size - 1:
         end()
-    with pytest.raises(error, match=rf"rank 0 .*rank {transport.size - 1}"):
+    with pytest.raises(error, match=rf"rank 0 .*rank(\(s\))? {transport.size - 1}"):
         train(model)
 
 
