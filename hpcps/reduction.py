@@ -79,10 +79,9 @@ def of_pieces(engine: Engine, order: Order, count: int, itemsize: int, shards: b
 
     elif engine.layout.is_one_memory:
         name, program = "shared memory, in tree order", pieces_program(order)
-        operation = "scatter" if is_sharded else "sum"
 
         def start(x: Array) -> Pending:
-            return engine.start_pieces(x.reshape(-1), count, program, operation)
+            return engine.start_pieces(x.reshape(-1), count, program, is_sharded)
 
     else:
         return None

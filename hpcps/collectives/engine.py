@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from hpcps_kernels.spec import WIDE_FORMATS
 
 from hpcps import machine
 from hpcps.collectives.choice import IN_WORDS, Choice, Layout
-from hpcps.collectives.node import NO_BOUNDS, Channel
+from hpcps.collectives.node import GATHER, NO_BOUNDS, SCATTER, SUM, Channel
 from hpcps.collectives.pending import Finished, Pending, Queue
 from hpcps.comm import doubling, ring
 from hpcps.comm.meeting import Meeting
@@ -69,7 +70,7 @@ class Engine:
         if self.layout.ranks == 1:
             return
         if self._is_simple:
-            self._channels[0].run(x, len(x), "sum", format)  # type: ignore[index]
+            self._channels[0].run(x, len(x), SUM, WIDE_FORMATS.index(format))  # type: ignore[index]
             return
         self.start(x, format).wait()
 
@@ -79,17 +80,17 @@ class Engine:
             return Finished()
         algorithm = self.choice.pick(x.nbytes, self.layout)
         if algorithm == "memory" and self._channels is not None:
-            return self._in_memory(x, len(x), "sum", format=format)
+            return self._in_memory(x, len(x), SUM, format=WIDE_FORMATS.index(format))
         if format != "own":
             return self._queue.add(self._as_float32(x, format))
         return self._queue.add(self._steps(x, algorithm))
 
-    def start_pieces(self, x: Array, count: int, program: Array, operation: str = "sum") -> Pending:
+    def start_pieces(self, x: Array, count: int, program: Array, scatters: bool = False) -> Pending:
         """Begin a sum of pieces in a given order: ``x`` holds this rank's pieces of ``count`` elements, one after the
-        other, in memory from ``transport.empty``; the sum is written to the first of all ranks, or, by operation
-        "scatter", this rank's chunk of it to its own. ``program``: see kernel ``meet``. Only where
+        other, in memory from ``transport.empty``; the sum is written to the first of all ranks, or, if it
+        ``scatters``, this rank's chunk of it to its own. ``program``: see kernel ``meet``. Only where
         ``layout.is_one_memory``."""
-        return self._in_memory(x, count, operation, program=program)
+        return self._in_memory(x, count, SCATTER if scatters else SUM, program=program)
 
     def chunk(self, count: int, bounds: Sequence[int] | None = None) -> slice:
         """This rank's part of ``count`` elements."""
@@ -102,7 +103,7 @@ class Engine:
         if self.layout.ranks == 1:
             return Finished()
         if self.layout.is_one_memory:
-            return self._in_memory(x, len(x), "scatter", _bounds(bounds))
+            return self._in_memory(x, len(x), SCATTER, _bounds(bounds))
         steps = ring.reduce_scatter_steps(self.transport, x, self._kernels.add_into, bounds)
         return self._queue.add(iter((Messages(self.transport, steps),)))
 
@@ -111,10 +112,10 @@ class Engine:
         if self.layout.ranks == 1:
             return Finished()
         if self.layout.is_one_memory:
-            return self._in_memory(x, len(x), "gather", _bounds(bounds))
+            return self._in_memory(x, len(x), GATHER, _bounds(bounds))
         return self._queue.add(iter((Messages(self.transport, ring.all_gather_steps(self.transport, x, bounds)),)))
 
-    def _in_memory(self, x: Array, count: int, operation: str, bounds: Array = NO_BOUNDS, **more: Any) -> Pending:
+    def _in_memory(self, x: Array, count: int, operation: int, bounds: Array = NO_BOUNDS, **more: Any) -> Pending:
         """A round of the node; in the queue unless all collectives are such rounds, which keep their order anyway."""
         assert self._channels is not None
         channel = self._channels[0]
@@ -131,13 +132,13 @@ class Engine:
             return
         assert self._channels is not None
         bounds = np.array(self._hierarchical_bounds(len(x)))
-        yield self._channels[0].start(x, len(x), "scatter", bounds)
+        yield self._channels[0].start(x, len(x), SCATTER, bounds)
         if self._cross is not None:
             mine = x[bounds[self._memory.near.rank] : bounds[self._memory.near.rank + 1]]
             yield ring.RingAllreduce(self._cross, self._kernels.add_into).start(mine)
         else:
             yield Finished()
-        yield self._channels[1].start(x, len(x), "gather", bounds)
+        yield self._channels[1].start(x, len(x), GATHER, bounds)
 
     def _hierarchical_bounds(self, count: int) -> list[int]:
         """As many chunks as the smallest node has ranks; further ranks of larger nodes get none."""

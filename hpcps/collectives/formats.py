@@ -11,6 +11,10 @@ from hpcps.comm.transport import Array
 DTYPES = ("float32", "float64", "int64", "float16", "bfloat16")
 
 
+_FORMATS = {np.dtype(name): "float16" if name == "float16" else "own" for name in DTYPES if name != "bfloat16"}
+"""Of NumPy's own dtypes; bfloat16 is ml_dtypes'"""
+
+
 class Flat(NamedTuple):
     """A caller's array as kernels take it."""
 
@@ -24,13 +28,14 @@ class Flat(NamedTuple):
 
 def flat(array: Array, what: str) -> Flat:
     """``array`` flattened, without a copy where that can be. Raises TypeError, ValueError naming ``what``."""
-    name = array.dtype.name
-    if name not in DTYPES or not array.dtype.isnative:
+    format = _FORMATS.get(array.dtype) or ("bfloat16" if array.dtype.name == "bfloat16" else "")
+    if not format:
         raise TypeError(f"{what} of {array.dtype}; it can add {', '.join(DTYPES)}")
-    if not array.flags.writeable:
+    is_view = array.flags.carray  # C-contiguous, aligned, writeable
+    if is_view:
+        x = array if array.ndim == 1 else array.reshape(-1)
+    elif array.flags.writeable:
+        x = np.array(array, order="C", copy=True).reshape(-1)
+    else:
         raise ValueError(f"{what} of a read-only array")
-    x = array if array.ndim == 1 and array.flags.c_contiguous else np.ascontiguousarray(array).reshape(-1)
-    is_view = x is array or np.may_share_memory(x, array)
-    if name in ("float16", "bfloat16"):
-        return Flat(x.view(np.uint16), name, is_view)
-    return Flat(x, "own", is_view)
+    return Flat(x if format == "own" else x.view(np.uint16), format, is_view)

@@ -22,6 +22,7 @@ from hpcps_kernels.desk import (
     WORKED,
     make_desk,
 )
+from hpcps_kernels.spec import MEET_OPERATIONS as OPERATIONS
 
 from hpcps.comm.memory import Memory, private
 from hpcps.comm.topology import chunk_bounds
@@ -37,6 +38,7 @@ SMALL_BYTES = 4096
 WORK_BYTES = 1 << 17
 """2048 numbers for each sum that is kept at a time: a tree over 128 pieces keeps 8."""
 
+SUM, SCATTER, GATHER = range(3)  # the kernel's operations, by their positions in OPERATIONS
 NO_BOUNDS = np.empty(0, np.int64)
 NO_PROGRAM = np.empty((0, 3), np.int64)
 
@@ -54,7 +56,7 @@ class Channel:
         self._lines = [piece[:line_bytes].view(np.int64) for piece in pieces]
         self._scratch = [piece[line_bytes:] for piece in pieces]
         self._memory = memory
-        self._meet = meet
+        self._meet = meet.unchecked
         self._transport = memory.near
         self._looks = 1 if is_crowded else LOOKS
         self._work = private(WORK_BYTES, np.uint8)
@@ -68,10 +70,10 @@ class Channel:
         self,
         x: Array,
         count: int,
-        operation: str = "sum",
+        operation: int = SUM,
         bounds: Array = NO_BOUNDS,
         program: Array = NO_PROGRAM,
-        format: str = "own",
+        format: int = 0,
     ) -> Round:
         """Begin a round, as the kernel ``meet`` says; ``x``, one-dimensional, may not be touched before it is done."""
         self._number += 1
@@ -81,7 +83,7 @@ class Channel:
         self._under_way.append(round)
         return round
 
-    def run(self, x: Array, count: int, operation: str = "sum", format: str = "own") -> None:
+    def run(self, x: Array, count: int, operation: int = SUM, format: int = 0) -> None:
         """A round from begin to end, with the least to do in between."""
         if self._under_way:
             self.start(x, count, operation, format=format).wait()
@@ -135,8 +137,8 @@ class Channel:
         x: Array,
         bounds: Array,
         program: Array,
-        operation: str,
-        format: str,
+        operation: int,
+        format: int,
         count: int,
         number: int,
         state: int,
@@ -152,7 +154,7 @@ class Channel:
     def _reach(self, round: Round, state: int) -> None:
         if state < 0:
             both = f"rank {self._name(self._transport.rank)} and rank {self._name(-1 - state)}"
-            here = f"{round.operation} of {round.count} elements of {round.x.dtype}"
+            here = f"{OPERATIONS[round.operation]} of {round.count} elements of {round.x.dtype}"
             raise CommError(f"{both} called different collectives: here {here}; all ranks must call the same")
         round.state = state
         if state == UNSEEN:
@@ -169,7 +171,7 @@ class Channel:
         step = SCRATCH_BYTES // round.x.itemsize
         for start in range(0, round.count, step):
             segment = round.x[start : min(start + step, round.count)]
-            bounds = np.clip(given - start, 0, len(segment)) if round.operation != "sum" else NO_BOUNDS
+            bounds = np.clip(given - start, 0, len(segment)) if round.operation != SUM else NO_BOUNDS
             self._staging.start(segment, len(segment), round.operation, bounds, format=round.format).wait()
 
     def _make_desk(self, settled: int) -> Array:
@@ -203,10 +205,10 @@ class Round:
         channel: Channel,
         x: Array,
         count: int,
-        operation: str,
+        operation: int,
         bounds: Array,
         program: Array,
-        format: str,
+        format: int,
         number: int,
     ) -> None:
         self.channel = channel

@@ -28,6 +28,7 @@ DTYPES = {
 }
 ACTIVATIONS = ("identity", "relu", "tanh", "gelu")
 BAG_MODES = ("sum", "mean")
+MEET_OPERATIONS = ("sum", "scatter", "gather")
 WIDE_FORMATS = ("own", "bfloat16", "float16")  # of what stands in uint16; other dtypes are their own
 POINT_LOSSES = ("squared", "huber", "logistic", "hinge", "squared_hinge", "poisson")  # of one score a sample
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpcps_kernels.spec import WIDE_FORMATS, Spec, choice, inout, out, read, whole
+from hpcps_kernels.spec import MEET_OPERATIONS, WIDE_FORMATS, Spec, choice, inout, out, read, whole
 
 SPECS = (
     Spec(
@@ -14,7 +14,7 @@ SPECS = (
             read("bounds", "int64", "b?"),
             read("program", "int64", "K?", "3"),
             inout("desk", "int64", "d"),
-            choice("operation", "sum", "scatter", "gather"),
+            choice("operation", *MEET_OPERATIONS),
             choice("format", *WIDE_FORMATS),
             whole("count"),
             whole("number"),
