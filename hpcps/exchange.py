@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from hpcps.collectives import Pending
+from hpcps.collectives.engine import Start
+from hpcps.collectives.pending import Finished, Pending
 from hpcps.comm.transport import Array
 from hpcps.optim import Optimizer
 from hpcps.params import Params
@@ -45,22 +46,27 @@ class Exchange(Protocol):
 
 
 class Bucket:
-    """Neighbouring dense parameters whose gradient is summed as one."""
+    """Neighbouring dense parameters whose gradient is summed as one: ``params[where]``."""
 
     def __init__(self, where: slice, reduction: Reduction, params: Array, optimizer: Optimizer) -> None:
         self.where = where
         self._reduction = reduction
-        self._params = params[where]
-        self._mine = self._params[reduction.part]
+        self._mine = params[where][reduction.part]
         self._optimizer = optimizer
         self._state = optimizer.init(self._mine)
-        self._gradient = params[:0]
+        self._spread = reduction.prepare_spread(params[where])
+        self._seen: Array | None = None
+        self._gradient = self._mine
+        self._start: Start = Finished
         self.pending: Pending | None = None
 
     def start(self, gradient: Array) -> None:
-        """Begin the sum of the bucket's gradient, (n,), or pieces (m, n)."""
-        self._gradient = (gradient if gradient.ndim == 1 else gradient[0])[self._reduction.part]
-        self.pending = self._reduction.start(gradient)
+        """Begin the sum of the bucket's part of ``gradient``: of all dense parameters, (n,), or pieces of it (m, n)."""
+        if gradient is not self._seen:  # it is the same array in every step
+            self._seen, mine = gradient, gradient[..., self.where]
+            self._gradient = (mine if mine.ndim == 1 else mine[0])[self._reduction.part]
+            self._start = self._reduction.prepare(mine)
+        self.pending = self._start()
 
     def update(self, step: int, gradient_scale: float) -> Pending:
         """Wait for the sum, apply it, and begin to bring the parameters to all workers."""
@@ -68,7 +74,7 @@ class Bucket:
         self.pending.wait()
         self.pending = None
         self._optimizer.update(self._mine, self._state, self._gradient, gradient_scale, step)
-        return self._reduction.spread(self._params)
+        return self._spread()
 
 
 GatherRows = Callable[[list[tuple[Array, Array]]], list[list[tuple[Array, Array]]]]
@@ -108,8 +114,7 @@ class AllreduceExchange:
     def early(self, bucket: int) -> None:
         """The gradient of a bucket is final, while others are still computed: begin its sum, and take those begun
         before further. Only where one part is all that this worker computes."""
-        gradient = self._gradients.shares[0].stack[0]
-        self._buckets[bucket].start(gradient[self._buckets[bucket].where])
+        self._buckets[bucket].start(self._gradients.buffer)
         for earlier in self._buckets[:bucket]:
             if earlier.pending is not None:
                 earlier.pending.done()
@@ -118,7 +123,7 @@ class AllreduceExchange:
         summed = self._gradients.finish()
         for bucket in self._buckets:
             if bucket.pending is None:
-                bucket.start(summed.dense if len(self._buckets) == 1 else summed.dense[bucket.where])
+                bucket.start(summed.dense)
         return _Reducing(self, step, summed)
 
     def update(self, step: int, summed: Summed) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from hpcps.collectives.engine import Engine, pieces_program
+from hpcps.collectives.engine import Engine, Start, pieces_program
 from hpcps.collectives.pending import Finished, Pending
 from hpcps.comm.order import Order
 from hpcps.comm.topology import chunk_bounds
@@ -14,7 +14,7 @@ from hpcps.comm.transport import Array
 SHARDED_BYTES = 256 << 10
 """From here on each worker updates a chunk and hands it out: less work than for each to update all."""
 
-Start = Callable[[Array], Pending]
+Prepare = Callable[[Array], Start]
 
 
 class Reduction(Protocol):
@@ -23,35 +23,41 @@ class Reduction(Protocol):
     name: str
     part: slice
 
-    def start(self, x: Array) -> Pending:
-        """Begin; when it is done ``x[part]`` is the sum of all workers' ``x``, (n,); in a reproducible run ``x`` holds
-        pieces, (m, n), and ``x[0, part]`` is."""
+    def prepare(self, x: Array) -> Start:
+        """A function that begins a sum of all workers' ``x``, (n,); when that is done ``x[part]`` is the sum. In a
+        reproducible run ``x`` holds pieces, (m, n), and ``x[0, part]`` is."""
 
-    def spread(self, params: Array) -> Pending:
-        """Begin to bring the bucket's parameters, (n,), whose ``part`` this worker has updated, to all workers."""
+    def prepare_spread(self, params: Array) -> Start:
+        """A function that begins to bring the bucket's parameters, (n,), of which this worker has updated ``part``, to
+        all workers."""
 
 
 class Whole:
     """All workers get the whole sum, and update all of the bucket."""
 
-    def __init__(self, name: str, start: Start, count: int) -> None:
+    def __init__(self, name: str, prepare: Prepare, count: int) -> None:
         self.name = name
-        self.start = start
+        self.prepare = prepare
         self.part = slice(0, count)
 
-    def spread(self, params: Array) -> Pending:
-        return Finished()
+    def prepare_spread(self, params: Array) -> Start:
+        return Finished
 
 
 class Sharded:
     """Each worker gets the sum of a chunk, updates it, and hands the parameters out: the update is shared, too."""
 
-    def __init__(self, name: str, start: Start, count: int, engine: Engine) -> None:
+    def __init__(self, name: str, prepare: Prepare, count: int, engine: Engine) -> None:
         self.name = f"{name}, update sharded"
-        self.start = start
-        self.spread = engine.start_all_gather
+        self.prepare = prepare
+        self.prepare_spread = engine.prepare_all_gather
         bounds, rank = chunk_bounds(count, engine.layout.ranks), engine.transport.rank
         self.part = slice(bounds[rank], bounds[rank + 1])
+
+
+def started_by(start: Callable[[Array], Pending]) -> Prepare:
+    """For sums that have nothing to prepare."""
+    return lambda x: lambda: start(x)
 
 
 def can_shard(engine: Engine, size_bytes: int) -> bool:
@@ -64,25 +70,26 @@ def of_sums(engine: Engine, count: int, itemsize: int, shards: bool) -> Reductio
     """For gradients of ``count`` numbers, each worker's added up."""
     name = engine.name(count * itemsize)
     if shards and can_shard(engine, count * itemsize):
-        return Sharded(name, engine.start_reduce_scatter, count, engine)
-    return Whole(name, engine.start, count)
+        return Sharded(name, engine.prepare_reduce_scatter, count, engine)
+    return Whole(name, engine.prepare, count)
 
 
 def of_pieces(engine: Engine, order: Order, count: int, itemsize: int, shards: bool) -> Reduction | None:
     """For the pieces of a reproducible run, added in ``order``; None where that takes messages of its own."""
     is_sharded = shards and can_shard(engine, count * itemsize)
     if order.counts in ([1], [1, 1]):  # the only sum of two arrays is the same by any all-reduce
-        name, sums = engine.name(count * itemsize), engine.start_reduce_scatter if is_sharded else engine.start
+        sums: Prepare = engine.prepare_reduce_scatter if is_sharded else engine.prepare
+        name = engine.name(count * itemsize)
 
-        def start(x: Array) -> Pending:
+        def prepare(x: Array) -> Start:
             return sums(x[0])
 
     elif engine.layout.is_one_memory:
         name, program = "shared memory, in tree order", pieces_program(order)
 
-        def start(x: Array) -> Pending:
-            return engine.start_pieces(x.reshape(-1), count, program, is_sharded)
+        def prepare(x: Array) -> Start:
+            return engine.prepare_pieces(x.reshape(-1), count, program, is_sharded)
 
     else:
         return None
-    return Sharded(name, start, count, engine) if is_sharded else Whole(name, start, count)
+    return Sharded(name, prepare, count, engine) if is_sharded else Whole(name, prepare, count)

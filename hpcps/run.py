@@ -36,7 +36,7 @@ from hpcps.lane import Ready
 from hpcps.loader import Loaders
 from hpcps.models import Model
 from hpcps.params import Params
-from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, of_pieces, of_sums
+from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, of_pieces, of_sums, started_by
 from hpcps.report import Measures
 from hpcps.rows import Merger
 from hpcps.run_folder import RunFolder, Trained
@@ -244,14 +244,14 @@ def make_reduction(job: Job, engine: Engine, count: int) -> Reduction:
     if compress.kind != "none" and engine.layout.ranks > 1:
         options = compress.block, compress.fraction
         codes = compressed.make(compress.kind, engine.transport, count, train.dtype, job.kernels, *options)
-        return Whole(codes.name, codes.start, count)
+        return Whole(codes.name, started_by(codes.start), count)
     if not train.reproducible:
         return of_sums(engine, count, itemsize, shards)
     found = of_pieces(engine, job.order, count, itemsize, shards)
     if found is not None:
         return found
     tree = TreeAllreduce(engine.transport, job.order, count, train.dtype, job.kernels.sum_tree)
-    return Whole(tree.name, tree.start, count)
+    return Whole(tree.name, started_by(tree.start), count)
 
 
 def make_exchange(

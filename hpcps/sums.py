@@ -62,6 +62,8 @@ class Sum(Protocol):
     """Adds up the part gradients of this rank."""
 
     shares: list[Share]
+    buffer: Array
+    """What :meth:`finish` gives as the dense sum, in every step"""
 
     def take(self, share: int, rows: Sequence[ByTable] = ()) -> None:
         """Take up share ``share``, finished, and the tables' rows of its parts. Shares come in ascending order."""
@@ -95,6 +97,7 @@ class FloatSum:
     def __init__(self, parts: list[Array], kernels: Any) -> None:
         self.shares = [Share(range(n, n + 1), None, part.reshape(1, -1)) for n, part in enumerate(parts)]
         self._parts = parts
+        self.buffer = parts[0]
         self._add_into = kernels.add_into
         self._merger = Merger(kernels)
         self._rows: list[ByTable] = []
@@ -106,10 +109,10 @@ class FloatSum:
 
     def finish(self) -> Summed:
         if not self._rows:
-            return Summed(self._parts[0], 1.0)
+            return Summed(self.buffer, 1.0)
         rows = self._merger.merge(self._rows)
         self._rows = []
-        return Summed(self._parts[0], 1.0, rows)
+        return Summed(self.buffer, 1.0, rows)
 
 
 class TreeSum:
@@ -148,11 +151,11 @@ class TreeSum:
         ]
         left = [len(one) for one in sums]
         self._flat = [share.stack[:count].reshape(-1) for share, count in zip(self.shares, left, strict=True)]
-        self._pieces = memory[: left[0]]
+        self.buffer = memory[: left[0]]
         self._memory = memory
         if len(sums) > 1:  # what the threads have added is then added up
             wanted = pieces(owned.start, owned.stop, total)
-            self._pieces = visible(len(wanted) * parameters, dtype).reshape(len(wanted), parameters)
+            self.buffer = visible(len(wanted) * parameters, dtype).reshape(len(wanted), parameters)
             self._from = np.concatenate([top + np.arange(count) for top, count in zip(tops, left, strict=False)])
             self._adds = np.array(adds_of(wanted, [one for own in sums for one in own]), np.int64)
 
@@ -168,13 +171,13 @@ class TreeSum:
 
     def finish(self) -> Summed:
         if len(self.shares) > 1:
-            self._kernels.sum_tree(self._pieces, self._memory, self._from, self._adds)
+            self._kernels.sum_tree(self.buffer, self._memory, self._from, self._adds)
         if not self._rows:
-            return Summed(self._pieces, 1.0)
+            return Summed(self.buffer, 1.0)
         scale = fixed_point_scale(self._agree(self._largest), self._total)
         rows: dict[str, Rows] = self._merger.merge_fixed(self._rows, scale)
         self._largest, self._rows = 0.0, []
-        return Summed(self._pieces, scale, rows)
+        return Summed(self.buffer, scale, rows)
 
 
 def _adds_of_grains(sums: Sequence[range]) -> list[int]:

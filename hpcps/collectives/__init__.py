@@ -46,7 +46,7 @@ def reduce_scatter(array: Array, transport: Transport, bounds: Sequence[int] | N
     """
     given = _plain(array, "reduce_scatter")
     engine = _engine(transport)
-    engine.start_reduce_scatter(given.x, bounds).wait()
+    engine.prepare_reduce_scatter(given.x, bounds)().wait()
     _give_back(given, array)
     return engine.chunk(len(given.x), bounds)
 
@@ -55,7 +55,7 @@ def all_gather(array: Array, transport: Transport, bounds: Sequence[int] | None 
     """Fill a one-dimensional ``array`` with the chunks of all ranks, of which this one brings its own; returns it.
     Blocks. ``bounds``, dtypes and errors as :func:`reduce_scatter`."""
     given = _plain(array, "all_gather")
-    _engine(transport).start_all_gather(given.x, bounds).wait()
+    _engine(transport).prepare_all_gather(given.x, bounds)().wait()
     _give_back(given, array)
     return array
 

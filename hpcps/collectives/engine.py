@@ -17,9 +17,12 @@ from hpcps.comm import doubling, ring
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.order import Order
 from hpcps.comm.pending import Pending as Messages
+from hpcps.comm.pending import Steps
 from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.transport import Array, Transport
 from hpcps.errors import CommError
+
+Start = Callable[[], Pending]
 
 
 class Engine:
@@ -80,15 +83,21 @@ class Engine:
             return Finished()
         algorithm = self.choice.pick(x.nbytes, self.layout)
         if algorithm == "memory" and self._channels is not None:
-            return self._in_memory(x, len(x), SUM, format=WIDE_FORMATS.index(format))
+            return self._in_memory(x, len(x), SUM, format=WIDE_FORMATS.index(format))()
         if format != "own":
             return self._queue.add(self._as_float32(x, format))
         return self._queue.add(self._steps(x, algorithm))
 
-    def start_pieces(self, x: Array, count: int, program: Array, scatters: bool = False) -> Pending:
-        """Begin a sum of pieces in a given order: ``x`` holds this rank's pieces of ``count`` elements, one after the
-        other, in memory from ``transport.empty``; the sum is written to the first of all ranks, or, if it
-        ``scatters``, this rank's chunk of it to its own. ``program``: see kernel ``meet``. Only where
+    def prepare(self, x: Array) -> Start:
+        """:meth:`start` for an array that is summed again and again: a function that does it, with less to do."""
+        if self._is_simple and self.layout.ranks > 1:
+            return self._channels[0].prepare(x, len(x)).start  # type: ignore[index]
+        return lambda: self.start(x)
+
+    def prepare_pieces(self, x: Array, count: int, program: Array, scatters: bool = False) -> Start:
+        """A function that begins a sum of pieces in a given order: ``x`` holds this rank's pieces of ``count``
+        elements, one after the other, in memory from ``transport.empty``; the sum is written to the first of all
+        ranks, or, if it ``scatters``, this rank's chunk of it to its own. ``program``: see kernel ``meet``. Only where
         ``layout.is_one_memory``."""
         return self._in_memory(x, count, SCATTER if scatters else SUM, program=program)
 
@@ -97,31 +106,33 @@ class Engine:
         cut = bounds if bounds is not None else chunk_bounds(count, self.layout.ranks)
         return slice(cut[self.transport.rank], cut[self.transport.rank + 1])
 
-    def start_reduce_scatter(self, x: Array, bounds: Sequence[int] | None = None) -> Pending:
-        """Begin a reduce-scatter: of the sum this rank gets ``x[bounds[r]:bounds[r + 1]]`` (equal chunks if None); the
-        rest of ``x`` is then unspecified."""
+    def prepare_reduce_scatter(self, x: Array, bounds: Sequence[int] | None = None) -> Start:
+        """A function that begins a reduce-scatter: of the sum this rank gets ``x[bounds[r]:bounds[r + 1]]`` (equal
+        chunks if None); the rest of ``x`` is then unspecified."""
         if self.layout.ranks == 1:
-            return Finished()
+            return Finished
         if self.layout.is_one_memory:
             return self._in_memory(x, len(x), SCATTER, _bounds(bounds))
-        steps = ring.reduce_scatter_steps(self.transport, x, self._kernels.add_into, bounds)
-        return self._queue.add(iter((Messages(self.transport, steps),)))
+        return self._by_messages(lambda: ring.reduce_scatter_steps(self.transport, x, self._kernels.add_into, bounds))
 
-    def start_all_gather(self, x: Array, bounds: Sequence[int] | None = None) -> Pending:
-        """Begin an all-gather: rank r brings ``x[bounds[r]:bounds[r + 1]]`` (equal chunks if None)."""
+    def prepare_all_gather(self, x: Array, bounds: Sequence[int] | None = None) -> Start:
+        """A function that begins an all-gather: rank r brings ``x[bounds[r]:bounds[r + 1]]`` (equal chunks if None)."""
         if self.layout.ranks == 1:
-            return Finished()
+            return Finished
         if self.layout.is_one_memory:
             return self._in_memory(x, len(x), GATHER, _bounds(bounds))
-        return self._queue.add(iter((Messages(self.transport, ring.all_gather_steps(self.transport, x, bounds)),)))
+        return self._by_messages(lambda: ring.all_gather_steps(self.transport, x, bounds))
 
-    def _in_memory(self, x: Array, count: int, operation: int, bounds: Array = NO_BOUNDS, **more: Any) -> Pending:
+    def _by_messages(self, steps: Callable[[], Steps]) -> Start:
+        return lambda: self._queue.add(Messages(self.transport, steps()) for _ in range(1))
+
+    def _in_memory(self, x: Array, count: int, operation: int, bounds: Array = NO_BOUNDS, **more: Any) -> Start:
         """A round of the node; in the queue unless all collectives are such rounds, which keep their order anyway."""
         assert self._channels is not None
-        channel = self._channels[0]
+        round = self._channels[0].prepare(x, count, operation, bounds, **more)
         if self._is_simple:
-            return channel.start(x, count, operation, bounds, **more)
-        return self._queue.add(channel.start(x, count, operation, bounds, **more) for _ in range(1))
+            return round.start
+        return lambda: self._queue.add(round.start() for _ in range(1))
 
     def _native(self, x: Array) -> Pending:
         return Messages(self.transport, iter(((self.transport.native_allreduce(x),),)))

@@ -76,12 +76,27 @@ class Channel:
         format: int = 0,
     ) -> Round:
         """Begin a round, as the kernel ``meet`` says; ``x``, one-dimensional, may not be touched before it is done."""
+        return self.prepare(x, count, operation, bounds, program, format).start()
+
+    def prepare(
+        self,
+        x: Array,
+        count: int,
+        operation: int = SUM,
+        bounds: Array = NO_BOUNDS,
+        program: Array = NO_PROGRAM,
+        format: int = 0,
+    ) -> Round:
+        """A round that can be started again and again, each time after it has ended."""
+        return Round(self, x, count, operation, bounds, program, format)
+
+    def begin(self, round: Round) -> None:
+        """Give the round its number, and tell the others where its array is."""
         self._number += 1
-        round = Round(self, x, count, operation, bounds, program, format, self._number)
+        round.number, round.state = self._number, WAITING_FOR_SETS
         if not self._under_way or self._under_way[-1].state != WAITING_FOR_SETS:
             self._look(round, 0)
         self._under_way.append(round)
-        return round
 
     def run(self, x: Array, count: int, operation: int = SUM, format: int = 0) -> None:
         """A round from begin to end, with the least to do in between."""
@@ -91,7 +106,8 @@ class Channel:
         self._number += 1
         state = self._call(x, NO_BOUNDS, NO_PROGRAM, operation, format, count, self._number, 0, self._looks)
         if state != FINISHED:
-            round = Round(self, x, count, operation, NO_BOUNDS, NO_PROGRAM, format, self._number)
+            round = Round(self, x, count, operation, NO_BOUNDS, NO_PROGRAM, format)
+            round.number = self._number
             self._under_way.append(round)
             self._reach(round, state)
             round.wait()
@@ -196,7 +212,7 @@ class Channel:
 
 
 class Round:
-    """A collective of a node under way; ``state`` is the kernel's."""
+    """A collective of a node; ``state`` is the kernel's."""
 
     __slots__ = ("bounds", "channel", "count", "format", "number", "operation", "program", "state", "x")
 
@@ -209,7 +225,6 @@ class Round:
         bounds: Array,
         program: Array,
         format: int,
-        number: int,
     ) -> None:
         self.channel = channel
         self.x = x
@@ -218,8 +233,15 @@ class Round:
         self.bounds = bounds
         self.program = program
         self.format = format
-        self.number = number
-        self.state = WAITING_FOR_SETS
+        self.number = 0
+        self.state = FINISHED
+
+    def start(self) -> Round:
+        """Begin it, after it has ended if it was under way."""
+        if self.state < FINISHED:
+            raise CommError("a collective was started again before it had ended")
+        self.channel.begin(self)
+        return self
 
     def done(self) -> bool:
         """Go on as far as that goes without waiting; whether it is finished."""
