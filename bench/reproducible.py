@@ -3,9 +3,9 @@
     python bench/reproducible.py --rounds 7 --json reproducible.json
 
 Softmax regression 784 x 10 and a perceptron 784-512-256-10, global batch 256, float32, 1 and 2 ranks of one thread.
-Each round runs both ways right after each other; the cost is the median of the rounds' own ratios of a step's time, less
-1. Beside it stands that of the fastest runs, for a machine that others use too. A model counts only if its reproducible
-runs end with the same parameters at both rank counts.
+Each round runs both ways right after each other; the cost is the median of the rounds' own ratios of a step's time,
+less 1. Beside it stands that of the fastest runs, for a machine that others use too. A model counts only if its
+reproducible runs end with the same parameters at both rank counts.
 """
 
 from __future__ import annotations

@@ -60,9 +60,10 @@ def mpich(algorithm: str) -> Launch:
 
 
 LIBRARY = "MPI_Allreduce"
-PLAIN = Launch(("hpcps ring", LIBRARY))
-OPEN_MPI_LAUNCHES = (PLAIN, open_mpi("ring", 4), open_mpi("segmented ring", 5))
-MPICH_LAUNCHES = (PLAIN, mpich("ring"), mpich("reduce_scatter_allgather"))
+PLAIN = Launch(("hpcps ring", "hpcps int8", LIBRARY))
+TWO_BY_TWO = Launch(("hpcps hierarchical", "hpcps ring", LIBRARY), "2 hosts of 2 ranks", hosts=2, ranks_per_host=2)
+OPEN_MPI_LAUNCHES = (PLAIN, TWO_BY_TWO, open_mpi("ring", 4), open_mpi("segmented ring", 5))
+MPICH_LAUNCHES = (PLAIN, TWO_BY_TWO, mpich("ring"), mpich("reduce_scatter_allgather"))
 
 
 @dataclass

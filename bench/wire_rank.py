@@ -13,20 +13,29 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import hpcps_kernels
 import numpy as np
 
-from hpcps.comm import mpi, ring
+from hpcps.collectives.choice import Choice
+from hpcps.collectives.engine import Engine
+from hpcps.collectives.pending import Pending
+from hpcps.comm import compressed, mpi, ring
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.mpi import MpiTransport
 from hpcps.comm.transport import Array
-from hpcps.exchange import Allreduce
 
 SENT = Path("/sys/class/net/eth0/statistics/tx_bytes")
 TIMEOUT_S = 120.0
 REST_S = 0.05
 """Between all-reduces, so that each begins with links that have rested."""
+
+
+class Allreduce(Protocol):
+    """A sum of ``x`` over the ranks, in place."""
+
+    def start(self, x: Array) -> Pending: ...
 
 
 class Library:
@@ -43,22 +52,28 @@ class Library:
         self._call(x)
         return self
 
+    def done(self) -> bool:
+        return True
+
     def wait(self) -> None:
         """It is finished."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """``build`` makes the all-reduce of float32 arrays; ``tolerance``: how far it may be off, of the largest sum."""
+    """``build`` makes the all-reduce of so many float32 numbers; ``tolerance``: how far off it may be, of the largest
+    sum."""
 
-    build: Callable[[MpiTransport], Allreduce]
+    build: Callable[[MpiTransport, int], Allreduce]
     tolerance: float = 0.0
 
 
 KERNELS = hpcps_kernels.load("cpu")
 WAYS = {
-    "hpcps ring": Way(lambda transport: ring.RingAllreduce(transport, KERNELS.add_into)),
-    "MPI_Allreduce": Way(Library),
+    "hpcps ring": Way(lambda transport, count: ring.RingAllreduce(transport, KERNELS.add_into)),
+    "hpcps int8": Way(lambda transport, count: compressed.make("int8", transport, count, "float32", KERNELS), 0.03),
+    "hpcps hierarchical": Way(lambda transport, count: Engine(transport, KERNELS, Choice("hierarchical"))),
+    "MPI_Allreduce": Way(lambda transport, count: Library(transport)),
 }
 
 
@@ -70,7 +85,7 @@ class Sums:
         self._meeting = meeting
         self._pattern = (np.arange(size_bytes // 4) % 1000).astype(np.float32)
         self._expected = self._pattern * ranks**2 + ranks * (ranks - 1) // 2
-        self._x = np.empty_like(self._pattern)
+        self._x = meeting.transport.empty(len(self._pattern), np.float32)
 
     def once(self, allreduce: Allreduce, tolerance: float) -> tuple[float, list[int], int]:
         """(seconds of the slowest rank, bytes that each rank's host sent, elements that are wrong anywhere)."""
@@ -97,9 +112,9 @@ def main(names: list[str], sizes: list[int], rounds: int) -> None:
     transport = mpi.world(TIMEOUT_S)
     transport.crowded(True)  # the hosts share the cores of one machine
     meeting = Meeting(transport)
-    ways = {name: WAYS[name].build(transport) for name in names}
     found = []
     for size_bytes in sizes:
+        ways = {name: WAYS[name].build(transport, size_bytes // 4) for name in names}
         sums = Sums(meeting, size_bytes)
         rows = [{"way": name, "size": size_bytes, "seconds": [], "sent": [], "wrong": 0} for name in names]
         for number in range(rounds + 1):

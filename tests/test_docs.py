@@ -46,6 +46,12 @@ def test_the_readmes_configuration_trains(tmp_path):
     assert hpcps.train(config, ranks=2, out=tmp_path / "run").summary["accuracy"] > 0.8
 
 
+def test_the_readmes_sum_of_an_array():
+    names = {}
+    exec(blocks("python")[1], names)
+    assert (names["x"] == sum(range(names["ranks"].size))).all()
+
+
 def test_the_readmes_own_function_trains(tmp_path):
     (tmp_path / "mine.py").write_text(blocks("python")[0])
     rng = np.random.default_rng(1)

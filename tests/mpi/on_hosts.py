@@ -7,6 +7,7 @@ from pathlib import Path
 import hpcps_kernels
 import numpy as np
 
+from hpcps.collectives.engine import Engine
 from hpcps.comm import doubling, mpi, ring
 from hpcps.comm.meeting import Meeting
 
@@ -27,12 +28,18 @@ def checked_sum(transport, reduce, count):
     return sent
 
 
-def main():
+def hierarchical(transport, x, add_into):
+    engine = transport.engine = transport.engine or Engine(transport, hpcps_kernels.load("cpu"))
+    assert engine.choice.pick(1 << 20, engine.layout) == "hierarchical"
+    engine.start(x).wait()
+
+
+def main(ways):
     transport = mpi.world(timeout_s=20)
     transport.crowded(True)  # the hosts share the cores of this machine
     for count in COUNTS:
-        checked_sum(transport, doubling.allreduce, count)
-        sent = checked_sum(transport, ring.allreduce, count)
+        for way in ways:
+            sent = checked_sum(transport, way, count)
     meeting = Meeting(transport)
     names = meeting.gather(np.frombuffer(f"{transport.node} ".encode(), np.uint8)).tobytes().decode().split()
     counted = meeting.gather(np.array([sent])).tolist()
@@ -41,4 +48,4 @@ def main():
         sys.stdout.flush()
 
 
-main()
+main((hierarchical,) if sys.argv[1:] == ["hierarchical"] else (doubling.allreduce, ring.allreduce))

@@ -1,6 +1,6 @@
-"""The ring between hosts, each a network namespace with a link of 1 Gbit/s: right sums, and no byte more than its cost.
+"""Sums between hosts, each a network namespace with a link of 1 Gbit/s: right, and no byte more than they cost.
 
-One launch, for it costs over a second. Needs root, ip and tc; leaves nothing.
+Few launches, for each costs over a second. Needs root, ip and tc; leaves nothing.
 """
 
 import json
@@ -42,6 +42,16 @@ def test_the_ring_sends_what_it_must_and_no_more(hosts, launcher):
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["nodes"] == [f"h{number}" for number in range(1, HOSTS + 1)]
+    due = 2 * (HOSTS - 1) / HOSTS * found["bytes"]
+    assert all(due <= sent <= SLACK * due for sent in found["sent_bytes"]), (due, found)
+
+
+def test_hosts_of_two_ranks_send_as_much_as_hosts_of_one(hosts, launcher):
+    """Each chunk goes between the hosts once, whatever the number of ranks on them."""
+    done = hosts.run(launcher.is_open_mpi, [RANK, "hierarchical"], ranks_per_host=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert sorted(found["nodes"]) == [f"h{number}" for number in range(1, HOSTS + 1) for _ in range(2)]
     due = 2 * (HOSTS - 1) / HOSTS * found["bytes"]
     assert all(due <= sent <= SLACK * due for sent in found["sent_bytes"]), (due, found)
 
