@@ -55,4 +55,5 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     module, attribute = _HOMES[name]
-    return getattr(importlib.import_module(module), attribute)
+    found = globals()[name] = getattr(importlib.import_module(module), attribute)
+    return found

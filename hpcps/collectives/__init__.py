@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import hpcps_kernels
 
 from hpcps.collectives.engine import Engine
-from hpcps.collectives.formats import Flat, flat
+from hpcps.collectives.formats import Flat, flat, is_plain
 from hpcps.collectives.pending import Pending
 from hpcps.comm.transport import Array, Transport
 
@@ -22,6 +22,9 @@ def allreduce(array: Array, transport: Transport) -> Array:
     ``transport.empty``; the first call on a transport sets up shared memory. Raises TypeError for another dtype,
     ValueError for a read-only array, CommError where ranks bring different arrays, CommTimeout, PeerLost.
     """
+    if transport.engine is not None and array.ndim == 1 and is_plain(array):
+        transport.engine.allreduce(array)
+        return array
     given = flat(array, "allreduce")
     _engine(transport).allreduce(given.x, given.format)
     _give_back(given, array)

@@ -58,6 +58,7 @@ class Engine:
         self._cross = transport.group([ranks[me] for ranks in nodes]) if is_owner else None
         self._queue = Queue()
         self._is_simple = self.layout.is_one_memory and self.choice.is_memory_alone
+        self._run = self._channels[0].run if self._is_simple and self._channels is not None else None
         self._direct: dict[str, Callable[[Array], Pending]] = {
             "ring": ring.RingAllreduce(transport, kernels.add_into).start,
             "doubling": doubling.DoublingAllreduce(transport, kernels.add_into).start,
@@ -70,12 +71,10 @@ class Engine:
 
     def allreduce(self, x: Array, format: str = "own") -> None:
         """Sum ``x`` over the ranks, in place. Blocks."""
-        if self.layout.ranks == 1:
-            return
-        if self._is_simple:
-            self._channels[0].run(x, len(x), SUM, WIDE_FORMATS.index(format))  # type: ignore[index]
-            return
-        self.start(x, format).wait()
+        if self._run is not None:
+            self._run(x, len(x), SUM, WIDE_FORMATS.index(format))
+        else:
+            self.start(x, format).wait()
 
     def start(self, x: Array, format: str = "own") -> Pending:
         """Begin :meth:`allreduce`; ``x`` may not be touched before it is done."""

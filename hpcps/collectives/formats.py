@@ -15,6 +15,9 @@ _FORMATS = {np.dtype(name): "float16" if name == "float16" else "own" for name i
 """Of NumPy's own dtypes; bfloat16 is ml_dtypes'"""
 
 
+_CHARS = "fd" + np.dtype("int64").char
+
+
 class Flat(NamedTuple):
     """A caller's array as kernels take it."""
 
@@ -24,6 +27,11 @@ class Flat(NamedTuple):
     """own | float16 | bfloat16"""
     is_view: bool
     """Whether it is the caller's memory"""
+
+
+def is_plain(array: Array) -> bool:
+    """Whether kernels take the array, flat, as it is: what costs least to find out."""
+    return array.dtype.char in _CHARS and array.dtype.isnative and array.flags.carray
 
 
 def flat(array: Array, what: str) -> Flat:

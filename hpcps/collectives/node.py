@@ -31,7 +31,7 @@ from hpcps.errors import CommError, CommTimeout
 
 LOOKS = 20000
 """At the other ranks' words before the first look at the clock: about a millisecond."""
-SCRATCH_BYTES = 1 << 17
+SCRATCH_BYTES = 1 << 18
 """Of a set. Arrays that not all ranks see go through it, larger ones in segments, which stay in the cache."""
 SMALL_BYTES = 4096
 """Up to here every rank adds up all arrays itself: to wait once more costs more than to add twice."""
@@ -100,14 +100,15 @@ class Channel:
 
     def run(self, x: Array, count: int, operation: int = SUM, format: int = 0) -> None:
         """A round from begin to end, with the least to do in between."""
-        if self._under_way:
+        if self._under_way or len(self._memory.regions) != self._regions:
             self.start(x, count, operation, format=format).wait()
             return
-        self._number += 1
-        state = self._call(x, NO_BOUNDS, NO_PROGRAM, operation, format, count, self._number, 0, self._looks)
+        self._number = number = self._number + 1
+        rest = operation, format, count, number, 0, self._looks
+        state = self._meet(x, self._work, NO_BOUNDS, NO_PROGRAM, self._desk, *rest)
         if state != FINISHED:
             round = Round(self, x, count, operation, NO_BOUNDS, NO_PROGRAM, format)
-            round.number = self._number
+            round.number = number
             self._under_way.append(round)
             self._reach(round, state)
             round.wait()
@@ -187,8 +188,11 @@ class Channel:
         step = SCRATCH_BYTES // round.x.itemsize
         for start in range(0, round.count, step):
             segment = round.x[start : min(start + step, round.count)]
-            bounds = np.clip(given - start, 0, len(segment)) if round.operation != SUM else NO_BOUNDS
-            self._staging.start(segment, len(segment), round.operation, bounds, format=round.format).wait()
+            if round.operation == SUM:
+                self._staging.run(segment, len(segment), SUM, round.format)
+            else:
+                bounds = np.clip(given - start, 0, len(segment))
+                self._staging.start(segment, len(segment), round.operation, bounds, format=round.format).wait()
 
     def _make_desk(self, settled: int) -> Array:
         lines, scratch = ([int(piece.ctypes.data) for piece in pieces] for pieces in (self._lines, self._scratch))
