@@ -89,9 +89,7 @@ class Engine:
 
     def prepare(self, x: Array) -> Start:
         """:meth:`start` for an array that is summed again and again: a function that does it, with less to do."""
-        if self._is_simple and self.layout.ranks > 1:
-            return self._channels[0].prepare(x, len(x)).start  # type: ignore[index]
-        return lambda: self.start(x)
+        return self._in_memory(x, len(x), SUM) if self._is_simple else lambda: self.start(x)
 
     def prepare_pieces(self, x: Array, count: int, program: Array, scatters: bool = False) -> Start:
         """A function that begins a sum of pieces in a given order: ``x`` holds this rank's pieces of ``count``

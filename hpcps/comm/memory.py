@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import secrets
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -124,12 +125,13 @@ def _map_together(near: Transport, size_bytes: int) -> Array:
     made: list[int] = []
 
     def make() -> Array:
-        made.append(_create(size_bytes))
-        return np.array([os.getpid(), made[0]])
+        name = f"hpcps-{secrets.token_hex(8)}"
+        made.append(_create(name, size_bytes))
+        return np.frombuffer(f"{os.getpid()} {made[0]} {name}".encode(), np.uint8)
 
     try:
-        process, file = meeting.once(make)
-        memory = agree(meeting, lambda: _open(f"/proc/{process}/fd/{file}", size_bytes))
+        process, file, name = meeting.once(make).tobytes().decode().split()
+        memory = agree(meeting, lambda: _open(f"/proc/{process}/fd/{file}", name, size_bytes))
     finally:
         for number in made:
             os.close(number)
@@ -137,10 +139,10 @@ def _map_together(near: Transport, size_bytes: int) -> Array:
     return memory
 
 
-def _create(size_bytes: int) -> int:
+def _create(name: str, size_bytes: int) -> int:
     """Make the file and take its memory now, for to run out of it later would be a bus error."""
     try:
-        file = os.memfd_create("hpcps", os.MFD_CLOEXEC)
+        file = os.memfd_create(name, os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(file, 0, size_bytes)
         except OSError:
@@ -151,8 +153,10 @@ def _create(size_bytes: int) -> int:
     return file
 
 
-def _open(path: str, size_bytes: int) -> Array:
+def _open(path: str, name: str, size_bytes: int) -> Array:
     try:
+        if name not in os.readlink(path):  # of a process of the same number, in another container or on another host
+            raise CommError(f"{path} is no memory of this job: ranks that name the same node do not share it")
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             return np.frombuffer(mmap.mmap(file, size_bytes), np.uint8)

@@ -102,7 +102,17 @@ def test_too_little_memory_is_an_error_on_all_ranks_and_arrays_are_then_private(
     on_ranks(3, body)
 
 
+def test_a_file_of_another_process_is_not_touched(on_ranks, monkeypatch, tmp_path):
+    """Ranks that name the same node but are not on it may find a process of the first rank's number there."""
+    (tmp_path / "precious").write_bytes(b"x" * 8192)
+    with (tmp_path / "precious").open("r+b") as file:
+        monkeypatch.setattr("hpcps.comm.memory._create", lambda name, size: os.dup(file.fileno()))
+        _, errors = on_ranks.run(2, lambda transport: ProcessMemory(transport).pieces(10))
+    assert all("is no memory of this job" in str(error) for error in errors)
+    assert (tmp_path / "precious").read_bytes() == b"x" * 8192
+
+
 def test_ranks_that_see_different_memory_are_an_error(on_ranks, monkeypatch):
-    monkeypatch.setattr("hpcps.comm.memory._open", lambda path, size: np.zeros(size, np.uint8))
+    monkeypatch.setattr("hpcps.comm.memory._open", lambda path, name, size: np.zeros(size, np.uint8))
     _, errors = on_ranks.run(2, lambda transport: ProcessMemory(transport).pieces(10))
     assert all("do not see the same memory" in str(error) for error in errors)
