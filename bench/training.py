@@ -32,7 +32,7 @@ PEER = Path(__file__).with_name("peers") / "torch_ddp.py"
 DATA = "/usr/share/datasets/fashion-mnist"
 LEARNING_RATE = 0.05
 ACCURACY_MIN = {"softmax": 0.83, "mlp": 0.83}
-ACCURACY_DIFFERENCE_MAX = {"softmax": 0.005, "mlp": 0.02}  # a perceptron's accuracy after few epochs moves up and down
+ACCURACY_DIFFERENCE_MAX = {"softmax": 0.005, "mlp": 0.03}  # a perceptron's accuracy after few epochs moves up and down
 EPOCHS = {"softmax": 5, "mlp": 2}
 SETTINGS = {"softmax": (), "mlp": ("model.kind=mlp", "model.hidden=[512, 256]")}
 TIMEOUT_S = 600
