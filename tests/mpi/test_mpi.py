@@ -220,3 +220,29 @@ def test_doctor_sees_the_ranks(launcher):
     assert "thread level" in done.stdout
     if len(os.sched_getaffinity(0)) < 3:
         assert "warning: 3 ranks share" in done.stdout
+
+
+def test_tune_keeps_a_table_that_runs_use(launcher, tmp_path, monkeypatch):
+    monkeypatch.setenv("HPCPS_CACHE_DIR", str(tmp_path / "cache"))
+    done = program("tune", "--ranks", 2, "--largest", 1024)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [path] = (tmp_path / "cache").glob("allreduce-*.json")
+    assert f"kept in {path}" in done.stdout
+    assert {name for _, name, _ in json.loads(path.read_text())["timings"]} == {"memory", "ring", "doubling", "mpi"}
+    path.write_text(json.dumps({"table": [[2**62, "doubling"]]}))
+    run = program("train", EXAMPLES / "digits.toml", "--ranks", 2, "--out", tmp_path / "run", *QUICK)
+    assert run.returncode == 0, run.stderr
+    assert summary(tmp_path / "run")["exchange"] == "all-reduce: recursive doubling"
+
+
+def test_tune_wants_ranks(launcher):
+    done = program("tune")
+    assert done.returncode == 2
+    assert "tune: give --ranks N" in done.stderr
+
+
+def test_an_algorithm_that_cannot_be_used_is_said_once(launcher, tmp_path):
+    words = ["--set", "train.algorithm=hierarchical"]
+    done = program("train", EXAMPLES / "digits.toml", "--ranks", 2, "--out", tmp_path / "run", *words)
+    assert done.returncode == 2
+    assert done.stderr.count("there are no several nodes whose ranks share memory") == 1
