@@ -107,7 +107,14 @@ class Hosts:
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         try:
             return subprocess.run(
-                words, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+                words,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+                start_new_session=True,  # a launcher that reached for our terminal would be stopped, and we with it
             )
         finally:
             self._end_processes()

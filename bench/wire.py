@@ -3,8 +3,9 @@
     python bench/wire.py --json wire.json
 
 Hosts are network namespaces of this machine (``hosts.py``; root, iproute2), their links shaped to ``--rate``; the MPI
-is that of this Python's environment. Every sum is verified. The launches run in turn, ``--launches`` times, and in a
-launch its ways run in turn, ``--rounds`` times; figures are medians, of the slowest rank.
+is that of this Python's environment. Every sum is verified. A setting of the library is a launch of its
+own; the launches run in turn, ``--launches`` times, and in each hpcps and the library run in turn, ``--rounds`` times;
+figures are medians, of the slowest rank, and hpcps is compared with the library's best setting in the same launches.
 
 The wire's limit: each of H hosts must send 2 (H - 1) / H times the array; the token bucket of the link counts Ethernet,
 IPv4 and TCP headers too (1514 bytes carry 1448), and lets a link that has rested send 256 KiB at once. "nominal" is
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 from dataclasses import dataclass, field
@@ -51,29 +53,30 @@ def open_mpi(setting: str, algorithm: int) -> Launch:
     """Open MPI's all-reduce by an algorithm of its choice "tuned"."""
     options = ["coll", "^han", "coll_tuned_use_dynamic_rules", "1", "coll_tuned_allreduce_algorithm", str(algorithm)]
     pairs = zip(options[::2], options[1::2], strict=True)
-    return Launch((LIBRARY,), setting, tuple(word for pair in pairs for word in ("--mca", *pair)))
+    return Launch((OURS, LIBRARY), setting, tuple(word for pair in pairs for word in ("--mca", *pair)))
 
 
 def mpich(algorithm: str) -> Launch:
     """MPICH's all-reduce by an algorithm of its own."""
-    return Launch((LIBRARY,), algorithm, variables={"MPIR_CVAR_ALLREDUCE_INTRA_ALGORITHM": algorithm})
+    return Launch((OURS, LIBRARY), algorithm, variables={"MPIR_CVAR_ALLREDUCE_INTRA_ALGORITHM": algorithm})
 
 
+OURS = "hpcps ring"
 LIBRARY = "MPI_Allreduce"
-PLAIN = Launch(("hpcps ring", "hpcps int8", LIBRARY))
-TWO_BY_TWO = Launch(("hpcps hierarchical", "hpcps ring", LIBRARY), "2 hosts of 2 ranks", hosts=2, ranks_per_host=2)
+PLAIN = Launch((OURS, "hpcps int8", LIBRARY))
+TWO_BY_TWO = Launch(("hpcps hierarchical", OURS, LIBRARY), "2 hosts of 2 ranks", hosts=2, ranks_per_host=2)
 OPEN_MPI_LAUNCHES = (PLAIN, TWO_BY_TWO, open_mpi("ring", 4), open_mpi("segmented ring", 5))
 MPICH_LAUNCHES = (PLAIN, TWO_BY_TWO, mpich("ring"), mpich("reduce_scatter_allgather"))
 
 
 @dataclass
 class Figures:
-    """What was found for one case at one size."""
+    """What was found for one case at one size; ``seconds`` by the library's setting in the same launch."""
 
     case: str
     launch: Launch
     size: int
-    seconds: list[float] = field(default_factory=list)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
     sent: list[int] = field(default_factory=list)
     wrong: int = 0
 
@@ -83,8 +86,16 @@ class Figures:
         return 2 * (self.launch.hosts - 1) / self.launch.hosts * self.size
 
     @property
+    def all_seconds(self) -> list[float]:
+        return [one for some in self.seconds.values() for one in some]
+
+    @property
     def median_s(self) -> float:
-        return statistics.median(self.seconds)
+        return statistics.median(self.all_seconds)
+
+    def beside(self, other: Figures) -> float:
+        """The median in the launches in which the other one ran too: the same minutes of the same machine."""
+        return statistics.median([one for setting in other.seconds for one in self.seconds.get(setting, ())] or [0.0])
 
 
 def options() -> argparse.Namespace:
@@ -116,9 +127,10 @@ def run(chosen: argparse.Namespace, library: starter.Launcher) -> list[Figures]:
     for _ in range(chosen.launches):
         for launch in launches:
             for told in start(launch, chosen, library, sizes):
-                case = f"{told['way']}, {launch.setting}" if launch.setting else told["way"]
+                is_tuned = launch.setting and told["way"] == LIBRARY
+                case = f"{LIBRARY}, {launch.setting}" if is_tuned else told["way"]
                 figures = found.setdefault((case, told["size"]), Figures(case, launch, told["size"]))
-                figures.seconds += told["seconds"]
+                figures.seconds.setdefault(launch.setting, []).extend(told["seconds"])
                 figures.sent += [max(hosts) for hosts in told["sent"]]
                 figures.wrong += told["wrong"]
     return sorted(found.values(), key=lambda figures: figures.size)
@@ -154,8 +166,8 @@ def row(figures: Figures, everything: list[Figures], chosen: argparse.Namespace,
         "rate": chosen.rate,
         "size": figures.size,
         "median_s": figures.median_s,
-        "min_s": min(figures.seconds),
-        "seconds": figures.seconds,
+        "min_s": min(figures.all_seconds),
+        "seconds": figures.all_seconds,
         "limit": "wire",
         "fraction": limit_s(figures.due_bytes, chosen.rate) / figures.median_s,
         "nominal_fraction": figures.due_bytes * 8 / bits_per_s(chosen.rate) / figures.median_s,
@@ -163,7 +175,8 @@ def row(figures: Figures, everything: list[Figures], chosen: argparse.Namespace,
         "wrong": figures.wrong,
     }
     if best is not None:
-        found |= {"peer": best.case, "peer_s": best.median_s, "ratio": best.median_s / figures.median_s}
+        beside_s = figures.beside(best) or figures.median_s  # another setting of the library ran in no such launch
+        found |= {"peer": best.case, "peer_s": best.median_s, "ratio": best.median_s / beside_s}
     return found
 
 
@@ -179,6 +192,7 @@ def show(found: dict) -> None:
 def main() -> int:
     """Exit status 1 if a sum is wrong."""
     chosen = options()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no host is left
     if reason := why_not():
         raise SystemExit(f"no hosts: {reason}")
     library = starter.find()
