@@ -59,6 +59,7 @@ class LocalWorld:
         self.nodes = list(nodes) or [os.uname().nodename] * size
         self.boxes = [_Mailbox() for _ in range(size)]
         self.failure: tuple[int, BaseException] | None = None
+        self.kept: list[Array] = []
         self._failing = threading.Lock()
 
     def transports(self) -> list[LocalTransport]:
@@ -146,7 +147,7 @@ class LocalTransport(Transport):
             raise PeerLost(f"rank {rank} failed: {error}")
 
     def make_memory(self) -> Memory:
-        return ThreadMemory(self)
+        return ThreadMemory(self, self.world.kept)
 
     def _hand_over(self, send: LocalTicket, receive: LocalTicket) -> None:
         """Copy, then tell both sides."""

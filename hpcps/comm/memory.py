@@ -82,12 +82,16 @@ class ProcessMemory(Memory):
 
 
 class ThreadMemory(Memory):
-    """Memory of threads of one process, which see all of it."""
+    """Memory of threads of one process, which see all of it.
 
-    def __init__(self, transport: Transport) -> None:
+    Pieces are put into ``kept``, a list that lives as long as any of the threads: one may still look at what another,
+    which has finished, had shared.
+    """
+
+    def __init__(self, transport: Transport, kept: list[Array]) -> None:
         super().__init__(transport)
         self.regions.append((ALL_MEMORY_BYTES, [0] * self.near.size))
-        self._kept: list[Array] = []
+        self._kept = kept
 
     def pieces(self, size_bytes: int) -> list[Array]:
         mine = private(size_bytes, np.uint8)

@@ -1,6 +1,7 @@
 """Memory that the ranks of a node share: of processes, which the ranks here stand for (tests/mpi has real ones), and of
 threads."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from hpcps.comm import memory
-from hpcps.comm.memory import ProcessMemory, ThreadMemory
+from hpcps.comm.local import LocalTransport
+from hpcps.comm.memory import ProcessMemory
 from hpcps.errors import CommError
 
-KINDS = [ProcessMemory, ThreadMemory]
+KINDS = [ProcessMemory, LocalTransport.make_memory]  # of processes; of threads
 
 
 def open_files():
@@ -75,6 +77,23 @@ def test_ranks_of_other_nodes_see_nothing(on_ranks):
         assert [len(starts) for _, starts in shared.regions] == [shared.near.size]
 
     on_ranks(3, body, nodes=["a", "b", "a"])
+
+
+def test_what_a_thread_shared_outlives_it(on_ranks):
+    """A rank that has finished, and is forgotten, may still be looked at by others."""
+
+    def body(transport):
+        pieces = transport.memory.pieces(1 << 20)
+        pieces[transport.rank][:] = 7
+        transport.barrier()
+        if transport.rank == 1:
+            return None
+        return pieces[1], transport.world
+
+    (theirs, world), _ = on_ranks(2, body)
+    gc.collect()
+    assert any(np.shares_memory(theirs, kept) for kept in world.kept)
+    assert (theirs == 7).all()
 
 
 def test_nothing_is_left_behind(on_ranks):
