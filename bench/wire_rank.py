@@ -72,7 +72,7 @@ KERNELS = hpcps_kernels.load("cpu")
 WAYS = {
     "hpcps ring": Way(lambda transport, count: ring.RingAllreduce(transport, KERNELS.add_into)),
     "hpcps int8": Way(lambda transport, count: compressed.make("int8", transport, count, "float32", KERNELS), 0.03),
-    "hpcps hierarchical": Way(lambda transport, count: Engine(transport, KERNELS, Choice("hierarchical"))),
+    "hpcps hierarchical": Way(lambda transport, count: Engine(transport, KERNELS, Choice("hierarchical"), True)),
     "MPI_Allreduce": Way(lambda transport, count: Library(transport)),
 }
 

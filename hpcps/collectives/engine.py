@@ -28,9 +28,11 @@ Start = Callable[[], Pending]
 class Engine:
     """The collectives of a transport. Making one is a collective; all ranks call its methods in the same order.
 
-    ``kernels``: a back end of hpcps_kernels; ``choice``: which algorithm for how many bytes. Arrays are
-    one-dimensional, C-contiguous float32, float64 or int64, or uint16 with ``format`` "float16" or "bfloat16", which
-    are added as float32. All ranks get the same bits. Several may be under way: those started first end first.
+    ``kernels``: a back end of hpcps_kernels; ``choice``: which algorithm for how many bytes; ``is_crowded``: whether
+    there are more ranks than cores, where the caller knows of more ranks than this transport's (None: found out).
+    Arrays are one-dimensional, C-contiguous float32, float64 or int64, or uint16 with ``format`` "float16" or
+    "bfloat16", which are added as float32. All ranks get the same bits. Several may be under way: those started first
+    end first.
 
     Algorithms: *memory*: the ranks of one node add up each other's arrays where they lie, n elements read and written
     by each; fastest for arrays from ``transport.empty``, others go through scratch in segments. *ring*, *doubling*:
@@ -39,13 +41,15 @@ class Engine:
     the links carry what they would carry with one rank a node. *mpi*: the MPI library's own.
     """
 
-    def __init__(self, transport: Transport, kernels: Any, choice: Choice | None = None) -> None:
+    def __init__(
+        self, transport: Transport, kernels: Any, choice: Choice | None = None, is_crowded: bool | None = None
+    ) -> None:
         self.transport = transport
         self._kernels = kernels
         self._memory = transport.memory
         meeting = Meeting(transport)
-        seats = machine.seats(meeting, transport.node)
-        is_crowded = machine.crowded(seats, transport.rank)
+        if is_crowded is None:
+            is_crowded = machine.crowded(machine.seats(meeting, transport.node), transport.rank)
         transport.crowded(is_crowded)
         self._channels = self._open_channels(meeting, is_crowded)
         nodes = self._memory.nodes
@@ -140,13 +144,13 @@ class Engine:
             return
         assert self._channels is not None
         bounds = np.array(self._hierarchical_bounds(len(x)))
-        yield self._channels[0].start(x, len(x), SCATTER, bounds)
+        yield self._channels[0].prepare(x, len(x), SCATTER, bounds).start()
         if self._cross is not None:
             mine = x[bounds[self._memory.near.rank] : bounds[self._memory.near.rank + 1]]
             yield ring.RingAllreduce(self._cross, self._kernels.add_into).start(mine)
         else:
             yield Finished()
-        yield self._channels[1].start(x, len(x), GATHER, bounds)
+        yield self._channels[1].prepare(x, len(x), GATHER, bounds).start()
 
     def _hierarchical_bounds(self, count: int) -> list[int]:
         """As many chunks as the smallest node has ranks; further ranks of larger nodes get none."""

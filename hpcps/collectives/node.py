@@ -66,18 +66,6 @@ class Channel:
         self._under_way: deque[Round] = deque()
         self._staging = None if is_staging else Channel(memory, meet, is_crowded, is_staging=True)
 
-    def start(
-        self,
-        x: Array,
-        count: int,
-        operation: int = SUM,
-        bounds: Array = NO_BOUNDS,
-        program: Array = NO_PROGRAM,
-        format: int = 0,
-    ) -> Round:
-        """Begin a round, as the kernel ``meet`` says; ``x``, one-dimensional, may not be touched before it is done."""
-        return self.prepare(x, count, operation, bounds, program, format).start()
-
     def prepare(
         self,
         x: Array,
@@ -87,7 +75,8 @@ class Channel:
         program: Array = NO_PROGRAM,
         format: int = 0,
     ) -> Round:
-        """A round that can be started again and again, each time after it has ended."""
+        """A round, as the kernel ``meet`` says, to be started, again and again, each time after it has ended; ``x``,
+        one-dimensional, may not be touched in between."""
         return Round(self, x, count, operation, bounds, program, format)
 
     def begin(self, round: Round) -> None:
@@ -101,7 +90,7 @@ class Channel:
     def run(self, x: Array, count: int, operation: int = SUM, format: int = 0) -> None:
         """A round from begin to end, with the least to do in between."""
         if self._under_way or len(self._memory.regions) != self._regions:
-            self.start(x, count, operation, format=format).wait()
+            self.prepare(x, count, operation, format=format).start().wait()
             return
         self._number = number = self._number + 1
         rest = operation, format, count, number, 0, self._looks
@@ -117,11 +106,8 @@ class Channel:
         """Go on with all rounds up to ``last``; whether it is finished."""
         while self._under_way and last.state < FINISHED:
             first = self._under_way[0]
-            before = first.state
             self._look(first, looks)
             if first.state < FINISHED:
-                if before == WAITING_FOR_SETS != first.state:
-                    self._begin_others()
                 return False
         return last.state >= FINISHED
 
@@ -135,14 +121,6 @@ class Channel:
             self._transport.check()
             if time.monotonic() > deadline:
                 raise CommTimeout(self._late(self._under_way[0]))
-
-    def _begin_others(self) -> None:
-        """Rounds that were started while their set of scratch was in use."""
-        for round in self._under_way:
-            if round.state == WAITING_FOR_SETS:
-                self._look(round, 0)
-                if round.state == WAITING_FOR_SETS:
-                    return
 
     def _look(self, round: Round, looks: int) -> None:
         r = round
@@ -192,7 +170,7 @@ class Channel:
                 self._staging.run(segment, len(segment), SUM, round.format)
             else:
                 bounds = np.clip(given - start, 0, len(segment))
-                self._staging.start(segment, len(segment), round.operation, bounds, format=round.format).wait()
+                self._staging.prepare(segment, len(segment), round.operation, bounds).start().wait()
 
     def _make_desk(self, settled: int) -> Array:
         lines, scratch = ([int(piece.ctypes.data) for piece in pieces] for pieces in (self._lines, self._scratch))

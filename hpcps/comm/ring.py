@@ -21,21 +21,6 @@ from hpcps.comm.pending import Pending, Steps, run
 from hpcps.comm.topology import chunk_bounds, left, right, slices
 from hpcps.comm.transport import Array, Ticket, Transport
 
-__all__ = [
-    "SEGMENT_BYTES",
-    "AddInto",
-    "Pending",
-    "RingAllreduce",
-    "Steps",
-    "all_gather",
-    "all_gather_steps",
-    "allreduce",
-    "allreduce_steps",
-    "reduce_scatter",
-    "reduce_scatter_steps",
-    "run",
-]
-
 SEGMENT_BYTES = 1 << 20
 AHEAD = 8
 """Receives posted ahead of the segment that is waited for, and segments of its own that a rank sends ahead."""

@@ -54,9 +54,9 @@ class RemoteClient:
         counts = [shard.stop - shard.start for shard in shards]
         self._pieces = pieces
         self._rows_dtype = decoder.rows_dtype
-        self._pushes = [Message(transport, pieces * count, decoder.dtype) for count in counts]
-        self._pulls = [Message(transport, 0, decoder.dtype) for _ in counts]
-        self._answers = [Message(transport, count, self._dense.dtype) for count in counts]
+        self._pushes = [Message(pieces * count, decoder.dtype) for count in counts]
+        self._pulls = [Message(0, decoder.dtype) for _ in counts]
+        self._answers = [Message(count, self._dense.dtype) for count in counts]
         self._received: list[Ticket] = []
         self._sent: list[Ticket] = []
         self._kept: list[Array] = []

@@ -47,7 +47,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hpcps.comm.memory import private
-from hpcps.comm.transport import Array, Transport
+from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 
 MAGIC = b"HPPS"
@@ -92,7 +92,7 @@ class Header:
 class Message:
     """A buffer for one message with up to ``count`` elements of ``dtype``; ``payload`` is a view of it."""
 
-    def __init__(self, transport: Transport, count: int, dtype: DTypeLike) -> None:
+    def __init__(self, count: int, dtype: DTypeLike) -> None:
         self.buffer: Array = private(HEADER_BYTES + count * np.dtype(dtype).itemsize, np.uint8)
         self.payload: Array = self.buffer[HEADER_BYTES:].view(dtype)
 

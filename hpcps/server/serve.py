@@ -38,9 +38,9 @@ class Server:
         self._number = number
         self._workers = workers
         self._rows_dtype = decoder.rows_dtype
-        self._pushes = [Message(transport, own * count, decoder.dtype) for own in pieces]
-        self._pulls = [Message(transport, 0, decoder.dtype) for _ in workers]
-        self._answers = [Message(transport, count, shard.params.dtype) for _ in workers]
+        self._pushes = [Message(own * count, decoder.dtype) for own in pieces]
+        self._pulls = [Message(0, decoder.dtype) for _ in workers]
+        self._answers = [Message(count, shard.params.dtype) for _ in workers]
         self._expected: dict[int, tuple[Message, Ticket]] = {}
         self._waiting: dict[int, tuple[int, Wanted]] = {}
         self._sent: dict[int, list[Ticket]] = {worker: [] for worker in range(len(workers))}

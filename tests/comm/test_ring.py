@@ -8,6 +8,7 @@ import pytest
 import hpcps
 from hpcps.comm import doubling, ring
 from hpcps.comm.meeting import Meeting
+from hpcps.comm.pending import Pending
 from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.transport import COLLECTIVE_TAGS
 from hpcps.errors import CommTimeout
@@ -121,7 +122,7 @@ def test_any_chunks_segments_and_lookahead_come_to_an_end(on_ranks, ranks, monke
 def test_work_between_start_and_wait(on_ranks):
     def body(transport):
         x = np.full(10, float(transport.rank))
-        pending = ring.Pending(transport, ring.allreduce_steps(transport, x, add_into))
+        pending = Pending(transport, ring.allreduce_steps(transport, x, add_into))
         work = sum(range(100))
         pending.wait()
         pending.wait()
@@ -188,7 +189,7 @@ def test_tags_are_taken_when_a_collective_is_made_and_come_round_again(on_ranks)
         arrays = [np.full(9, float(transport.rank + number)) for number in range(3)]
         steps = [ring.allreduce_steps(transport, x, add_into) for x in arrays]
         order = [0, 1, 2] if transport.rank else [2, 0, 1]
-        tickets = [ring.Pending(transport, steps[number]) for number in order]
+        tickets = [Pending(transport, steps[number]) for number in order]
         for ticket in tickets:
             ticket.wait()
         return [x.tolist() for x in arrays]

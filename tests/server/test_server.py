@@ -214,7 +214,7 @@ def test_a_header_survives_the_wire(on_ranks, dtype):
     header = Header(Kind.PUSH_PULL, 3, 2, 2**40, 6, np.dtype(dtype), np.dtype("<i8"), 3, 2.0**-20, 12)
 
     def body(transport):
-        message = Message(transport, 10, dtype)
+        message = Message(10, dtype)
         buffer = message.write(header)
         assert len(buffer) == messages.HEADER_BYTES + 6 * np.dtype(dtype).itemsize
         return message.read()
@@ -224,7 +224,7 @@ def test_a_header_survives_the_wire(on_ranks, dtype):
 
 def test_a_message_of_anything_else_is_refused(on_ranks):
     def body(transport):
-        message = Message(transport, 4, np.float32)
+        message = Message(4, np.float32)
         message.write(Header(Kind.PUSH_PULL, 0, 0, 1, 4))
         damaged = {0: b"X", 4: b"\x01", 24: b"\x05", 32: b"\x01", 36: b"\x03", 55: b"\xff"}
         for place, value in damaged.items():
