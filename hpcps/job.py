@@ -38,8 +38,6 @@ class Job:
     threads: int
     crowded: bool
     """Whether this node has more ranks than cores."""
-    shares_memory: bool
-    """Whether the workers are processes of one node."""
 
     @property
     def order(self) -> Order:
@@ -89,7 +87,6 @@ def prepare(transport: Transport, config: Config) -> Job:
         parts=mine,
         threads=threads(transport.rank),
         crowded=crowded,
-        shares_memory=machine.share_memory(seats[: planned.workers]),
     )
 
 

@@ -56,12 +56,3 @@ def crowded(seats: Sequence[Seat], rank: int) -> bool:
 def nodes(seats: Sequence[Seat]) -> int:
     """On how many nodes the ranks run."""
     return len({seat.node for seat in seats})
-
-
-def share_memory(seats: Sequence[Seat]) -> bool:
-    """Whether these ranks are two or more processes of one node.
-
-    >>> share_memory([Seat(0, "a", (0,), 10), Seat(1, "a", (1,), 11)])
-    True
-    """
-    return nodes(seats) == 1 and len({seat.process for seat in seats}) == len(seats) > 1

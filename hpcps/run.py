@@ -6,53 +6,34 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 from threadpoolctl import threadpool_limits
 
-from hpcps import data, models, optim, report
-from hpcps.collectives import tune
-from hpcps.collectives.choice import Choice
-from hpcps.collectives.engine import Engine
-from hpcps.comm import compressed
-from hpcps.comm.gather import all_gather_rows
+from hpcps import data, joining, models, report
 from hpcps.comm.meeting import Meeting
-from hpcps.comm.memory import private
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
-from hpcps.comm.transport import Array, Transport
-from hpcps.comm.tree import TreeAllreduce
+from hpcps.comm.transport import Transport
 from hpcps.config import Config, to_toml
 from hpcps.data import Dataset
 from hpcps.errors import ConfigError, ModelError
-from hpcps.exchange import AllreduceExchange, Bucket, Exchange, ServerExchange, largest_of
 from hpcps.job import TEST_BLOCKS, Job, prepare
-from hpcps.lane import Ready
 from hpcps.loader import Loaders
 from hpcps.models import Model
 from hpcps.params import Params
-from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, of_pieces, of_sums, started_by
 from hpcps.report import Measures
-from hpcps.rows import Merger
 from hpcps.run_folder import RunFolder, Trained
-from hpcps.server.client import Client, DirectClient, RemoteClient
 from hpcps.server.serve import Server
 from hpcps.server.sharding import rows_of_shard, shard_slices
-from hpcps.server.store import Shard
-from hpcps.sums import Decoder, FloatSum, Sum, TreeSum
 from hpcps.tables import Tables
 from hpcps.threads import Threads
 from hpcps.together import Together, agree
 from hpcps.trainer import Plan, Trainer, join_scores
 from hpcps.worker import Score, Worker, evaluate
-
-BUCKET_BYTES = 512 << 10
-"""Gradients of fewer bytes are not sent off alone, while the rest of them is computed."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +63,7 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
     agree(job.together, lambda: folder.begin(to_toml(config)) if is_first else None)
 
     if job.workers is not None:
-        params = where_all_see_it(job.workers, params)
+        params = joining.where_all_see_it(job, job.workers, params)
     found = work(job, dataset, model, params, folder) if job.workers is not None else serve(job, params)
     told = job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8))
     summary = {**json.loads(told.tobytes()), "wall_s": round(time.perf_counter() - started, 3)}
@@ -153,15 +134,6 @@ def check_alike(together: Together, params: Params, when: str) -> None:
         raise error
 
 
-def where_all_see_it(workers: Transport, params: Params) -> Params:
-    """The parameters in memory that the workers of a node share, for a sharded update. A collective."""
-    if workers.size == 1 or params.flat.nbytes < SHARDED_BYTES or params.tables:
-        return params
-    flat = workers.empty(len(params.flat), params.flat.dtype)
-    flat[:] = params.flat
-    return params.on(flat)
-
-
 def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFolder) -> dict[str, Any]:
     """A worker's run, from the first step to the last. Returns what there is to say of it."""
     assert job.workers is not None
@@ -169,9 +141,9 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
     pool = Threads(min(job.threads, len(job.parts.owned)))
     tables = Tables(model, params, job.kernels)
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
-    engine = make_engine(job, job.workers)
-    gradients = make_sum(job, job.workers, engine, len(params.dense.flat))
-    exchange, ready = make_exchange(job, job.workers, engine, model, params, gradients)
+    engine = joining.make_engine(job, job.workers)
+    gradients = joining.make_sum(job, job.workers, engine, len(params.dense.flat))
+    exchange, ready = joining.make_exchange(job, job.workers, engine, model, params, gradients)
     seed = config.train.seed
     worker = Worker(model, params, how, job.parts, dataset.train, gradients.shares, seed, pool, ready)
     plan = Plan(
@@ -201,120 +173,9 @@ def serve(job: Job, params: Params) -> dict[str, Any]:
     where = shard_slices(len(dense), job.roles.servers)[number]
     own = rows_of_shard(number, job.roles.servers)
     tables = {name: params.table(name)[own].copy() for name in params.tables}
-    shard = make_shard(job, dense[where].copy(), tables)
-    Server(job.transport, shard, number, list(range(job.roles.workers)), decoder(job), job.order.counts).run()
+    shard = joining.make_shard(job, dense[where].copy(), tables)
+    Server(job.transport, shard, number, list(range(job.roles.workers)), joining.decoder(job), job.order.counts).run()
     return {}
-
-
-def decoder(job: Job) -> Decoder:
-    """How summed gradients travel."""
-    return Decoder(job.config.train.reproducible, job.config.train.dtype, job.kernels)
-
-
-def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int) -> Sum:
-    """Memory for this worker's part gradients, and how they are added; what is all-reduced lies where all see it."""
-    train, plan = job.config.train, job.parts
-
-    def visible(count: int, dtype: DTypeLike) -> Array:
-        """All workers must take as much, and one may have more pieces than another."""
-        most = int(Meeting(workers).gather(np.array([count])).max())
-        return workers.empty(most, dtype)[:count]
-
-    if train.reproducible:
-        agree_on_largest = largest_of(workers.size, workers.rank, engine.allreduce)
-        memory = (parameters, train.dtype, visible)
-        return TreeSum(plan.owned, plan.total, job.threads, *memory, job.kernels, agree_on_largest)
-    others = [private(parameters, train.dtype) for _ in plan.owned[1:]]
-    return FloatSum([workers.empty(parameters, train.dtype), *others], job.kernels)
-
-
-def make_engine(job: Job, workers: Transport) -> Engine:
-    """The workers' collectives. Making them is one."""
-    algorithm = job.config.train.algorithm
-    table = tune.load(workers) if algorithm == "auto" and workers.size > 1 else ()
-    engine = workers.engine = Engine(workers, job.kernels, Choice(algorithm, table))
-    return engine
-
-
-def make_reduction(job: Job, engine: Engine, count: int) -> Reduction:
-    """How the gradient of a bucket of ``count`` parameters is summed: as codes where the run is told so."""
-    compress, train = job.config.compress, job.config.train
-    itemsize = np.dtype(train.dtype).itemsize
-    shards = not job.config.optimizer.clip_norm  # which asks for the norm of all
-    if compress.kind != "none" and engine.layout.ranks > 1:
-        options = compress.block, compress.fraction
-        codes = compressed.make(compress.kind, engine.transport, count, train.dtype, job.kernels, *options)
-        return Whole(codes.name, started_by(codes.start), count)
-    if not train.reproducible:
-        return of_sums(engine, count, itemsize, shards)
-    found = of_pieces(engine, job.order, count, itemsize, shards)
-    if found is not None:
-        return found
-    tree = TreeAllreduce(engine.transport, job.order, count, train.dtype, job.kernels.sum_tree)
-    return Whole(tree.name, started_by(tree.start), count)
-
-
-def make_exchange(
-    job: Job, workers: Transport, engine: Engine, model: Model, params: Params, gradients: Sum
-) -> tuple[Exchange, Ready | None]:
-    """How this worker's gradients become fresh parameters; and what a model that finishes them stage by stage calls."""
-    merger = Merger(job.kernels)
-    if job.strategy == "server":
-        return ServerExchange(make_client(job, params), gradients, merger), None
-    optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
-    dense = params.dense
-    overlaps = workers.size > 1 and isinstance(gradients, FloatSum) and len(gradients.shares) == 1
-    stages = getattr(model, "stages", ()) if overlaps and not job.config.optimizer.clip_norm else ()
-    wheres = bucket_bounds(dense, stages)
-    reductions = [make_reduction(job, engine, where.stop - where.start) for _, where in wheres]
-    buckets = [Bucket(where, one, dense.flat, optimizer) for (_, where), one in zip(wheres, reductions, strict=True)]
-    if job.config.compress.kind != "none" and workers.size == 1:
-        report.note(f"compress.kind = {job.config.compress.kind!r}: one worker sends nothing, and rounds nothing", True)
-    names = ", ".join(dict.fromkeys(one.name for one in reductions))
-    way = f"{names}, {len(buckets)} buckets" if len(buckets) > 1 else names
-    gather = partial(all_gather_rows, workers)
-    rest = gather, params, optimizer, gradients, decoder(job), merger, job.gradient_scale
-    exchange = AllreduceExchange(buckets, way, *rest)
-    ends = {stage: number for number, (stage, _) in enumerate(wheres)}
-
-    def ready(stage: int) -> None:
-        if stage in ends:
-            exchange.early(ends[stage])
-
-    return exchange, ready if len(buckets) > 1 else None
-
-
-def bucket_bounds(dense: Params, stages: Sequence[Sequence[str]]) -> list[tuple[int, slice]]:
-    """The buckets that are ready after which stage: neighbouring stages of BUCKET_BYTES together, or all parameters."""
-    buckets: list[tuple[int, slice]] = []
-    stop = len(dense.flat)
-    for number, names in enumerate(stages):
-        start = min(dense.offset(name) for name in names)
-        if (stop - start) * dense.flat.itemsize >= BUCKET_BYTES or start == 0:
-            buckets.append((number, slice(start, stop)))
-            stop = start
-    return buckets if stages and stop == 0 else [(-1, slice(0, len(dense.flat)))]
-
-
-def make_client(job: Job, params: Params) -> Client:
-    """The way to the shards: on their ranks, or, for a rank alone, in its own process."""
-    dense = params.dense.flat
-    if job.roles.servers == 0:
-        where = shard_slices(len(dense), job.config.server.count)
-        tables = {name: params.table(name) for name in params.tables}
-        shards = [make_shard(job, dense[part], tables if number == 0 else {}) for number, part in enumerate(where)]
-        return DirectClient(shards, where)
-    servers = [job.roles.server_rank(shard) for shard in range(job.roles.servers)]
-    where = shard_slices(len(dense), len(servers))
-    rank = job.transport.rank
-    return RemoteClient(job.transport, params, where, servers, rank, decoder(job), job.order.counts[rank])
-
-
-def make_shard(job: Job, params: Array, tables: dict[str, Array]) -> Shard:
-    """A shard of the given parameters."""
-    optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
-    merger = Merger(job.kernels)
-    return Shard(params, optimizer, decoder(job), merger, job.order, job.gradient_scale, tables)
 
 
 def tester(job: Job, dataset: Dataset, model: Model, params: Params, how: Loaders) -> Callable[[], Measures]:

@@ -6,8 +6,8 @@ import pytest
 
 import hpcps
 from hpcps.config import from_tree
+from hpcps.joining import BUCKET_BYTES, bucket_bounds
 from hpcps.params import Params
-from hpcps.run import BUCKET_BYTES, bucket_bounds
 
 MODEL = {"kind": "mlp", "hidden": [512, 256]}  # 670 KB in float32
 

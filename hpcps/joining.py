@@ -1,0 +1,156 @@
+"""How the workers of a job agree, put together: their collectives, sums, buckets, exchange, and the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hpcps import optim, report
+from hpcps.collectives import tune
+from hpcps.collectives.choice import Choice
+from hpcps.collectives.engine import Engine
+from hpcps.comm import compressed
+from hpcps.comm.gather import all_gather_rows
+from hpcps.comm.meeting import Meeting
+from hpcps.comm.memory import private
+from hpcps.comm.transport import Array, Transport
+from hpcps.comm.tree import TreeAllreduce
+from hpcps.exchange import AllreduceExchange, Bucket, Exchange, ServerExchange, largest_of
+from hpcps.job import Job
+from hpcps.lane import Ready
+from hpcps.models import Model
+from hpcps.params import Params
+from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, of_pieces, of_sums, started_by
+from hpcps.rows import Merger
+from hpcps.server.client import Client, DirectClient, RemoteClient
+from hpcps.server.sharding import shard_slices
+from hpcps.server.store import Shard
+from hpcps.sums import Decoder, FloatSum, Sum, TreeSum
+
+BUCKET_BYTES = 512 << 10
+"""Gradients of fewer bytes are not sent off alone, while the rest of them is computed."""
+
+
+def where_all_see_it(job: Job, workers: Transport, params: Params) -> Params:
+    """The parameters in memory that the workers of a node share, for a sharded update. A collective."""
+    is_small = params.flat.nbytes < SHARDED_BYTES
+    if job.strategy == "server" or workers.size == 1 or is_small or params.tables:
+        return params
+    flat = workers.empty(len(params.flat), params.flat.dtype)
+    flat[:] = params.flat
+    return params.on(flat)
+
+
+def decoder(job: Job) -> Decoder:
+    """How summed gradients travel."""
+    return Decoder(job.config.train.reproducible, job.config.train.dtype, job.kernels)
+
+
+def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int) -> Sum:
+    """Memory for this worker's part gradients, and how they are added; what is all-reduced lies where all see it."""
+    train, plan = job.config.train, job.parts
+
+    def visible(count: int, dtype: DTypeLike) -> Array:
+        """All workers must take as much, and one may have more pieces than another."""
+        most = int(Meeting(workers).gather(np.array([count])).max())
+        return workers.empty(most, dtype)[:count]
+
+    if train.reproducible:
+        agree_on_largest = largest_of(workers.size, workers.rank, engine.allreduce)
+        memory = (parameters, train.dtype, visible)
+        return TreeSum(plan.owned, plan.total, job.threads, *memory, job.kernels, agree_on_largest)
+    others = [private(parameters, train.dtype) for _ in plan.owned[1:]]
+    return FloatSum([workers.empty(parameters, train.dtype), *others], job.kernels)
+
+
+def make_engine(job: Job, workers: Transport) -> Engine:
+    """The workers' collectives. Making them is one."""
+    algorithm = job.config.train.algorithm
+    table = tune.load(workers) if algorithm == "auto" and workers.size > 1 else ()
+    engine = workers.engine = Engine(workers, job.kernels, Choice(algorithm, table), job.crowded)
+    return engine
+
+
+def make_reduction(job: Job, engine: Engine, count: int) -> Reduction:
+    """How the gradient of a bucket of ``count`` parameters is summed: as codes where the run is told so."""
+    compress, train = job.config.compress, job.config.train
+    itemsize = np.dtype(train.dtype).itemsize
+    shards = not job.config.optimizer.clip_norm  # which asks for the norm of all
+    if compress.kind != "none" and engine.layout.ranks > 1:
+        options = compress.block, compress.fraction
+        codes = compressed.make(compress.kind, engine.transport, count, train.dtype, job.kernels, *options)
+        return Whole(codes.name, started_by(codes.start), count)
+    if not train.reproducible:
+        return of_sums(engine, count, itemsize, shards)
+    found = of_pieces(engine, job.order, count, itemsize, shards)
+    if found is not None:
+        return found
+    tree = TreeAllreduce(engine.transport, job.order, count, train.dtype, job.kernels.sum_tree)
+    return Whole(tree.name, started_by(tree.start), count)
+
+
+def make_exchange(
+    job: Job, workers: Transport, engine: Engine, model: Model, params: Params, gradients: Sum
+) -> tuple[Exchange, Ready | None]:
+    """How this worker's gradients become fresh parameters; and what a model that finishes them stage by stage calls."""
+    merger = Merger(job.kernels)
+    if job.strategy == "server":
+        return ServerExchange(make_client(job, params), gradients, merger), None
+    optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
+    dense = params.dense
+    is_one_sum = not job.config.train.reproducible and len(gradients.shares) == 1
+    overlaps = workers.size > 1 and is_one_sum and not job.config.optimizer.clip_norm
+    stages = getattr(model, "stages", ()) if overlaps else ()
+    wheres = bucket_bounds(dense, stages)
+    reductions = [make_reduction(job, engine, where.stop - where.start) for _, where in wheres]
+    buckets = [Bucket(where, one, dense.flat, optimizer) for (_, where), one in zip(wheres, reductions, strict=True)]
+    if job.config.compress.kind != "none" and workers.size == 1:
+        report.note(f"compress.kind = {job.config.compress.kind!r}: one worker sends nothing, and rounds nothing", True)
+    names = ", ".join(dict.fromkeys(one.name for one in reductions))
+    way = f"{names}, {len(buckets)} buckets" if len(buckets) > 1 else names
+    gather = partial(all_gather_rows, workers)
+    rest = gather, params, optimizer, gradients, decoder(job), merger, job.gradient_scale
+    exchange = AllreduceExchange(buckets, way, *rest)
+    ends = {stage: number for number, (stage, _) in enumerate(wheres)}
+
+    def ready(stage: int) -> None:
+        if stage in ends:
+            exchange.early(ends[stage])
+
+    return exchange, ready if len(buckets) > 1 else None
+
+
+def bucket_bounds(dense: Params, stages: Sequence[Sequence[str]]) -> list[tuple[int, slice]]:
+    """The buckets that are ready after which stage: neighbouring stages of BUCKET_BYTES together, or all parameters."""
+    buckets: list[tuple[int, slice]] = []
+    stop = len(dense.flat)
+    for number, names in enumerate(stages):
+        start = min(dense.offset(name) for name in names)
+        if (stop - start) * dense.flat.itemsize >= BUCKET_BYTES or start == 0:
+            buckets.append((number, slice(start, stop)))
+            stop = start
+    return buckets if stages and stop == 0 else [(-1, slice(0, len(dense.flat)))]
+
+
+def make_client(job: Job, params: Params) -> Client:
+    """The way to the shards: on their ranks, or, for a rank alone, in its own process."""
+    dense = params.dense.flat
+    if job.roles.servers == 0:
+        where = shard_slices(len(dense), job.config.server.count)
+        tables = {name: params.table(name) for name in params.tables}
+        shards = [make_shard(job, dense[part], tables if number == 0 else {}) for number, part in enumerate(where)]
+        return DirectClient(shards, where)
+    servers = [job.roles.server_rank(shard) for shard in range(job.roles.servers)]
+    where = shard_slices(len(dense), len(servers))
+    rank = job.transport.rank
+    return RemoteClient(job.transport, params, where, servers, rank, decoder(job), job.order.counts[rank])
+
+
+def make_shard(job: Job, params: Array, tables: dict[str, Array]) -> Shard:
+    """A shard of the given parameters."""
+    optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
+    merger = Merger(job.kernels)
+    return Shard(params, optimizer, decoder(job), merger, job.order, job.gradient_scale, tables)
