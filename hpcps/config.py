@@ -99,7 +99,13 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The parameter server."""
 
     count: Positive = 1
-    staleness: int | Literal["async"] = 0
+    colocated: bool = False
+    staleness: Count | Literal["async"] = 0
+    warmup_steps: Count = 0
+    delay: Literal["none", "scale", "compensate"] = "none"
+    compensation: Rate = 0.04
+    record: bool = False
+    replay: str = ""
 
 
 class Compress(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -177,7 +183,13 @@ HELP = {
     "train.grains": "parts of a reproducible batch, added in a fixed order; at least as many as workers",
     "train.report_every": "steps between progress lines (0: once an epoch)",
     "server.count": "server shards, each on a rank of its own",
-    "server.staleness": "0: synchronous",
+    "server.colocated": "every rank is a worker and holds a shard; there are no ranks of servers alone",
+    "server.staleness": "0: synchronous | N: a worker may miss the last N steps of others | async",
+    "server.warmup_steps": "the first steps are synchronous, whatever the staleness",
+    "server.delay": "none | scale (by 1 / (1 + age)) | compensate: what is done about gradients of old parameters",
+    "server.compensation": "compensate: its strength, > 0",
+    "server.record": "keep the order in which shards took what workers sent, in the run's folder",
+    "server.replay": "the folder of a recorded run, to be repeated to the last bit",
     "compress.kind": "none | bf16 | int8 | topk: gradients in fewer bytes; what is left out is sent later",
     "compress.block": "int8: numbers that share a scale, 16 <= b <= 65536",
     "compress.fraction": "topk: the part of the numbers that is sent, the largest, 0 < f <= 1",
@@ -211,7 +223,7 @@ USERS = {
 """The kinds of model, optimiser or compression that use a key, where not all do."""
 
 _SECTIONS = get_type_hints(Config)
-_PATHS = ("data.path", "data.labels", "data.test", "model.kind", "model.scores")
+_PATHS = ("data.path", "data.labels", "data.test", "model.kind", "model.scores", "server.replay")
 
 
 def read(path: Path | None, environment: Mapping[str, str] | None = None, settings: Iterable[str] = ()) -> Config:
@@ -373,28 +385,43 @@ def _check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: data.hash_bits = {config.data.hash_bits}: must be 0 or 8 to 30")
     if train.reproducible and train.grains > train.batch:
         raise ConfigError(f"{source}: train.grains = {train.grains} is more than train.batch = {train.batch}")
-    if server.staleness != 0:
-        raise ConfigError(
-            f"{source}: server.staleness = {server.staleness!r}: this version's server is synchronous; use 0"
-        )
     if config.run.device == "cuda":
         raise ConfigError(f"{source}: run.device = 'cuda': this version has no GPU kernels; use 'cpu'")
     if train.strategy == "server" and train.algorithm != "auto":
         raise ConfigError(f"{source}: train.algorithm is the all-reduce's; train.strategy = 'server' does not use it")
-    if train.strategy == "ring" and server.count != 1:
-        raise ConfigError(f"{source}: server.count is the server strategy's; train.strategy = 'ring' does not use it")
     _check_compress(config, source)
+    _check_server(config, source)
     _check_users(config, source)
     if config.model.kind == "matrix-factorization" and config.data.scale != "none":
         raise ConfigError(f"{source}: data.scale = {config.data.scale!r}: matrix-factorization has ids, not numbers")
-    if config.optimizer.clip_norm and server.count != 1:
-        raise ConfigError(
-            f"{source}: optimizer.clip_norm with server.count = {server.count}: a shard sees a part of the gradient, "
-            "not its norm; use 1 or all-reduce"
-        )
     if ":" not in config.model.kind and (config.model.parameters or config.model.scores):
         name = "parameters" if config.model.parameters else "scores"
         raise ConfigError(f"{source}: model.{name} is for your own training function, not for {config.model.kind}")
+
+
+def _check_server(config: Config, source: str) -> None:
+    """Refuse what the parameter server cannot do, or would ignore."""
+    train, server = config.train, config.server
+    default, why = Server(), ""
+    if config.optimizer.clip_norm and (server.count != 1 or server.colocated):
+        why = "count or colocated with optimizer.clip_norm: a shard sees a part of the gradient, not its norm; use 1"
+    elif train.strategy != "server" and server != default:
+        key = next(name for name in Server.__struct_fields__ if getattr(server, name) != getattr(default, name))
+        why = f"{key} is the server strategy's; train.strategy = {train.strategy!r} does not use it"
+    elif server.colocated and server.count != 1:
+        why = f"count = {server.count} with server.colocated: every rank holds a shard"
+    elif server.staleness == 0:
+        for name in ("warmup_steps", "delay", "record", "replay"):
+            if getattr(server, name) != getattr(default, name):
+                why = f"{name} is for server.staleness = N or 'async'; a synchronous run has no delays"
+    elif train.reproducible:
+        why = f"staleness = {server.staleness!r} with train.reproducible: who is first depends on time; use record"
+    if not why and server.delay != "compensate" and server.compensation != default.compensation:
+        why = f"compensation is for server.delay = 'compensate'; {server.delay!r} does not use it"
+    if not why and server.record and server.replay:
+        why = "record with server.replay: the order is known already"
+    if why:
+        raise ConfigError(f"{source}: server.{why}")
 
 
 def _check_compress(config: Config, source: str) -> None:

@@ -14,7 +14,8 @@ from hpcps.optim import Optimizer
 from hpcps.params import Params
 from hpcps.reduction import Reduction
 from hpcps.rows import Merger, Rows
-from hpcps.server.client import Client
+from hpcps.server.client import Client, Traffic
+from hpcps.server.messages import Counts
 from hpcps.sums import Decoder, Sum, Summed
 
 Keys = Sequence[Mapping[str, Array]]
@@ -43,6 +44,12 @@ class Exchange(Protocol):
 
     def finish(self) -> None:
         """After the last step."""
+
+    def traffic(self) -> Traffic | None:
+        """What this worker has had to do with shards so far; None where there are none."""
+
+    def counts(self) -> list[Counts]:
+        """What each shard has done, after ``finish``."""
 
 
 class Bucket:
@@ -81,35 +88,105 @@ GatherRows = Callable[[list[tuple[Array, Array]]], list[list[tuple[Array, Array]
 """Brings the (keys, values) of all workers together: for each worker, one pair a table."""
 
 
-class AllreduceExchange:
-    """Gradients are all-reduced, and the parameters are updated by all workers, or by each a part.
+class TableExchange(Protocol):
+    """How the tables of a model get fresh, whose dense parameters are all-reduced."""
 
-    ``buckets`` make up the dense parameters, in the order in which their gradients become final. The rows of tables are
-    brought together by ``gather`` and merged. ``way``: how the buckets are summed.
-    """
+    way: str
+
+    def start(self, step: int, summed: Summed) -> None:
+        """The rows of ``step`` are final. Does not block."""
+
+    def wait(self, step: int, summed: Summed, keys: Keys | None) -> None:
+        """Make the rows ``keys`` fresh, or all; blocks. A collective, after that of the dense parameters."""
+
+    def finish(self) -> list[Counts]:
+        """After the last step. What each shard has done."""
+
+    def traffic(self) -> Traffic | None:
+        """What this worker has had to do with shards so far; None where there are none."""
+
+
+class GatheredTables:
+    """Every worker has all tables, gathers the rows of all, and updates them."""
+
+    way = "all-gather"
 
     def __init__(
         self,
-        buckets: Sequence[Bucket],
-        way: str,
         gather: GatherRows,
         params: Params,
         optimizer: Optimizer,
-        gradients: Sum,
         decoder: Decoder,
         merger: Merger,
         gradient_scale: float,
     ) -> None:
-        self._buckets = buckets
         self._gather = gather
         self._tables = {name: params.table(name) for name in params.tables}
         self._optimizer = optimizer
-        self._table_states = {name: optimizer.init(table) for name, table in self._tables.items()}
-        self._gradients = gradients
+        self._states = {name: optimizer.init(table) for name, table in self._tables.items()}
         self._decoder = decoder
         self._merger = merger
         self._gradient_scale = gradient_scale
-        self.way = f"all-reduce: {way}" + ("; rows of tables: all-gather" if self._tables else "")
+
+    def start(self, step: int, summed: Summed) -> None:
+        """Rows are gathered later, when the dense parameters are done."""
+
+    def wait(self, step: int, summed: Summed, keys: Keys | None) -> None:
+        names = list(summed.rows)
+        by_worker = self._gather([summed.rows[name] for name in names])
+        merged = self._merger.merge(
+            [{name: Rows(*pair) for name, pair in zip(names, pairs, strict=True)} for pairs in by_worker]
+        )
+        for name, (touched, values) in merged.items():
+            gradient = self._decoder.values(values, summed.scale)
+            table, state = self._tables[name], self._states[name]
+            self._optimizer.update_rows(table, state, gradient, touched, self._gradient_scale, step)
+
+    def finish(self) -> list[Counts]:
+        return []
+
+    def traffic(self) -> Traffic | None:
+        return None
+
+
+class ShardedTables:
+    """Rows are pushed to shards, and pulled from them."""
+
+    way = "push to shards, pull from them"
+
+    def __init__(self, client: Client, merger: Merger) -> None:
+        self.client = client
+        self._merger = merger
+
+    def start(self, step: int, summed: Summed) -> None:
+        self.client.push(step, summed)
+
+    def wait(self, step: int, summed: Summed, keys: Keys | None) -> None:
+        self.client.pull(step, None if keys is None else union_of(self._merger, keys))
+
+    def finish(self) -> list[Counts]:
+        return self.client.finish()
+
+    def traffic(self) -> Traffic | None:
+        return self.client.traffic()
+
+
+class AllreduceExchange:
+    """Gradients are all-reduced, and the parameters are updated by all workers, or by each a part.
+
+    ``buckets`` make up the dense parameters, in the order in which their gradients become final. ``tables``: where the
+    model has any. ``way``: how the buckets are summed.
+    """
+
+    def __init__(
+        self, buckets: Sequence[Bucket], way: str, gradients: Sum, gradient_scale: float, tables: TableExchange | None
+    ) -> None:
+        self.tables = tables
+        self.way = f"all-reduce: {way}" + ("" if tables is None else f"; rows of tables: {tables.way}")
+        self._buckets = buckets
+        self._gradients = gradients
+        self._gradient_scale = gradient_scale
+        self._counts: list[Counts] = []
 
     def early(self, bucket: int) -> None:
         """The gradient of a bucket is final, while others are still computed: begin its sum, and take those begun
@@ -124,30 +201,27 @@ class AllreduceExchange:
         for bucket in self._buckets:
             if bucket.pending is None:
                 bucket.start(summed.dense)
+        if self.tables is not None:
+            self.tables.start(step, summed)
         return _Reducing(self, step, summed)
 
-    def update(self, step: int, summed: Summed) -> None:
+    def update(self, step: int, summed: Summed, keys: Keys | None) -> None:
         """Apply the all-reduced gradient. A collective."""
         spreading = [bucket.update(step, self._gradient_scale) for bucket in self._buckets]
         for parameters in spreading:
             parameters.wait()
-        if summed.rows:
-            self.update_tables(step, summed)
-
-    def update_tables(self, step: int, summed: Summed) -> None:
-        """Bring the rows of all workers together and apply them. A collective."""
-        names = list(summed.rows)
-        by_worker = self._gather([summed.rows[name] for name in names])
-        merged = self._merger.merge(
-            [{name: Rows(*pair) for name, pair in zip(names, pairs, strict=True)} for pairs in by_worker]
-        )
-        for name, (keys, values) in merged.items():
-            gradient = self._decoder.values(values, summed.scale)
-            table, state = self._tables[name], self._table_states[name]
-            self._optimizer.update_rows(table, state, gradient, keys, self._gradient_scale, step)
+        if self.tables is not None:
+            self.tables.wait(step, summed, keys)
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        if self.tables is not None:
+            self._counts = self.tables.finish()
+
+    def traffic(self) -> Traffic | None:
+        return None if self.tables is None else self.tables.traffic()
+
+    def counts(self) -> list[Counts]:
+        return self._counts
 
 
 class _Reducing:
@@ -157,39 +231,55 @@ class _Reducing:
         self._summed = summed
 
     def wait(self, keys: Keys | None = None) -> None:
-        self._exchange.update(self._step, self._summed)
+        self._exchange.update(self._step, self._summed, keys)
 
 
 class ServerExchange:
-    """Gradients are pushed to the shards, which apply the update; fresh parameters are pulled."""
+    """Gradients are pushed to the shards, which apply the update; fresh parameters are pulled.
 
-    way = "push to shards, pull from them"
+    ``slack``: how many steps of any other worker the parameters may miss, -1 for any number; it may be changed between
+    steps. The first ``warmup_steps`` are synchronous.
+    """
 
-    def __init__(self, client: Client, gradients: Sum, merger: Merger) -> None:
-        self._client = client
+    def __init__(self, client: Client, gradients: Sum, merger: Merger, way: str, slack: int, warmup_steps: int) -> None:
+        self.way = way
+        self.slack = slack
+        self.client = client
+        self._counts: list[Counts] = []
         self._gradients = gradients
         self._merger = merger
+        self._warmup_steps = warmup_steps
 
     def start(self, step: int) -> Waiting:
-        self._client.push(step, self._gradients.finish())
-        return _Pulling(self._client, self._merger, step)
+        slack = 0 if step <= self._warmup_steps else self.slack
+        self.client.push(step, self._gradients.finish(), slack)
+        return _Pulling(self.client, self._merger, step, slack)
 
     def finish(self) -> None:
-        self._client.finish()
+        self._counts = self.client.finish()
+
+    def traffic(self) -> Traffic | None:
+        return self.client.traffic()
+
+    def counts(self) -> list[Counts]:
+        return self._counts
 
 
 class _Pulling:
-    def __init__(self, client: Client, merger: Merger, step: int) -> None:
+    def __init__(self, client: Client, merger: Merger, step: int, slack: int) -> None:
         self._client = client
         self._merger = merger
         self._step = step
+        self._slack = slack
 
     def wait(self, keys: Keys | None = None) -> None:
-        wanted = None if keys is None else {name: self._union(keys, name) for name in keys[0]}
-        self._client.pull(self._step, wanted)
+        wanted = None if keys is None else union_of(self._merger, keys)
+        self._client.pull(self._step, wanted, self._slack)
 
-    def _union(self, keys: Keys, name: str) -> Array:
-        return self._merger.union([part[name] for part in keys])
+
+def union_of(merger: Merger, keys: Keys) -> dict[str, Array]:
+    """The distinct rows of each table."""
+    return {name: merger.union([part[name] for part in keys]) for name in keys[0]}
 
 
 def largest_of(ranks: int, rank: int, allreduce: Callable[[Array], object]) -> Callable[[float], float]:

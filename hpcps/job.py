@@ -14,6 +14,7 @@ from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.transport import Transport
 from hpcps.config import Config
 from hpcps.parts import Parts
+from hpcps.server.messages import UNBOUNDED
 from hpcps.server.sharding import Roles, roles
 from hpcps.together import Together, agree
 
@@ -49,6 +50,12 @@ class Job:
         """What makes a mean of a batch's sum."""
         return 1.0 / self.config.train.batch
 
+    @property
+    def slack(self) -> int:
+        """How many steps of other workers a worker's parameters may miss; -1: any number."""
+        staleness = self.config.server.staleness
+        return UNBOUNDED if staleness == "async" else staleness
+
     def test_ranges(self) -> list[int]:
         """The held-out blocks of each worker."""
         return chunk_bounds(TEST_BLOCKS, self.roles.workers)
@@ -65,7 +72,7 @@ def prepare(transport: Transport, config: Config) -> Job:
 
     def plan() -> tuple[Roles, Parts]:
         models.check_kind(config.model.kind)
-        planned = roles(transport.size, servers)
+        planned = roles(transport.size, servers, config.server.colocated)
         worker = min(transport.rank, planned.workers - 1)  # a server looks at the last worker's plan
         return planned, cut(config, [threads(rank) for rank in range(planned.workers)], worker)
 
@@ -93,7 +100,7 @@ def prepare(transport: Transport, config: Config) -> Job:
 def choose_strategy(config: Config) -> tuple[str, str]:
     """The strategy, and why."""
     if config.train.strategy == "auto":
-        return "ring", "every worker holds all parameters"
+        return "ring", "dense parameters are all-reduced"
     return config.train.strategy, "as configured"
 
 

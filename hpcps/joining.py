@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -18,7 +19,17 @@ from hpcps.comm.meeting import Meeting
 from hpcps.comm.memory import private
 from hpcps.comm.transport import Array, Transport
 from hpcps.comm.tree import TreeAllreduce
-from hpcps.exchange import AllreduceExchange, Bucket, Exchange, ServerExchange, largest_of
+from hpcps.errors import ConfigError
+from hpcps.exchange import (
+    AllreduceExchange,
+    Bucket,
+    Exchange,
+    GatheredTables,
+    ServerExchange,
+    ShardedTables,
+    TableExchange,
+    largest_of,
+)
 from hpcps.job import Job
 from hpcps.lane import Ready
 from hpcps.models import Model
@@ -26,12 +37,27 @@ from hpcps.params import Params
 from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, of_pieces, of_sums, started_by
 from hpcps.rows import Merger
 from hpcps.server.client import Client, DirectClient, RemoteClient
-from hpcps.server.sharding import shard_slices
+from hpcps.server.delay import Compensated, Delay, Scaled, Undelayed
+from hpcps.server.serve import AsTheyCome, Server, Turns
+from hpcps.server.sharding import Roles, roles, rows_of_shard, shard_slices
 from hpcps.server.store import Shard
+from hpcps.server.turns import Recorded
+from hpcps.server.turns import file_name as order_file
+from hpcps.server.turns import load as load_turns
 from hpcps.sums import Decoder, FloatSum, Sum, TreeSum
 
 BUCKET_BYTES = 512 << 10
 """Gradients of fewer bytes are not sent off alone, while the rest of them is computed."""
+SHARDED_TABLES_WORKERS = 4
+"""From here on shards of tables send fewer bytes than an all-gather: of k rows a worker 2 k, against (P - 1) k."""
+
+
+Keep = Callable[[str, bytes], None]
+"""Puts a file of this name and content into the run's folder."""
+
+
+def no_keep(name: str, content: bytes) -> None:
+    """For what keeps nothing."""
 
 
 def where_all_see_it(job: Job, workers: Transport, params: Params) -> Params:
@@ -93,12 +119,11 @@ def make_reduction(job: Job, engine: Engine, count: int) -> Reduction:
 
 
 def make_exchange(
-    job: Job, workers: Transport, engine: Engine, model: Model, params: Params, gradients: Sum
+    job: Job, workers: Transport, engine: Engine, model: Model, params: Params, gradients: Sum, keep: Keep
 ) -> tuple[Exchange, Ready | None]:
     """How this worker's gradients become fresh parameters; and what a model that finishes them stage by stage calls."""
-    merger = Merger(job.kernels)
     if job.strategy == "server":
-        return ServerExchange(make_client(job, params), gradients, merger), None
+        return make_server_exchange(job, params, gradients, keep), None
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
     dense = params.dense
     is_one_sum = not job.config.train.reproducible and len(gradients.shares) == 1
@@ -111,9 +136,8 @@ def make_exchange(
         report.note(f"compress.kind = {job.config.compress.kind!r}: one worker sends nothing, and rounds nothing", True)
     names = ", ".join(dict.fromkeys(one.name for one in reductions))
     way = f"{names}, {len(buckets)} buckets" if len(buckets) > 1 else names
-    gather = partial(all_gather_rows, workers)
-    rest = gather, params, optimizer, gradients, decoder(job), merger, job.gradient_scale
-    exchange = AllreduceExchange(buckets, way, *rest)
+    tables = make_table_exchange(job, workers, params, optimizer) if params.tables else None
+    exchange = AllreduceExchange(buckets, way, gradients, job.gradient_scale, tables)
     ends = {stage: number for number, (stage, _) in enumerate(wheres)}
 
     def ready(stage: int) -> None:
@@ -135,22 +159,65 @@ def bucket_bounds(dense: Params, stages: Sequence[Sequence[str]]) -> list[tuple[
     return buckets if stages and stop == 0 else [(-1, slice(0, len(dense.flat)))]
 
 
-def make_client(job: Job, params: Params) -> Client:
-    """The way to the shards: on their ranks, or, for a rank alone, in its own process."""
-    dense = params.dense.flat
-    if job.roles.servers == 0:
-        where = shard_slices(len(dense), job.config.server.count)
+def make_table_exchange(job: Job, workers: Transport, params: Params, optimizer: optim.Optimizer) -> TableExchange:
+    """How tables get fresh beside all-reduced dense parameters: as configured, or by what costs fewer bytes."""
+    merger = Merger(job.kernels)
+    if job.config.train.strategy == "auto" and workers.size >= SHARDED_TABLES_WORKERS:
+        everywhere = roles(workers.size, workers.size, colocated=True)
+        return ShardedTables(make_client(job, everywhere, params, [slice(0, 0)] * workers.size, no_keep), merger)
+    gather = partial(all_gather_rows, workers)
+    return GatheredTables(gather, params, optimizer, decoder(job), merger, job.gradient_scale)
+
+
+def make_server_exchange(job: Job, params: Params, gradients: Sum, keep: Keep) -> ServerExchange:
+    """Gradients to shards, parameters from them."""
+    options = job.config.server
+    shards = job.roles.servers or options.count
+    client = make_client(job, job.roles, params, shard_slices(len(params.dense.flat), shards), keep)
+    where = "of all ranks" if job.roles.are_colocated else "alone" if job.roles.servers else "of this process"
+    staleness = f"staleness {options.staleness}" if isinstance(options.staleness, int) else "asynchronous"
+    way = f"push to {shards} shard{'s' * (shards > 1)} {where}, pull from there; {staleness}"
+    return ServerExchange(client, gradients, Merger(job.kernels), way, job.slack, options.warmup_steps)
+
+
+def make_client(job: Job, planned: Roles, params: Params, where: list[slice], keep: Keep) -> Client:
+    """The way to the shards, of which number s has ``where[s]`` of the dense parameters: on their ranks, or, for a rank
+    alone, in its own process."""
+    dense, rank = params.dense.flat, job.transport.rank
+    if not planned.servers:
         tables = {name: params.table(name) for name in params.tables}
         shards = [make_shard(job, dense[part], tables if number == 0 else {}) for number, part in enumerate(where)]
         return DirectClient(shards, where)
-    servers = [job.roles.server_rank(shard) for shard in range(job.roles.servers)]
-    where = shard_slices(len(dense), len(servers))
-    rank = job.transport.rank
-    return RemoteClient(job.transport, params, where, servers, rank, decoder(job), job.order.counts[rank])
+    ranks = [planned.server_rank(shard) for shard in range(len(where))]
+    server = make_server(job, params, where, ranks.index(rank), keep) if planned.are_colocated else None
+    return RemoteClient(job.transport, params, where, ranks, rank, decoder(job), server)
+
+
+def make_server(job: Job, params: Params, where: list[slice], number: int, keep: Keep) -> Server:
+    """Shard ``number``, and what serves it. ``keep`` takes its record, if there is to be one."""
+    own = rows_of_shard(number, len(where))
+    tables = {name: params.table(name)[own].copy() for name in params.tables}
+    shard = make_shard(job, params.dense.flat[where[number]].copy(), tables)
+    workers, options = list(range(job.roles.workers)), job.config.server
+    turns: Turns = AsTheyCome()
+    if options.record:
+        turns = Recorded(lambda record: keep(order_file(number), record))
+    if options.replay:
+        turns = load_turns(Path(options.replay), number, len(workers))
+    return Server(job.transport, shard, number, workers, decoder(job), job.order.counts, turns)
 
 
 def make_shard(job: Job, params: Array, tables: dict[str, Array]) -> Shard:
     """A shard of the given parameters."""
+    options = job.config.server
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
-    merger = Merger(job.kernels)
-    return Shard(params, optimizer, decoder(job), merger, job.order, job.gradient_scale, tables)
+    delay: Delay = Undelayed()
+    if options.delay == "scale":
+        delay = Scaled()
+    if options.delay == "compensate":
+        if tables:
+            raise ConfigError("server.delay = 'compensate' is for dense parameters; this model has tables; use 'scale'")
+        delay = Compensated(job.roles.workers, options.compensation)
+    return Shard(
+        params, optimizer, decoder(job), Merger(job.kernels), job.order, job.gradient_scale, tables, delay=delay
+    )

@@ -6,9 +6,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, TextIO
+
+import numpy as np
 
 from hpcps.comm import launcher
 from hpcps.comm.launcher import TERMINAL_VARIABLE
@@ -17,6 +19,8 @@ from hpcps.data import Dataset
 from hpcps.models import Model
 from hpcps.run_folder import RunFolder
 from hpcps.worker import Score
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,30 @@ class Measures:
     test_loss: float | None = None
     accuracy: float | None = None
     rmse: float | None = None
+    idle: tuple[float, ...] | None = None
+    """Of the training time of each worker, the part that it has waited for shards"""
+    sent_bytes: int | None = None
+    received_bytes: int | None = None
+    requests_per_s: float | None = None
+    """Of all workers, to shards"""
 
     def with_training(self, loss: float, samples_per_s: float) -> Measures:
         """The same, with the training loss and speed since the last report."""
         return replace(self, loss=loss, samples_per_s=samples_per_s)
 
-    def said(self) -> dict[str, float]:
+    def with_traffic(self, told: Array) -> Measures:
+        """The same, with what the workers have had to do with shards since the last report: a row a worker of training
+        seconds, and of the numbers of ``Traffic``."""
+        train_s, waited_s, sent, received, requests = np.maximum(told, 1e-9).T
+        return replace(
+            self,
+            idle=tuple(np.minimum(1.0, waited_s / train_s).round(4).tolist()),
+            sent_bytes=int(sent.sum()),
+            received_bytes=int(received.sum()),
+            requests_per_s=round(float(requests.sum() / train_s.max()), 1),
+        )
+
+    def said(self) -> dict[str, Any]:
         """What is known, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
@@ -148,15 +170,23 @@ _FORMATS = {
     "accuracy": ("accuracy", "{:.4f}"),
     "rmse": ("rmse", "{:.4g}"),
     "samples_per_s": ("samples/s", "{:,.0f}"),
+    "idle": ("idle", "{}"),
     "wall_s": ("seconds", "{:.2f}"),
 }
 
 
 def in_words(values: Mapping[str, Any]) -> str:
     """Measures on one line: ``loss 0.1234  accuracy 0.9500  samples/s 120,000``."""
+    values = {**values, **({"idle": _percents(values["idle"])} if values.get("idle") else {})}
     return "  ".join(
         f"{label} {form.format(values[name])}" for name, (label, form) in _FORMATS.items() if name in values
     )
+
+
+def _percents(parts: Sequence[float]) -> str:
+    """The least and the largest part: ``3-12 %``."""
+    low, high = (round(100 * part) for part in (min(parts), max(parts)))
+    return f"{low} %" if low == high else f"{low}-{high} %"
 
 
 def table(summary: Mapping[str, Any], folder: str, stream: TextIO | None = None) -> None:
@@ -168,13 +198,23 @@ def table(summary: Mapping[str, Any], folder: str, stream: TextIO | None = None)
     for name, (label, form) in _FORMATS.items():
         if summary.get(name) is not None:
             held_out = "held-out " if name in ("accuracy", "rmse") else ""
-            rows.add_row(held_out + label, form.format(summary[name]))
+            value = _percents(summary[name]) if name == "idle" else summary[name]
+            rows.add_row(held_out + label, form.format(value))
     rows.add_row("steps", f"{summary['steps']:,}")
+    if summary.get("shards"):
+        rows.add_row("staleness", _staleness(summary["shards"]))
     rows.add_row("ranks", _ranks(summary))
     rows.add_row("strategy", str(summary["strategy"]))
     Console(file=stream or sys.stdout).print(rows)
     print(f"params_sha256 {summary['params_sha256']}", file=stream)
     print(f"files         {folder}", file=stream, flush=True)
+
+
+def _staleness(shards: Sequence[Mapping[str, Any]]) -> str:
+    """The mean and the largest age of a gradient, in updates by other workers."""
+    ages = [(int(age), pushes) for shard in shards for age, pushes in shard["staleness"].items()]
+    total = sum(pushes for _, pushes in ages)
+    return f"mean {sum(age * pushes for age, pushes in ages) / max(1, total):.2f}, largest {max(ages)[0]}"
 
 
 def _ranks(summary: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from hpcps.comm.transport import Transport
 from hpcps.config import Config, to_toml
 from hpcps.data import Dataset
 from hpcps.errors import ConfigError, ModelError
+from hpcps.exchange import Exchange
 from hpcps.job import TEST_BLOCKS, Job, prepare
 from hpcps.loader import Loaders
 from hpcps.models import Model
 from hpcps.params import Params
 from hpcps.report import Measures
 from hpcps.run_folder import RunFolder, Trained
-from hpcps.server.serve import Server
-from hpcps.server.sharding import rows_of_shard, shard_slices
+from hpcps.server.sharding import shard_slices
 from hpcps.tables import Tables
 from hpcps.threads import Threads
 from hpcps.together import Together, agree
@@ -64,7 +64,7 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
 
     if job.workers is not None:
         params = joining.where_all_see_it(job, job.workers, params)
-    found = work(job, dataset, model, params, folder) if job.workers is not None else serve(job, params)
+    found = work(job, dataset, model, params, folder) if job.workers is not None else serve(job, params, folder)
     told = job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8))
     summary = {**json.loads(told.tobytes()), "wall_s": round(time.perf_counter() - started, 3)}
 
@@ -143,7 +143,7 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
     engine = joining.make_engine(job, job.workers)
     gradients = joining.make_sum(job, job.workers, engine, len(params.dense.flat))
-    exchange, ready = joining.make_exchange(job, job.workers, engine, model, params, gradients)
+    exchange, ready = joining.make_exchange(job, job.workers, engine, model, params, gradients, folder.keep)
     seed = config.train.seed
     worker = Worker(model, params, how, job.parts, dataset.train, gradients.shares, seed, pool, ready)
     plan = Plan(
@@ -163,18 +163,14 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
         pool.close(wait=False)
         raise
     pool.close()
-    return summary(job, dataset, params, trainer, measures, exchange.way)
+    return summary(job, dataset, params, trainer, measures, exchange)
 
 
-def serve(job: Job, params: Params) -> dict[str, Any]:
+def serve(job: Job, params: Params, folder: RunFolder) -> dict[str, Any]:
     """A server's run."""
     number = job.transport.rank - job.roles.workers
-    dense = params.dense.flat
-    where = shard_slices(len(dense), job.roles.servers)[number]
-    own = rows_of_shard(number, job.roles.servers)
-    tables = {name: params.table(name)[own].copy() for name in params.tables}
-    shard = joining.make_shard(job, dense[where].copy(), tables)
-    Server(job.transport, shard, number, list(range(job.roles.workers)), joining.decoder(job), job.order.counts).run()
+    where = shard_slices(len(params.dense.flat), job.roles.servers)
+    joining.make_server(job, params, where, number, folder.keep).run()
     return {}
 
 
@@ -196,7 +192,7 @@ def tester(job: Job, dataset: Dataset, model: Model, params: Params, how: Loader
 
 
 def summary(
-    job: Job, dataset: Dataset, params: Params, trainer: Trainer, measures: Measures, way: str
+    job: Job, dataset: Dataset, params: Params, trainer: Trainer, measures: Measures, exchange: Exchange
 ) -> dict[str, Any]:
     """What ``summary.json`` holds, the wall time excepted."""
     pace = trainer.pace
@@ -213,7 +209,8 @@ def summary(
         "threads": job.threads,
         "transport": job.transport.description,
         "strategy": job.strategy,
-        "exchange": way,
+        "exchange": exchange.way,
+        **({"shards": [asdict(counts) for counts in exchange.counts()]} if exchange.counts() else {}),
         "staleness": job.config.server.staleness,
         "reproducible": job.config.train.reproducible,
         "train_samples": dataset.train_count,

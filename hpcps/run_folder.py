@@ -4,6 +4,7 @@
 ``config.toml``           the whole configuration, defaults included
 ``metrics.jsonl``         one line a report
 ``model.safetensors``     the parameters, and beside them what prediction needs
+``order-S.npy``           of a recorded run: in which order shard S took what workers sent
 ``summary.json``          written last: a folder without it is not finished
 ========================= ===========================================================================
 """
@@ -28,6 +29,7 @@ from hpcps.params import Params
 Array = np.ndarray[Any, Any]
 
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
+ORDERS = "order-*.npy"
 _KNOWN = {CONFIG, METRICS, MODEL, SUMMARY}
 _EXTRA = "hpcps."  # prefix of the tensors that are not parameters
 
@@ -60,7 +62,8 @@ class RunFolder:
             raise ConfigError(f"{self.path}: holds a finished run; choose another --out, or give --overwrite")
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            strangers = [entry.name for entry in self.path.iterdir() if entry.name not in _KNOWN]
+            known = {*_KNOWN, *(path.name for path in self.path.glob(ORDERS))}
+            strangers = [entry.name for entry in self.path.iterdir() if entry.name not in known]
             if strangers and not (self.path / CONFIG).exists():
                 raise ConfigError(f"{self.path}: is a folder with other things in it ({strangers[0]}); choose another")
             tempfile.TemporaryFile(dir=self.path).close()
@@ -68,14 +71,19 @@ class RunFolder:
     def begin(self, config_toml: str) -> None:
         """Take out what an earlier run left, and write the configuration. Raises ConfigError."""
         with writing(self.path):
-            for name in (SUMMARY, MODEL, METRICS):
-                (self.path / name).unlink(missing_ok=True)
+            for path in [self.path / name for name in (SUMMARY, MODEL, METRICS)] + list(self.path.glob(ORDERS)):
+                path.unlink(missing_ok=True)
             write_whole(self.path / CONFIG, lambda file: file.write_text(config_toml, encoding="utf-8"))
 
     def add_metrics(self, values: Mapping[str, Any]) -> None:
         """Append one line to the metrics."""
         with writing(self.path), (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Write one more file, from any rank."""
+        with writing(self.path):
+            write_whole(self.path / name, lambda file: file.write_bytes(content))
 
     def end(self, trained: Trained, summary: Mapping[str, Any]) -> None:
         """Write the model, then the summary that marks the run as finished."""

@@ -79,12 +79,12 @@ class Decoder:
         self.dtype = np.dtype(dtype)
         self.rows_dtype = np.dtype(np.int64 if exact else dtype)
         self.add_into: Callable[[Array, Array], None] = kernels.add_into
-        self._exact = exact
+        self.exact = exact
         self._from_fixed = kernels.from_fixed
 
     def values(self, wire: Array, scale: float) -> Array:
         """Rows' values as floats, in the same shape; the array itself where it holds floats."""
-        if not self._exact:
+        if not self.exact:
             return wire
         values = np.empty(wire.shape, self.dtype)
         self._from_fixed(values.reshape(-1), wire.reshape(-1), 1.0 / scale)

@@ -57,6 +57,7 @@ class Trainer:
         self._evaluate = evaluate
         self.pace = Pace(plan.batch)
         self._reported_steps = 0
+        self._told: Array = np.empty(0)
 
     def run(self) -> Measures:
         """Train to the end; returns what the last epoch measured. Errors name the worker and the step."""
@@ -97,6 +98,8 @@ class Trainer:
         # Gather: from here on the parameters are fresh, tables at least where the next batch reads them.
         waiting.wait(self._worker.keys() if next_batch is not None else None)
         self.pace.step()
+        if self.pace.steps == 1:  # its time is kept apart
+            self._told = self._with_shards()
         self._reporter.tick(self.pace.steps)
 
     def _report(self, epoch: int, measures: Measures) -> Measures:
@@ -107,8 +110,25 @@ class Trainer:
         samples = (self.pace.steps - self._reported_steps) * self._plan.batch
         self._reported_steps = self.pace.steps
         measures = measures.with_training(math.fsum(losses) / samples, self.pace.lap())
+        measures = self._with_traffic(measures)
         self._reporter.report(self.pace.steps, epoch + 1, self.pace.train_s, measures)
         return measures
+
+    def _with_traffic(self, measures: Measures) -> Measures:
+        """The same, with what the workers have had to do with shards since the last report. A collective."""
+        now = self._with_shards()
+        if not now.size:
+            return measures
+        told = np.zeros((self._workers.size, len(now)))
+        told[self._workers.rank] = now - self._told
+        self._told = now
+        ring.all_gather(self._workers, told.reshape(-1), [len(now) * rank for rank in range(self._workers.size + 1)])
+        return measures.with_traffic(told)
+
+    def _with_shards(self) -> Array:
+        """Seconds of training, and this worker's traffic so far; nothing where there are no shards."""
+        traffic = self._exchange.traffic()
+        return np.empty(0) if traffic is None else np.array([self.pace.train_s, *traffic])
 
 
 def join_scores(workers: Transport, mine: list[Score], ranges: list[int]) -> Score:

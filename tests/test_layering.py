@@ -39,6 +39,7 @@ ARROWS = {
     "machine": {"together"},
     "job": {"comm", "config", "machine", "models", "parts", "server", "together", "kernels"},
     "joining": {
+        "errors",
         "collectives",
         "comm",
         "exchange",
@@ -54,6 +55,7 @@ ARROWS = {
         "sums",
     },
     "run": {
+        "exchange",
         "comm",
         "config",
         "data",

@@ -2,38 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from hpcps.comm.transport import Array, Ticket, Transport
+from hpcps.comm.transport import Array, Transport
 from hpcps.errors import CommError
 from hpcps.params import Params
 from hpcps.rows import Rows
-from hpcps.server.messages import ALL_ROWS, ANSWER_TAG, REQUEST_TAG, ROWS_TAG, Header, Kind, Message, pack_keys
+from hpcps.server import messages
+from hpcps.server.messages import ALL_ROWS, ANSWER_TAG, REQUEST_TAG, Counts, Header, Kind
+from hpcps.server.post import Inbox, Letter, Outbox
+from hpcps.server.serve import Server
 from hpcps.server.sharding import keys_of_shard, rows_of_shard
 from hpcps.server.store import Shard
 from hpcps.sums import Decoder, Summed
 
+Take = Callable[[int, Letter], None]
+
+
+class Traffic(NamedTuple):
+    """What a worker has had to do with shards so far."""
+
+    waited_s: float
+    sent_bytes: int
+    received_bytes: int
+    requests: int
+
 
 class Client(Protocol):
-    """A worker's connection to all shards. Not thread-safe; a push, then a pull, then the next push."""
+    """A worker's connection to all shards. Not thread-safe; a push, then a pull, then the next push.
 
-    def push(self, step: int, gradient: Summed) -> None:
+    ``slack``: how many steps of any other worker the parameters may miss; -1: any number. With ``slack`` 0 a gradient
+    is added to the other workers' of its step, else it is applied at once; it may be another in each step.
+    """
+
+    def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
         """Start to push the gradient of ``step`` (from 1). Does not block. It may not be changed before the pull."""
 
-    def pull(self, step: int, keys: Mapping[str, Array] | None) -> None:
+    def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> None:
         """Make this worker's parameters contain ``step``: dense ones, and of each table the rows ``keys`` (distinct);
-        all rows if None. Blocks. Raises CommTimeout, PeerLost, CommError."""
+        if None all rows, and all workers' steps up to this one, whatever the slack. Blocks. Raises CommTimeout,
+        PeerLost, CommError."""
 
-    def finish(self) -> None:
-        """Tell all shards that this worker has no more to push. Blocks until they have been told."""
+    def finish(self) -> list[Counts]:
+        """Tell all shards that this worker has no more to push; returns what each of them has done. Blocks until all
+        workers have finished."""
+
+    def traffic(self) -> Traffic:
+        """So far. Waiting is what a pull lasts."""
 
 
 class RemoteClient:
-    """Shards on ranks of their own. ``params``: the worker's copy, written when an answer arrives. ``pieces``: of how
-    many arrays this worker's gradient is."""
+    """Shards on other ranks, or, where ``server`` is given, one of them on this rank too: it is served while this
+    worker waits.
+
+    ``params``: the worker's copy, written when an answer arrives. ``pieces``: of how many arrays this worker's gradient
+    is.
+    """
 
     def __init__(
         self,
@@ -43,7 +71,7 @@ class RemoteClient:
         servers: list[int],
         worker: int,
         decoder: Decoder,
-        pieces: int = 1,
+        server: Server | None = None,
     ) -> None:
         self._transport = transport
         self._dense = params.dense.flat
@@ -51,69 +79,77 @@ class RemoteClient:
         self._shards = shards
         self._servers = servers
         self._worker = worker
-        counts = [shard.stop - shard.start for shard in shards]
-        self._pieces = pieces
-        self._rows_dtype = decoder.rows_dtype
-        self._pushes = [Message(pieces * count, decoder.dtype) for count in counts]
-        self._pulls = [Message(0, decoder.dtype) for _ in counts]
-        self._answers = [Message(count, self._dense.dtype) for count in counts]
-        self._received: list[Ticket] = []
-        self._sent: list[Ticket] = []
-        self._kept: list[Array] = []
+        self._server = server
+        self._decoder = decoder
+        self._outboxes = [Outbox(transport, rank, REQUEST_TAG) for rank in servers]
+        self._inboxes = [
+            Inbox(transport, rank, ANSWER_TAG, self._dense.dtype, shard.stop - shard.start, self._dense[shard])
+            for rank, shard in zip(servers, shards, strict=True)
+        ]
+        self._waited_s = 0.0
 
-    def push(self, step: int, gradient: Summed) -> None:
-        for number in range(len(self._servers)):
-            push = self._pushes[number]
-            push.payload.reshape(self._pieces, -1)[:] = gradient.dense[..., self._shards[number]]
-            self._listen(number)
-            rows = self._split(gradient.rows, number)
-            keys = pack_keys([own.keys for own in rows]) if rows else None
-            kind = Kind.PUSH if self._tables else Kind.PUSH_PULL
-            self._send(number, push, kind, step, keys, len(push.payload), self._pieces, gradient.scale)
-            for own in rows:
-                self._send_rows(number, own.values)
+    def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
+        pieces = 1 if gradient.dense.ndim == 1 else len(gradient.dense)
+        kind = Kind.PUSH if self._tables else Kind.PUSH_PULL
+        encodings = self._decoder.dtype, self._decoder.rows_dtype
+        for number, outbox in enumerate(self._outboxes):
+            header = Header(kind, self._worker, number, step, 0, *encodings, pieces, gradient.scale, slack=slack)
+            header.at_once = slack != 0
+            follow = self._follow(header, gradient, number) if self._tables else ()
+            outbox.send(header, gradient.dense[..., self._shards[number]], follow)
 
-    def pull(self, step: int, keys: Mapping[str, Array] | None) -> None:
+    def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> None:
+        started = time.perf_counter()
+        is_asked = not self._tables
+        if is_asked and keys is None and slack != 0:
+            self._take_up(step, [[] for _ in self._servers])  # what the push has asked for; now all workers' steps
+            is_asked = False
         wanted = [self._wanted(keys, number) for number in range(len(self._servers))]
-        if self._tables:
+        if not is_asked:
             for number, rows in enumerate(wanted):
-                asked = None if keys is None else pack_keys([own // len(self._servers) for own in rows])
-                self._send(number, self._pulls[number], Kind.PULL, step, asked, everything=keys is None)
+                self._ask(number, step, None if keys is None else rows, 0 if keys is None else slack)
         self._take_up(step, wanted)
+        if self._server is not None and (slack == 0 or keys is None):
+            self._serve_all(self._server, step)
+        self._waited_s += time.perf_counter() - started
 
-    def finish(self) -> None:
-        for number in range(len(self._servers)):
-            self._send(number, self._pushes[number], Kind.FINISH)
-        self._wait_for_sent()
+    def finish(self) -> list[Counts]:
+        for number, outbox in enumerate(self._outboxes):
+            outbox.send(Header(Kind.FINISH, self._worker, number))
+        found: dict[int, Counts] = {}
 
-    def _listen(self, number: int) -> None:
-        buffer = self._answers[number].buffer
-        self._received.append(self._transport.irecv(buffer, self._servers[number], ANSWER_TAG))
+        def take(number: int, letter: Letter) -> None:
+            self._expect(letter, Kind.COUNTS, 0, number)
+            found[number] = Counts.unpacked(letter.more[: 8 * letter.header.keys].view(np.int64))
 
-    def _send(
-        self,
-        number: int,
-        message: Message,
-        kind: Kind,
-        step: int = 0,
-        keys: Array | None = None,
-        count: int = 0,
-        pieces: int = 1,
-        scale: float = 1.0,
-        everything: bool = False,
-    ) -> None:
-        """Send a header with its payload, and the keys."""
-        followed_by = ALL_ROWS if everything else 0 if keys is None else len(keys)
-        encodings = message.payload.dtype, self._rows_dtype
-        header = Header(kind, self._worker, number, step, count, *encodings, pieces, scale, followed_by)
-        self._sent.append(self._transport.isend(message.write(header), self._servers[number], REQUEST_TAG))
-        if keys is not None:
-            self._send_rows(number, keys)
+        self._receive(take, is_last=True)
+        for outbox in self._outboxes:
+            outbox.flush()
+        if self._server is not None:
+            self._server.flush()
+        return [found[number] for number in range(len(self._servers))]
 
-    def _send_rows(self, number: int, values: Array) -> None:
-        if values.size:
-            self._kept.append(values)
-            self._sent.append(self._transport.isend(values.reshape(-1), self._servers[number], ROWS_TAG))
+    def traffic(self) -> Traffic:
+        received_bytes = sum(box.received_bytes for box in self._inboxes)
+        sent_bytes, requests = sum(box.sent_bytes for box in self._outboxes), sum(box.letters for box in self._outboxes)
+        return Traffic(self._waited_s, sent_bytes, received_bytes, requests)
+
+    def _follow(self, header: Header, gradient: Summed, number: int) -> list[Array]:
+        """The keys and rows for one shard."""
+        rows = self._split(gradient.rows, number)
+        if not rows:
+            return []
+        keys = messages.pack_keys([own.keys for own in rows])
+        header.keys = len(keys)
+        return messages.sections(keys, [own.values for own in rows])
+
+    def _ask(self, number: int, step: int, rows: list[Array] | None, slack: int) -> None:
+        header = Header(Kind.PULL, self._worker, number, step, keys=ALL_ROWS, slack=slack)
+        keys = None
+        if rows is not None and self._tables:
+            keys = messages.pack_keys([own // len(self._servers) for own in rows])
+            header.keys = len(keys)
+        self._outboxes[number].send(header, follow=messages.sections(keys, []))
 
     def _split(self, rows: Mapping[str, Rows], number: int) -> list[Rows]:
         """The rows of each table that a shard has, by their numbers there."""
@@ -133,29 +169,51 @@ class RemoteClient:
 
     def _take_up(self, step: int, wanted: list[list[Array]]) -> None:
         """Copy each shard's answer into the parameters as it comes."""
-        waiting = dict(enumerate(self._received))
+
+        def take(number: int, letter: Letter) -> None:
+            self._expect(letter, Kind.PARAMETERS, step, number)
+            target = self._dense[self._shards[number]]
+            if letter.dense.ctypes.data != target.ctypes.data:
+                target[:] = letter.dense
+            tables, keys = self._tables.values(), wanted[number]
+            if keys:
+                widths = [table.shape[1] for table in tables]
+                rows = messages.take_rows(letter.more, [len(own) for own in keys], widths, target.dtype)
+                for table, own, values in zip(tables, keys, rows, strict=True):
+                    table[own] = values
+
+        self._receive(take)
+
+    def _serve_all(self, server: Server, step: int) -> None:
+        """Serve this rank's shard until all workers have what they need to go on: they may go on to a collective, in
+        which nobody serves."""
+        while not server.has_met(step):
+            server.go_on(self._transport.wait_any(server.tickets()))
+
+    def _expect(self, letter: Letter, kind: Kind, step: int, number: int) -> None:
+        header = letter.header
+        if header.kind is not kind or header.step != step:
+            raise CommError(f"shard {number} answered {header.kind.name} of step {header.step} at step {step}")
+
+    def _receive(self, take: Take, is_last: bool = False) -> None:
+        """One letter of each shard, as they come; this rank's own shard is served meanwhile."""
+        waiting = list(range(len(self._inboxes)))
         while waiting:
-            number = list(waiting)[self._transport.wait_any(list(waiting.values()))]
-            del waiting[number]
-            header = self._answers[number].read()
-            if header.kind is not Kind.PARAMETERS or header.step != step:
-                raise CommError(f"shard {number} answered {header.kind.name} of step {header.step} at step {step}")
-            self._dense[self._shards[number]] = self._answers[number].payload
-            self._receive_rows(number, wanted[number])
-        self._received = []
-        self._wait_for_sent()
-
-    def _receive_rows(self, number: int, wanted: list[Array]) -> None:
-        for table, keys in zip(self._tables.values(), wanted, strict=True):
-            values = np.empty((len(keys), table.shape[1]), table.dtype)
-            if values.size:
-                rank = self._servers[number]
-                self._transport.wait(self._transport.irecv(values.reshape(-1), rank, ROWS_TAG))
-                table[keys] = values
-
-    def _wait_for_sent(self) -> None:
-        self._transport.wait(*self._sent)
-        self._sent, self._kept = [], []
+            tickets = [self._inboxes[number].ticket for number in waiting]
+            own = self._server.tickets() if self._server is not None else []
+            position = self._transport.wait_any(tickets + own if own else tickets)
+            if position >= len(tickets):
+                assert self._server is not None
+                self._server.go_on(position - len(tickets))
+                continue
+            inbox = self._inboxes[waiting[position]]
+            letter = inbox.take()
+            if letter is not None:
+                take(waiting[position], letter)
+                inbox.give_back(letter)
+                if not is_last:
+                    inbox.listen()
+                del waiting[position]
 
 
 class DirectClient:
@@ -168,13 +226,16 @@ class DirectClient:
         self._shards = shards
         self._slices = slices
 
-    def push(self, step: int, gradient: Summed) -> None:
+    def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
         for shard, part in zip(self._shards, self._slices, strict=True):
             rows = gradient.rows if shard.tables else {}
-            shard.push(0, step, Summed(gradient.dense[..., part], gradient.scale, rows))
+            shard.push(0, step, Summed(gradient.dense[..., part], gradient.scale, rows), slack != 0)
 
-    def pull(self, step: int, keys: Mapping[str, Array] | None) -> None:
+    def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> None:
         """The parameters are fresh already."""
 
-    def finish(self) -> None:
-        """Nobody to tell."""
+    def finish(self) -> list[Counts]:
+        return [Counts(s.updates, s.duplicates, 0, 0, 0, dict(s.staleness)) for s in self._shards]
+
+    def traffic(self) -> Traffic:
+        return Traffic(0.0, 0, 0, 0)

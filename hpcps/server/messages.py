@@ -1,38 +1,45 @@
-"""The messages between workers and shards, version 3.
+"""The messages between workers and shards, version 4.
 
-A message is one buffer: a header of 64 bytes, then the payload. All numbers are little-endian.
+A *letter* is a header of 128 bytes and up to three sections: numbers of dense parameters, keys, and rows of tables. All
+numbers are little-endian. A letter of up to FRONT_BYTES is one message: the header, then the sections one after the
+other. Of a longer one the header travels alone; then comes the dense section, if it has any, as a message of its own,
+then keys and rows, if there are any, as one more. Each section, and each table's rows, begins at a multiple of 64
+bytes of its message.
 
 ====== ======= ============ =========================================================================
 offset type    name         meaning
 ====== ======= ============ =========================================================================
 0      4 bytes magic        ``HPPS``
-4      u16     version      3
-6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull; shard to worker: 16 parameters
+4      u16     version      4
+6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull;
+                            shard to worker: 16 parameters, 17 counts (answers finish)
 8      u32     worker       number of the worker among the workers
 12     u32     shard        number of the shard
-16     i64     step         push: the step of the gradient, from 1; pull: the step that parameters must contain;
-                            parameters: how many steps they contain
-24     i64     count        elements of the payload
-32     u16     encoding     of the payload: 0 float32, 1 float64
-34     u16     rows         encoding of the rows that follow: as of the payload, or 2 int64 fixed point
-36     u32     pieces       push: into how many arrays of one length the payload is cut; else 1
+16     i64     step         push: the step of the gradient, from 1; pull: the last step of this worker;
+                            parameters: as in the pull
+24     i64     count        elements of the dense section
+32     u16     encoding     of the dense section: 0 float32, 1 float64, 2 int64
+34     u16     rows         encoding of the rows: as of the dense section, or 2 int64 fixed point
+36     u32     pieces       push: into how many arrays of one length the dense section is cut; else 1
 40     f64     scale        fixed point: what the rows were multiplied by (a power of two); else 1
-48     i64     keys         elements of the message of keys that follows; 0: none follows; -1: all rows are meant
-56     8 bytes             zero
+48     i64     keys         elements of the section of keys; 0: there is none; -1: all rows are meant
+56     i64     slack        pull: how many steps of any other worker may be missing; -1: any number
+64     i64     more         bytes of the sections of keys and rows
+72     u32     at once      push: 0: to be added to the other workers' pushes of this step, 1: to be applied at once
+76     52 bytes             zero
 ====== ======= ============ =========================================================================
 
-The payload of a push is the worker's gradient; in a reproducible run it is the worker's pieces, one after the other:
-the subtrees of grains that it owns whole (``hpcps/comm/order.py``). The shard adds the pieces of all workers in tree
-order.
+The dense section of a push is the worker's gradient; in a reproducible run it is the worker's pieces, one after the
+other: the subtrees of grains that it owns whole (``hpcps/comm/order.py``). The shard adds the pieces of all workers in
+tree order. That of an answer are the shard's dense parameters.
 
-Where the model has tables, a step is a push and a pull. The header of a push is followed by the dense gradient (its
-payload), by one message of keys, and for each table that has any by one message of its rows' gradients, k times W
-numbers in the header's encoding of rows. A pull is followed by a message of keys unless it asks for all rows. The
-answer's payload is the dense parameters; it is followed, for each table with rows asked for, by one message of these
-rows.
-A message of keys is i64 throughout: the number of keys of each table, in the order of the model's tables, then the
-keys, table after table. A key is the number of a row in the shard: row r of a table is on shard r modulo S, as its
-row r // S.
+Keys are i64 throughout: the number of keys of each table, in the order of the model's tables, then the keys, table
+after table. A key is the number of a row in the shard: row r of a table is on shard r modulo S, as its row r // S. The
+rows of a push are the gradients of its keys, table after table, k times W numbers in the header's encoding of rows. The
+rows of an answer are the parameters of the keys asked for.
+
+A shard drops a push of a step that it has had from this worker, so a push may be sent again. When all workers have
+finished it answers each with its counts, as the section of keys: see ``Counts``.
 """
 
 from __future__ import annotations
@@ -44,36 +51,41 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
-from hpcps.comm.memory import private
 from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 
 MAGIC = b"HPPS"
-VERSION = 3
-HEADER_BYTES = 64
+VERSION = 4
+HEADER_BYTES = 128
+FRONT_BYTES = 8192
+ALIGNMENT_BYTES = 64
 REQUEST_TAG = 16
 ANSWER_TAG = 17
-ROWS_TAG = 18
 ALL_ROWS = -1
+UNBOUNDED = -1
 
-_HEADER = struct.Struct("<4sHHIIqqHHIdq8x")
+_HEADER = struct.Struct("<4sHHIIqqHHIdqqqI52x")
 _FLOAT32: np.dtype[Any] = np.dtype("<f4")
 _ENCODINGS = [_FLOAT32, np.dtype("<f8"), np.dtype("<i8")]
+_CODES = {dtype: code for code, dtype in enumerate(_ENCODINGS)}
 
 
 class Kind(IntEnum):
-    """What a message asks or brings."""
+    """What a letter asks or brings."""
 
     PUSH_PULL = 1
     FINISH = 2
     PUSH = 3
     PULL = 4
     PARAMETERS = 16
+    COUNTS = 17
 
 
-@dataclass(frozen=True)
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+@dataclass(slots=True)
 class Header:
     """The fields of a header that vary."""
 
@@ -87,50 +99,124 @@ class Header:
     pieces: int = 1
     scale: float = 1.0
     keys: int = 0
+    slack: int = 0
+    more: int = 0
+    at_once: bool = False
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the dense section."""
+        return self.count * self.dtype.itemsize
+
+    @property
+    def is_one_message(self) -> bool:
+        """Whether the sections travel in the header's message."""
+        return HEADER_BYTES + padded(self.dense_bytes) + self.more <= FRONT_BYTES
 
 
-class Message:
-    """A buffer for one message with up to ``count`` elements of ``dtype``; ``payload`` is a view of it."""
+def write(buffer: Array, header: Header) -> None:
+    """Put the header in front of ``buffer`` (uint8)."""
+    h = header
+    place = h.worker, h.shard, h.step, h.count, _CODES[h.dtype], _CODES[h.rows_dtype]
+    rest = h.pieces, h.scale, h.keys, h.slack, h.more, h.at_once
+    _HEADER.pack_into(buffer.data, 0, MAGIC, VERSION, h.kind, *place, *rest)
 
-    def __init__(self, count: int, dtype: DTypeLike) -> None:
-        self.buffer: Array = private(HEADER_BYTES + count * np.dtype(dtype).itemsize, np.uint8)
-        self.payload: Array = self.buffer[HEADER_BYTES:].view(dtype)
 
-    def write(self, header: Header) -> Array:
-        """Put the header in front and return the buffer to send: the header and ``header.count`` elements."""
-        encodings = _ENCODINGS.index(header.dtype), _ENCODINGS.index(header.rows_dtype)
-        place = header.worker, header.shard, header.step, header.count
-        fields = (header.kind, *place, *encodings, header.pieces, header.scale, header.keys)
-        _HEADER.pack_into(self.buffer.data, 0, MAGIC, VERSION, *fields)
-        return self.buffer[: HEADER_BYTES + header.count * header.dtype.itemsize]
+def read(buffer: Array) -> Header:
+    """The header in front of a message that has arrived. Raises CommError if it is not one of ours."""
+    fields = _HEADER.unpack_from(buffer.data)
+    magic, version, kind, worker, shard, step, count, encoding, rows, pieces, scale, keys, *rest = fields
+    slack, more, at_once = rest
+    if magic != MAGIC or version != VERSION:
+        raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
+    if kind not in _KINDS or max(encoding, rows) >= len(_ENCODINGS) or keys < ALL_ROWS:
+        raise CommError(f"a message of unknown kind {kind} or encoding {encoding}, {rows}, or with {keys} keys, came")
+    if count < 0 or more < 0 or keys * 8 > more or pieces < 1 or count % pieces:
+        raise CommError(f"{count} numbers came in {pieces} pieces, with {keys} keys in {more} bytes")
+    encodings = _ENCODINGS[encoding], _ENCODINGS[rows]
+    return Header(_KINDS[kind], worker, shard, step, count, *encodings, pieces, scale, keys, slack, more, at_once == 1)
 
-    def read(self) -> Header:
-        """The header of a message that has arrived. Raises CommError if it is not one of ours."""
-        magic, version, kind, worker, shard, *rest = _HEADER.unpack_from(self.buffer.data)
-        step, count, encoding, rows, pieces, scale, keys = rest
-        if magic != MAGIC or version != VERSION:
-            raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
-        if kind not in list(Kind) or max(encoding, rows) >= len(_ENCODINGS) or keys < ALL_ROWS:
-            raise CommError(
-                f"a message of unknown kind {kind} or encoding {encoding}, {rows}, or with {keys} keys, came"
-            )
-        encodings = _ENCODINGS[encoding], _ENCODINGS[rows]
-        header = Header(Kind(kind), worker, shard, step, count, *encodings, pieces, scale, keys)
-        if header.count and (header.dtype != self.payload.dtype or not 0 <= header.count <= len(self.payload)):
-            raise CommError(f"{header.count} {header.dtype} numbers came for {len(self.payload)} {self.payload.dtype}")
-        if pieces < 1 or header.count % pieces:
-            raise CommError(f"{header.count} numbers came in {pieces} pieces")
-        return header
+
+@dataclass
+class Counts:
+    """What a shard has done in a run."""
+
+    updates: int
+    duplicates: int
+    letters: int
+    received_bytes: int
+    sent_bytes: int
+    staleness: dict[int, int]
+    """How many pushes had which age: see ``hpcps/server/delay.py``"""
+
+    def packed(self) -> Array:
+        """As int64: the numbers, then the ages, then how many pushes had each."""
+        head = self.updates, self.duplicates, self.letters, self.received_bytes, self.sent_bytes
+        return np.array([*head, *self.staleness, *self.staleness.values()], np.int64)
+
+    @classmethod
+    def unpacked(cls, section: Array) -> Counts:
+        """From what :meth:`packed` gave."""
+        updates, duplicates, letters, received_bytes, sent_bytes = section[:5].tolist()
+        ages, pushes = section[5:].reshape(2, -1).tolist()
+        return cls(updates, duplicates, letters, received_bytes, sent_bytes, dict(zip(ages, pushes, strict=True)))
+
+
+def padded(size_bytes: int) -> int:
+    """The next multiple of ALIGNMENT_BYTES."""
+    return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def sections(keys: Array | None, rows: Sequence[Array]) -> list[Array]:
+    """What follows the dense section: the keys and each table's rows, those that there are."""
+    return [section for section in ([] if keys is None else [keys]) + list(rows) if section.size]
+
+
+def more_bytes(follow: Sequence[Array]) -> int:
+    """Bytes of these sections."""
+    return sum(padded(section.nbytes) for section in follow)
+
+
+def pack(out: Array, follow: Sequence[Array]) -> None:
+    """Put sections one after the other into ``out`` (uint8)."""
+    start = 0
+    for section in follow:
+        out[start : start + section.nbytes] = section.reshape(-1).view(np.uint8)
+        start += padded(section.nbytes)
+
+
+def unpack(buffer: Array, header: Header, tables: int) -> tuple[list[Array], Array]:
+    """The keys of each of so many tables, and the bytes of the rows behind them: views of ``buffer`` (uint8)."""
+    end = header.keys * 8
+    if end == 0:
+        return [np.empty(0, np.int64)] * tables, buffer
+    return unpack_keys(buffer[:end].view(np.int64), tables), buffer[padded(end) :]
+
+
+def take_rows(buffer: Array, counts: Sequence[int], widths: Sequence[int], dtype: np.dtype[Any]) -> list[Array]:
+    """Each table's rows (k, W) from the bytes that hold them: views. Raises CommError if there are fewer."""
+    rows, start = [], 0
+    for count, width in zip(counts, widths, strict=True):
+        size_bytes = count * width * dtype.itemsize
+        if start + size_bytes > len(buffer):
+            raise CommError(f"{len(buffer)} bytes of rows came, fewer than the keys ask for")
+        rows.append(buffer[start : start + size_bytes].view(dtype).reshape(count, width))
+        start += padded(size_bytes)
+    return rows
 
 
 def pack_keys(keys: Sequence[Array]) -> Array:
-    """A message of keys: one array (k,) int64 for each table."""
+    """The section of keys: one array (k,) int64 for each table."""
     return np.concatenate([np.array([len(own) for own in keys], np.int64), *keys])
 
 
-def unpack_keys(message: Array, tables: int) -> list[Array]:
-    """The keys of each table. Raises CommError if the message's length is not what its counts make."""
-    counts = message[:tables]
-    if (counts < 0).any() or len(message) != tables + counts.sum():
-        raise CommError(f"a message of {len(message)} keys came for {tables} tables")
-    return np.split(message[tables:], np.cumsum(counts)[:-1])
+def unpack_keys(section: Array, tables: int) -> list[Array]:
+    """The keys of each table. Raises CommError if the section's length is not what its counts make."""
+    counts = section[:tables].tolist()
+    if min(counts, default=0) < 0 or len(section) != tables + sum(counts):
+        raise CommError(f"a section of {len(section)} keys came for {tables} tables")
+    keys, start = [], tables
+    for count in counts:
+        keys.append(section[start : start + count])
+        start += count
+    return keys

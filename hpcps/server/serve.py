@@ -1,20 +1,51 @@
-"""The loop of a server rank."""
+"""The loop of a shard: letters of workers in, answers out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
-from hpcps.rows import Rows
-from hpcps.server.messages import ALL_ROWS, ANSWER_TAG, REQUEST_TAG, ROWS_TAG, Header, Kind, Message, unpack_keys
+from hpcps.rows import ByTable, Rows
+from hpcps.server import messages
+from hpcps.server.messages import ALL_ROWS, ANSWER_TAG, REQUEST_TAG, Counts, Header, Kind
+from hpcps.server.post import Inbox, Letter, Outbox
 from hpcps.server.store import Shard
 from hpcps.sums import Decoder, Summed
 
 Wanted = Mapping[str, Array] | None
 """The rows of each table that a worker asked for; None: all."""
+
+NO_ROWS: ByTable = {}
+
+
+class Turns(Protocol):
+    """In which order a shard takes the letters of its workers."""
+
+    def next(self) -> int | None:
+        """The worker whose letter must be next; None: whichever comes first."""
+
+    def taken(self, worker: int) -> None:
+        """A letter of ``worker`` has been taken."""
+
+    def finished(self) -> None:
+        """All have been taken."""
+
+
+class AsTheyCome:
+    """Letters are taken as they come."""
+
+    def next(self) -> int | None:
+        return None
+
+    def taken(self, worker: int) -> None:
+        """Nothing is kept."""
+
+    def finished(self) -> None:
+        """Nothing is kept."""
 
 
 class Server:
@@ -28,97 +59,147 @@ class Server:
         transport: Transport,
         shard: Shard,
         number: int,
-        workers: list[int],
+        workers: Sequence[int],
         decoder: Decoder,
         pieces: Sequence[int],
+        turns: Turns | None = None,
     ) -> None:
-        count = len(shard.params)
         self._transport = transport
         self._shard = shard
         self._number = number
-        self._workers = workers
         self._rows_dtype = decoder.rows_dtype
-        self._pushes = [Message(own * count, decoder.dtype) for own in pieces]
-        self._pulls = [Message(0, decoder.dtype) for _ in workers]
-        self._answers = [Message(count, shard.params.dtype) for _ in workers]
-        self._expected: dict[int, tuple[Message, Ticket]] = {}
-        self._waiting: dict[int, tuple[int, Wanted]] = {}
-        self._sent: dict[int, list[Ticket]] = {worker: [] for worker in range(len(workers))}
-        self._kept: dict[int, list[Array]] = {}
+        self._widths = [table.shape[1] for table in shard.tables.values()]
+        self._turns: Turns = turns or AsTheyCome()
+        count = len(shard.params)
+        self._inboxes = [
+            Inbox(transport, rank, REQUEST_TAG, decoder.dtype, own * count)
+            for rank, own in zip(workers, pieces, strict=True)
+        ]
+        self._outboxes = [Outbox(transport, rank, ANSWER_TAG) for rank in workers]
+        self._open = list(range(len(workers)))
+        self._kept: list[tuple[Inbox, Letter]] = []
+        self._waiting: dict[int, tuple[int, int, Wanted]] = {}
+        self._copies: dict[int, Array] = {}
+        self._has_at_once = False
+        self._met = [0] * len(workers)
+        self._letters = 0
 
     def run(self) -> None:
         """Block until every worker has said that it is finished. Raises CommTimeout, PeerLost, CommError."""
-        for worker in range(len(self._workers)):
-            self._listen(worker, self._pushes[worker])
-        while self._expected:
-            workers = list(self._expected)
-            worker = workers[self._transport.wait_any([self._expected[w][1] for w in workers])]
-            message, _ = self._expected.pop(worker)
-            self._handle(worker, message)
-        for sent in self._sent.values():
-            self._transport.wait(*sent)
+        while self._open:
+            self.go_on(self._transport.wait_any(self.tickets()))
+        self.flush()
 
-    def _listen(self, worker: int, message: Message) -> None:
-        ticket = self._transport.irecv(message.buffer, self._workers[worker], REQUEST_TAG)
-        self._expected[worker] = message, ticket
+    @property
+    def is_finished(self) -> bool:
+        """Whether every worker has said that it is finished."""
+        return not self._open
 
-    def _handle(self, worker: int, message: Message) -> None:
-        header = message.read()
+    def tickets(self) -> list[Ticket]:
+        """What the server waits for: when the i-th is done, :meth:`go_on` with i."""
+        worker = self._turns.next() if self._open else None
+        return [self._inboxes[w].ticket for w in (self._open if worker is None else (worker,))]
+
+    def go_on(self, position: int) -> None:
+        """Take what has come with the ticket at ``position`` of :meth:`tickets`."""
+        turn = self._turns.next()
+        worker = self._open[position] if turn is None else turn
+        inbox = self._inboxes[worker]
+        letter = inbox.take()
+        if letter is None:
+            return
+        self._letters += 1
+        self._turns.taken(worker)
+        if letter.header.kind is Kind.FINISH:
+            self._finish(worker)
+            return
+        if self._handle(worker, letter):
+            self._kept.append((inbox, letter))
+        else:
+            inbox.give_back(letter)
+            while self._kept and self._shard.is_settled:
+                box, old = self._kept.pop()
+                box.give_back(old)
+        inbox.listen()
+        self._answer_all()
+
+    def has_met(self, step: int) -> bool:
+        """Whether all workers have been given parameters that contain all of ``step``."""
+        return min(self._met) >= step
+
+    def flush(self) -> None:
+        """Block until all answers have left."""
+        for outbox in self._outboxes:
+            outbox.flush()
+
+    def _finish(self, worker: int) -> None:
+        self._open.remove(worker)
+        if self._open:
+            return
+        self._turns.finished()
+        shard = self._shard
+        received, sent = sum(box.received_bytes for box in self._inboxes), sum(b.sent_bytes for b in self._outboxes)
+        counts = Counts(shard.updates, shard.duplicates, self._letters, received, sent, dict(shard.staleness)).packed()
+        for number, outbox in enumerate(self._outboxes):
+            outbox.send(Header(Kind.COUNTS, number, self._number, keys=len(counts)), follow=[counts])
+
+    def _handle(self, worker: int, letter: Letter) -> bool:
+        """Do what a letter asks; returns whether its memory is still needed."""
+        header = letter.header
         if header.worker != worker or header.shard != self._number:
             raise CommError(f"shard {self._number} got worker {header.worker}'s message for shard {header.shard}")
-        if header.kind is Kind.FINISH:
-            return
-        if header.kind in (Kind.PUSH_PULL, Kind.PULL):
-            self._waiting[worker] = header.step, self._keys(worker, header)
-        if header.kind is Kind.PUSH:
-            self._listen(worker, self._pulls[worker])
+        keys = self._keys(letter) if header.keys or self._widths else None
+        is_kept = False
         if header.kind is not Kind.PULL:
-            dense = message.payload[: header.count].reshape(header.pieces, -1)
-            gradient = Summed(dense, header.scale, self._rows(worker, header))
-            self._shard.push(worker, header.step, gradient)
-        for ready in [w for w, (step, _) in self._waiting.items() if step <= self._shard.clock]:
-            self._answer(ready, self._waiting.pop(ready)[1])
+            dense = letter.dense
+            if header.pieces > 1:
+                dense = dense.reshape(header.pieces, header.count // header.pieces)
+            rows = NO_ROWS if keys is None else self._rows(letter, *keys)
+            self._has_at_once |= header.at_once
+            is_kept = self._shard.push(worker, header.step, Summed(dense, header.scale, rows), header.at_once)
+        if header.kind is not Kind.PUSH:
+            wanted: Wanted = None
+            if keys is not None and header.keys != ALL_ROWS:
+                wanted = {name: own.copy() for name, own in zip(self._shard.tables, keys[0], strict=True)}
+            self._waiting[worker] = header.step, header.slack, wanted
+        return is_kept
 
-    def _keys(self, worker: int, header: Header) -> Wanted:
-        """The message of keys that follows a header."""
-        if header.keys == ALL_ROWS:
-            return None
-        names = list(self._shard.tables)
-        packed = np.empty(header.keys, np.int64)
-        if header.keys:
-            self._receive(worker, packed)
-        elif not names:
-            return {}
-        return dict(zip(names, unpack_keys(packed, len(names)), strict=True))
+    def _answer_all(self) -> None:
+        """Answer the workers that wait for what the parameters contain now."""
+        if self._waiting:
+            contains = self._shard.contains
+            ready = [worker for worker, (step, slack, _) in self._waiting.items() if contains(step, slack)]
+            for worker in ready:
+                step, slack, wanted = self._waiting.pop(worker)
+                if slack == 0:
+                    self._met[worker] = step
+                self._answer(worker, step, slack, wanted)
 
-    def _rows(self, worker: int, header: Header) -> dict[str, Rows]:
-        """The rows' gradients that follow a push."""
-        if header.kind is Kind.PUSH_PULL:
-            return {}
-        if header.rows_dtype != self._rows_dtype:
-            raise CommError(f"worker {worker} pushed rows of {header.rows_dtype}, not {self._rows_dtype}")
-        rows = {}
-        for name, keys in (self._keys(worker, header) or {}).items():
-            values = np.empty((len(keys), self._shard.tables[name].shape[1]), self._rows_dtype)
-            if values.size:
-                self._receive(worker, values.reshape(-1))
-            rows[name] = Rows(keys, values)
-        return rows
+    def _keys(self, letter: Letter) -> tuple[list[Array], Array]:
+        """The keys of a letter, and the bytes behind them."""
+        if letter.header.keys == ALL_ROWS:
+            return [], letter.more
+        return messages.unpack(letter.more, letter.header, len(self._widths))
 
-    def _receive(self, worker: int, buffer: Array) -> None:
-        self._transport.wait(self._transport.irecv(buffer, self._workers[worker], ROWS_TAG))
+    def _rows(self, letter: Letter, keys: list[Array], behind: Array) -> dict[str, Rows]:
+        """The rows' gradients of a push."""
+        dtype = letter.header.rows_dtype
+        if dtype != self._rows_dtype and behind.size:
+            raise CommError(f"worker {letter.header.worker} pushed rows of {dtype}, not {self._rows_dtype}")
+        values = messages.take_rows(behind, [len(own) for own in keys], self._widths, dtype)
+        return {name: Rows(*pair) for name, *pair in zip(self._shard.tables, keys, values, strict=True)}
 
-    def _answer(self, worker: int, wanted: Wanted) -> None:
-        """Send fresh parameters to a worker and listen for its next step."""
-        rank, answer, params = self._workers[worker], self._answers[worker], self._shard.params
-        self._transport.wait(*self._sent[worker])
-        self._listen(worker, self._pushes[worker])
-        answer.payload[:] = params
-        header = Header(Kind.PARAMETERS, worker, self._number, self._shard.clock, len(params), params.dtype)
-        sent = [self._transport.isend(answer.write(header), rank, ANSWER_TAG)]
-        rows = [values.reshape(-1).copy() if wanted is None else values.reshape(-1) for values in self._pull(wanted)]
-        sent += [self._transport.isend(values, rank, ROWS_TAG) for values in rows if values.size]
-        self._sent[worker], self._kept[worker] = sent, rows
-
-    def _pull(self, wanted: Wanted) -> list[Array]:
-        return list(self._shard.pull(wanted).values()) if self._shard.tables else []
+    def _answer(self, worker: int, step: int, slack: int, wanted: Wanted) -> None:
+        """Send fresh parameters to a worker. They are copied where they may change before they have left: unless all
+        workers' pushes are added up, and none can be without this worker's next."""
+        shard, outbox = self._shard, self._outboxes[worker]
+        outbox.flush()
+        rows = list(shard.pull(worker, wanted).values())
+        params = shard.params
+        if self._has_at_once or slack != 0:
+            if worker not in self._copies:
+                self._copies[worker] = np.empty_like(params)
+            self._copies[worker][:] = params
+            params = self._copies[worker]
+        header = Header(Kind.PARAMETERS, worker, self._number, step, dtype=params.dtype, rows_dtype=params.dtype)
+        outbox.send(header, params, messages.sections(None, rows))

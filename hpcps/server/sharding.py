@@ -13,29 +13,34 @@ from hpcps.errors import ConfigError
 
 @dataclass(frozen=True)
 class Roles:
-    """Workers are ranks ``0 .. workers - 1``, servers the ranks after them; shard s is on rank ``workers + s``."""
+    """Workers are ranks ``0 .. workers - 1``. Servers are the ranks after them, shard s on rank ``workers + s``; or,
+    where they ``are_colocated``, the same ranks: shard s on rank s."""
 
     workers: int
     servers: int
+    are_colocated: bool = False
 
     def server_rank(self, shard: int) -> int:
         """The rank of a shard."""
-        return self.workers + shard
+        return shard if self.are_colocated else self.workers + shard
 
 
-def roles(ranks: int, servers: int) -> Roles:
+def roles(ranks: int, servers: int, colocated: bool = False) -> Roles:
     """Split the ranks of a job. One rank alone is worker and all shards in one (no server ranks).
 
     >>> roles(5, 2)
-    Roles(workers=3, servers=2)
+    Roles(workers=3, servers=2, are_colocated=False)
 
     Raises ConfigError where no rank would be left to work.
     """
     if ranks == 1:
         return Roles(1, 0)
+    if colocated:
+        return Roles(ranks, ranks, are_colocated=True)
     if servers >= ranks:
         raise ConfigError(
-            f"server.count = {servers} leaves no worker among {ranks} ranks; use at least {servers + 1} ranks"
+            f"server.count = {servers} leaves no worker among {ranks} ranks; use at least {servers + 1} ranks, "
+            "or server.colocated"
         )
     return Roles(ranks - servers, servers)
 

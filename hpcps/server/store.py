@@ -1,26 +1,44 @@
-"""One shard of the parameters: it adds up what the workers push and updates itself."""
+"""One shard of the parameters: it adds up or applies what the workers push, and knows what each of them has pushed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from hpcps.comm.order import Order
+from hpcps.comm.order import Order, in_turn
 from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 from hpcps.optim import Optimizer
 from hpcps.rows import ByTable, Merger
+from hpcps.server.delay import Delay, Undelayed
+from hpcps.server.messages import UNBOUNDED
 from hpcps.sums import Decoder, Summed
 
 NO_TABLES: Mapping[str, Array] = {}
 
 
+class Update(NamedTuple):
+    """What was applied to a shard in one go: with the same updates another shard comes to the same parameters."""
+
+    number: int
+    dense: Array
+    """(n,): the gradient, a sum over samples"""
+    rows: ByTable
+    """The gradient's rows, in the dtype of the parameters"""
+
+
 class Shard:
     """Dense parameters of (n,), its rows of the tables (R, W), and their optimiser state.
 
-    ``clock`` counts the steps that they contain. A step's gradient is complete when every worker has pushed. Pushes
-    are added in ``order``, worker after worker, as soon as it allows, so that the bits do not depend on who came first.
+    A worker pushes its gradient of step 1, 2, …, each either to be added to the other workers' of that step, or to be
+    applied at once. ``clocks[w]``: up to which step of worker w the parameters contain all. Gradients of one step that are
+    added are so in ``order``, worker after worker, as soon as it allows, so that the bits do not depend on who came
+    first; they are applied when each worker has pushed that step in one way or the other.
+
+    ``delay`` changes gradients that were computed from old parameters. ``on_update`` is told of every update.
     """
 
     def __init__(
@@ -32,70 +50,167 @@ class Shard:
         order: Order,
         gradient_scale: float,
         tables: Mapping[str, Array] = NO_TABLES,
+        delay: Delay | None = None,
+        on_update: Callable[[Update], None] | None = None,
     ) -> None:
         self.params = params
         self.tables = tables
-        self.clock = 0
+        self.state = optimizer.init(params)
+        self.table_states = {name: optimizer.init(table) for name, table in tables.items()}
+        self.updates = 0
+        """How often the parameters have changed"""
+        self.duplicates = 0
+        self.staleness: Counter[int] = Counter()
+        """How many updates by other workers lay between the parameters that a gradient was computed from and its own
+        update, of how many pushes"""
+        workers = len(order.counts)
+        self.clocks = [0] * workers
+        self._pushed = [0] * workers
+        self._seen = [0] * workers
         self._optimizer = optimizer
-        self._state = optimizer.init(params)
-        self._table_states = {name: optimizer.init(table) for name, table in tables.items()}
         self._decoder = decoder
         self._merger = merger
-        self._adds = [order.of_worker(worker) for worker in range(len(order.counts))]
+        self._adds = [order.of_worker(worker) for worker in range(workers)]
+        self._is_in_turn = order == in_turn(workers)
         self._gradient_scale = gradient_scale
-        self._sums: list[Array] = []
-        self._rows: list[ByTable] = []
-        self._early: dict[int, Summed] = {}
-        self._added = 0
+        self._delay = delay or Undelayed()
+        self._on_update = on_update
+        self._steps: dict[int, _Step] = {}
 
-    def push(self, worker: int, step: int, gradient: Summed) -> bool:
-        """Take one worker's gradient for the next step; it may not be changed until the step is complete.
+    def push(self, worker: int, step: int, gradient: Summed, at_once: bool = False) -> bool:
+        """Take one worker's gradient. Returns whether it is still needed: it may not be changed until the step's
+        gradients have been applied.
 
-        Returns whether this completed the step, so that parameters are fresh. Raises CommError on a push out of turn
-        or of another number of pieces, or of rows that this shard does not have.
+        A step that the worker has pushed before is dropped. Raises CommError on a push out of turn, or of another
+        number of pieces, or of rows that this shard does not have.
         """
-        if step != self.clock + 1 or worker < self._added or worker in self._early:
-            raise CommError(f"worker {worker} pushed step {step} to a shard that is at step {self.clock}")
-        if len(np.atleast_2d(gradient.dense)) != len(self._adds[worker]):
-            raise CommError(f"worker {worker} pushed {len(gradient.dense)} pieces, not {len(self._adds[worker])}")
-        self._early[worker] = gradient
-        while self._added in self._early:
-            self._add(self._early.pop(self._added))
-        if self._added < len(self._adds):
+        if step <= self._pushed[worker]:
+            self.duplicates += 1
             return False
-        self._update(gradient.scale)
-        return True
+        if step != self._pushed[worker] + 1:
+            raise CommError(f"worker {worker} pushed step {step} to a shard that has had step {self._pushed[worker]}")
+        pieces = gradient.dense if gradient.dense.ndim == 2 else gradient.dense.reshape(1, -1)
+        if len(pieces) != len(self._adds[worker]):
+            raise CommError(f"worker {worker} pushed {len(pieces)} pieces, not {len(self._adds[worker])}")
+        self._pushed[worker] = step
+        together = self._steps.get(step)
+        if at_once:
+            if self._decoder.exact or not self._is_in_turn:
+                raise CommError(f"worker {worker} pushed step {step} to be applied at once in a reproducible run")
+            self._apply_at_once(worker, gradient)
+        if together is None:
+            if at_once:
+                return False
+            together = self._steps[step] = _Step()
+            for other, pushed in enumerate(self._pushed):
+                if other != worker and pushed >= step:  # that worker's was applied at once
+                    together.waiting[other] = None
+        together.waiting[worker] = None if at_once else gradient
+        return self._add_up(step, together)
 
-    def pull(self, keys: Mapping[str, Array] | None) -> dict[str, Array]:
-        """Rows (k, W) of each table, copies; all rows if None. Raises CommError for rows that are not there."""
+    @property
+    def is_settled(self) -> bool:
+        """Whether no gradient that was pushed is still needed."""
+        return not self._steps
+
+    def contains(self, step: int, slack: int) -> bool:
+        """Whether the parameters contain all workers' steps up to ``step``, but for the last ``slack``."""
+        return slack == UNBOUNDED or min(self.clocks) >= step - slack
+
+    def pull(self, worker: int, keys: Mapping[str, Array] | None) -> dict[str, Array]:
+        """Rows (k, W) of each table for a worker, copies; all rows if None; it gets the dense parameters as well.
+        Raises CommError for rows that are not there."""
+        self._seen[worker] = self.updates
+        self._delay.seen(worker, self.params)
+        if not self.tables:
+            return {}
         try:
-            return {name: table if keys is None else table[keys[name]] for name, table in self.tables.items()}
+            return {name: table.copy() if keys is None else table[keys[name]] for name, table in self.tables.items()}
         except IndexError as error:
             raise CommError(f"a worker asked for a row that the shard does not have: {error}") from error
 
-    def _add(self, gradient: Summed) -> None:
-        for piece, adds in zip(np.atleast_2d(gradient.dense), self._adds[self._added], strict=True):
-            self._sums.append(piece)
-            for _ in range(adds):
-                last = self._sums.pop()
-                self._decoder.add_into(self._sums[-1], last)
-        if gradient.rows:
-            self._rows.append(gradient.rows)
-        self._added += 1
+    def apply(self, update: Update) -> None:
+        """Change the parameters."""
+        if update.number != self.updates + 1:
+            raise CommError(f"update {update.number} came to a shard that has had {self.updates}")
+        self.updates = update.number
+        self._optimizer.update(self.params, self.state, update.dense, self._gradient_scale, self.updates)
+        for name, (keys, values) in update.rows.items():
+            self._update_table(name, keys, values)
+        if self._on_update is not None:
+            self._on_update(update)
 
-    def _update(self, scale: float) -> None:
-        (gradient,) = self._sums
-        self.clock += 1
-        self._optimizer.update(self.params, self._state, gradient, self._gradient_scale, self.clock)
-        for name, (keys, values) in self._merger.merge(self._rows).items():
-            self._update_table(name, keys, self._decoder.values(values, scale))
-        self._sums = []
-        self._rows = []
-        self._added = 0
+    def _apply_at_once(self, worker: int, gradient: Summed) -> None:
+        age = self.updates - self._seen[worker]
+        self.staleness[age] += 1
+        dense, rows = gradient.dense.reshape(-1), self._decoded(gradient.rows, gradient.scale)
+        dense, rows = self._delay.changed(worker, age, dense, rows, self.params, self._gradient_scale)
+        self.apply(Update(self.updates + 1, dense, rows))
+        self._seen[worker] += 1  # its own update is no delay
+        self.clocks[worker] = self._contained(worker)
+
+    def _add_up(self, step: int, together: _Step) -> bool:
+        """Go on with the sum of a step, as far as its order allows. Returns whether it is still to be applied."""
+        while together.added in together.waiting:
+            gradient = together.waiting.pop(together.added)
+            if gradient is not None:
+                self._add(together, gradient)
+            together.added += 1
+        if together.added < len(self._adds):
+            return True
+        del self._steps[step]
+        if together.sums:
+            (dense,) = together.sums
+            self.staleness[0] += len(together.workers)
+            rows = self._merger.merge(together.rows)
+            self.apply(Update(self.updates + 1, dense, self._decoded(rows, together.scale)))
+        for worker in together.workers:
+            self.clocks[worker] = self._contained(worker)
+        return False
+
+    def _contained(self, worker: int) -> int:
+        """The last step of a worker of which, and of all before, the gradients have been applied."""
+        missing = [step for step, together in self._steps.items() if together.holds(worker)]
+        return min(missing) - 1 if missing else self._pushed[worker]
+
+    def _add(self, together: _Step, gradient: Summed) -> None:
+        worker = together.added
+        for piece, adds in zip(np.atleast_2d(gradient.dense), self._adds[worker], strict=True):
+            together.sums.append(piece)
+            for _ in range(len(together.sums) - 1 if self._is_in_turn else adds):
+                last = together.sums.pop()
+                self._decoder.add_into(together.sums[-1], last)
+        if gradient.rows:
+            together.rows.append(gradient.rows)
+        together.workers.append(worker)
+        together.scale = gradient.scale
+
+    def _decoded(self, rows: ByTable, scale: float) -> ByTable:
+        if not self._decoder.exact:
+            return rows
+        return {name: one._replace(values=self._decoder.values(one.values, scale)) for name, one in rows.items()}
 
     def _update_table(self, name: str, keys: Array, gradient: Array) -> None:
-        table, state = self.tables[name], self._table_states[name]
+        table, state = self.tables[name], self.table_states[name]
         try:
-            self._optimizer.update_rows(table, state, gradient, keys, self._gradient_scale, self.clock)
+            self._optimizer.update_rows(table, state, gradient, keys, self._gradient_scale, self.updates)
         except IndexError as error:
             raise CommError(f"a worker pushed a row that the shard does not have: {error}") from error
+
+
+class _Step:
+    """Gradients of one step that are added up."""
+
+    __slots__ = ("added", "rows", "scale", "sums", "waiting", "workers")
+
+    def __init__(self) -> None:
+        self.added = 0
+        self.waiting: dict[int, Summed | None] = {}
+        self.workers: list[int] = []
+        self.sums: list[Array] = []
+        self.rows: list[ByTable] = []
+        self.scale = 1.0
+
+    def holds(self, worker: int) -> bool:
+        """Whether a gradient of this worker is still to be applied."""
+        return worker in self.workers or self.waiting.get(worker) is not None

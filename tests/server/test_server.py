@@ -13,7 +13,8 @@ from hpcps.params import Params
 from hpcps.rows import Merger, Rows
 from hpcps.server import messages, sharding
 from hpcps.server.client import DirectClient, RemoteClient
-from hpcps.server.messages import Header, Kind, Message
+from hpcps.server.messages import FRONT_BYTES, HEADER_BYTES, Counts, Header, Kind
+from hpcps.server.post import Inbox, Outbox
 from hpcps.server.serve import Server
 from hpcps.server.store import Shard
 from hpcps.sums import Decoder, Summed
@@ -119,7 +120,7 @@ def test_workers_and_shards_on_ranks_of_their_own(on_ranks, workers, shards, exa
         if transport.rank >= workers:
             return serve(transport, params, decoder)
         servers = [roles.server_rank(shard) for shard in range(shards)]
-        client = RemoteClient(transport, params, slices, servers, transport.rank, decoder, counts[transport.rank])
+        client = RemoteClient(transport, params, slices, servers, transport.rank, decoder)
         for step in range(1, STEPS + 1):
             client.push(step, summed(step, transport.rank, count, workers, exact, tables))
             some = {name: np.array([22, 0, 7]) for name in params.tables}
@@ -157,7 +158,7 @@ def test_worker_and_shards_in_one(shards, exact, tables):
 def test_rows_that_are_not_there_are_refused():
     shard = make_shard(np.zeros(3, np.float32), Decoder(False, np.float32, KERNELS), 1, {"wide": np.zeros((5, 2))})
     with pytest.raises(CommError, match="does not have"):
-        shard.pull({"wide": np.array([5])})
+        shard.pull(0, {"wide": np.array([5])})
     with pytest.raises(CommError, match="does not have"):
         shard.push(0, 1, Summed(np.zeros(3, np.float32), 1.0, {"wide": Rows(np.array([7]), np.zeros((1, 2)))}))
 
@@ -167,7 +168,7 @@ def test_keys_survive_the_wire():
     packed = messages.pack_keys(keys)
     assert [found.tolist() for found in messages.unpack_keys(packed, 3)] == [[5, 3], [], [2**40]]
     for broken in (packed[:-1], np.array([-1, 1, 0]), np.array([2**62, 0, 0])):
-        with pytest.raises(CommError, match="keys came for 3 tables"):
+        with pytest.raises(CommError, match=r"section of \d keys came for 3 tables"):
             messages.unpack_keys(broken, 3)
 
 
@@ -178,7 +179,7 @@ def test_a_sum_does_not_depend_on_who_pushed_first(exact):
     for turns in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
         shard = make_shard(np.zeros(100, np.float32), decoder, 3, exact=exact)
         done = [shard.push(worker, 1, summed(1, worker, 100, 3, exact, False)) for worker in turns]
-        assert done == [False, False, True]
+        assert done == [True, True, False]  # still needed, until the last has come
         found.add(shard.params.tobytes())
     assert len(found) == 1
 
@@ -189,13 +190,12 @@ def test_a_push_of_another_number_of_pieces_is_refused():
         shard.push(1, 1, Summed(np.ones((2, 3), np.float32), 1.0))
 
 
-@pytest.mark.parametrize(("worker", "step"), [(0, 1), (1, 0), (1, 2)])
-def test_a_push_out_of_turn_is_refused(worker, step):
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_push_that_skips_a_step_is_refused(at_once):
     shard = make_shard(np.zeros(3, np.float32), Decoder(False, np.float32, KERNELS), 2)
     ones = Summed(np.ones(3, np.float32), 1.0)
-    shard.push(0, 1, ones)
-    with pytest.raises(CommError, match=f"worker {worker} pushed step {step} to a shard that is at step 0"):
-        shard.push(worker, step, ones)
+    with pytest.raises(CommError, match="worker 1 pushed step 2 to a shard that has had step 0"):
+        shard.push(1, 2, ones, at_once)
 
 
 def test_a_worker_that_fails_ends_the_server(on_ranks):
@@ -210,42 +210,88 @@ def test_a_worker_that_fails_ends_the_server(on_ranks):
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f8", "<i8"])
-def test_a_header_survives_the_wire(on_ranks, dtype):
-    header = Header(Kind.PUSH_PULL, 3, 2, 2**40, 6, np.dtype(dtype), np.dtype("<i8"), 3, 2.0**-20, 12)
+@pytest.mark.parametrize("dense", [0, 6, FRONT_BYTES])
+@pytest.mark.parametrize("follow", [0, 5, 2000])
+def test_letters_survive_the_way(on_ranks, dtype, dense, follow):
+    numbers = np.arange(dense, dtype=dtype)
+    sections = [np.arange(follow) + 7, np.arange(3 * follow, dtype=np.float32).reshape(-1, 3)] if follow else []
 
     def body(transport):
-        message = Message(10, dtype)
-        buffer = message.write(header)
-        assert len(buffer) == messages.HEADER_BYTES + 6 * np.dtype(dtype).itemsize
-        return message.read()
+        header = Header(Kind.PUSH, 3, 2, 2**40, 0, np.dtype(dtype), np.dtype("<i8"), 1, 2.0**-20, follow, -1)
+        header.at_once = True
+        if transport.rank == 0:
+            outbox = Outbox(transport, 1, 5)
+            for _ in range(3):
+                outbox.send(header, numbers, sections)
+            outbox.flush()
+            return outbox.sent_bytes
+        header.count, header.more = dense, messages.more_bytes(sections)
+        inbox = Inbox(transport, 0, 5, np.dtype(dtype), dense)
+        kept = []
+        for number in range(3):
+            while (letter := take(transport, inbox)) is None:
+                pass
+            kept.append(letter)
+            if number < 2:
+                inbox.listen()
+        for letter in kept:  # none has been written over by those that came later
+            assert letter.header == header
+            assert np.array_equal(letter.dense, numbers)
+            start = 0
+            for section in sections:
+                found = letter.more[start : start + section.nbytes].view(section.dtype)
+                assert np.array_equal(found, section.reshape(-1))
+                start += messages.padded(section.nbytes)
+        return inbox.received_bytes
 
-    assert on_ranks(1, body) == [header]
+    sent, received = on_ranks(2, body)
+    assert sent == received >= 3 * HEADER_BYTES
 
 
-def test_a_message_of_anything_else_is_refused(on_ranks):
+def take(transport, inbox):
+    transport.wait(inbox.ticket)
+    return inbox.take()
+
+
+def test_a_dense_section_of_another_size_or_dtype_is_refused(on_ranks):
     def body(transport):
-        message = Message(4, np.float32)
-        message.write(Header(Kind.PUSH_PULL, 0, 0, 1, 4))
-        damaged = {0: b"X", 4: b"\x01", 24: b"\x05", 32: b"\x01", 36: b"\x03", 55: b"\xff"}
-        for place, value in damaged.items():
-            before = message.buffer.copy()
-            message.buffer[place] = value[0]
-            with pytest.raises(CommError):
-                message.read()
-            message.buffer[:] = before
-        for place, value in ((6, 99), (32, 77), (34, 77)):
-            before = message.buffer.copy()
-            message.buffer[place] = value
-            with pytest.raises(CommError, match=r"kind|encoding"):
-                message.read()
-            message.buffer[:] = before
-        return message.read().count
+        if transport.rank == 0:
+            outbox = Outbox(transport, 1, 5)
+            outbox.send(Header(Kind.PUSH, 0, 0, 1), np.zeros(4, np.float32))
+            outbox.flush()
+            return
+        with pytest.raises(CommError, match="4 float32 numbers came for 3 float64"):
+            take(transport, Inbox(transport, 0, 5, np.dtype(np.float64), 3))
 
-    assert on_ranks(1, body) == [4]
+    on_ranks(2, body)
+
+
+def test_a_message_of_anything_else_is_refused():
+    message = np.zeros(FRONT_BYTES, np.uint8)
+    messages.write(message, Header(Kind.PUSH_PULL, 0, 0, 1, 4, pieces=2))
+    assert messages.read(message).count == 4
+    damaged = {0: 1, 4: 1, 6: 99, 24: 5, 31: 255, 32: 77, 34: 77, 36: 3, 48: 9, 55: 255, 71: 255}
+    for place, value in damaged.items():
+        before = message.copy()
+        message[place] = value
+        with pytest.raises(CommError):
+            messages.read(message)
+        message[:] = before
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(CommError, match="64 bytes of rows came"):
+        messages.take_rows(np.zeros(64, np.uint8), [17], [1], np.dtype(np.float32))
+
+
+def test_counts_survive_the_way():
+    counts = Counts(5, 1, 12, 2**40, 7, {0: 3, 17: 2})
+    assert Counts.unpacked(counts.packed()) == counts
 
 
 def test_roles():
     assert sharding.roles(1, 3) == sharding.Roles(1, 0)
     assert sharding.roles(3, 1) == sharding.Roles(2, 1)
+    assert sharding.roles(3, 1, colocated=True) == sharding.Roles(3, 3, are_colocated=True)
     with pytest.raises(ConfigError, match=r"server\.count = 2 leaves no worker among 2 ranks; use at least 3"):
         sharding.roles(2, 2)

@@ -71,6 +71,10 @@ def test_written_out_in_full_and_read_back_the_same(tmp_path):
     assert again == found
 
 
+SERVER = 'train.strategy = "server"\n'
+ASYNC = 'server.staleness = "async"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -90,9 +94,19 @@ def test_written_out_in_full_and_read_back_the_same(tmp_path):
         ('optimizer.kind = "sgd"\noptimizer.nesterov = true', r"optimizer\.nesterov .* set optimizer\.momentum, too"),
         ('optimizer.kind = "adamw"\noptimizer.l2 = 0.5', r"optimizer\.l2 is not adamw's; use optimizer\.weight_decay"),
         ("optimizer.l1 = -1", r"optimizer\.l1: expected `float` >= 0\.0 \(all but adamw"),
-        ("optimizer.clip_norm = 1\nserver.count = 2", r"optimizer\.clip_norm with server\.count = 2: a shard"),
-        ("server.staleness = 2", r"server\.staleness = 2: this version's server is synchronous"),
-        ('server.staleness = "async"', r"server\.staleness = 'async'"),
+        ("optimizer.clip_norm = 1\nserver.count = 2", r"server\.count or colocated with optimizer\.clip_norm: a shard"),
+        (f"{SERVER}optimizer.clip_norm = 1\nserver.colocated = true", r"with optimizer\.clip_norm: a shard"),
+        ("server.staleness = 2", r"server\.staleness is the server strategy's; train\.strategy = 'auto' does not"),
+        ('train.strategy = "ring"\nserver.count = 2', r"server\.count is the server strategy's; .* 'ring' does not"),
+        (f"{SERVER}server.staleness = -1", r"server\.staleness: expected `int` >= 0"),
+        (f'{SERVER}server.staleness = "soon"', r"server\.staleness: invalid enum value 'soon'"),
+        (f"{SERVER}server.count = 2\nserver.colocated = true", r"server\.count = 2 with server\.colocated"),
+        (f"{SERVER}server.warmup_steps = 2", r"server\.warmup_steps is for server\.staleness = N or 'async'"),
+        (f'{SERVER}server.delay = "scale"', r"server\.delay is for server\.staleness = N or 'async'"),
+        (f"{SERVER}server.record = true", r"server\.record is for server\.staleness = N or 'async'"),
+        (f"{SERVER}server.staleness = 1\ntrain.reproducible = true", r"server\.staleness = 1 with train\.reproducible"),
+        (f"{SERVER}server.compensation = 0.5", r"server\.compensation is for server\.delay = 'compensate'; 'none'"),
+        (f'{SERVER}{ASYNC}server.record = true\nserver.replay = "x"', r"server\.record with server\.replay"),
         ('run.device = "cuda"', r"run\.device = 'cuda': this version has no GPU kernels"),
         ("train.reproducible = true\ntrain.batch = 4", r"train\.grains = 8 is more than train\.batch = 4"),
         ("model.parameters.w = [1]", r"model\.parameters is for your own training function, not for softmax"),

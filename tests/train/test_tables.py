@@ -85,10 +85,13 @@ def config(tmp_path, case, **more):
 def test_the_same_bits_at_any_rank_thread_and_shard_count(tmp_path, case):
     found = {}
     ways = [("ring", ranks, 1) for ranks in (1, 2, 5)] + [("server", 1, 2), ("server", 2, 1), ("server", 4, 2)]
-    for strategy, ranks, shards in ways:
+    for strategy, ranks, shards in [*ways, ("auto", 4, 1), ("colocated", 3, 1)]:
         more = {"train__strategy": strategy, "server__count": shards, "run__threads": 1 + ranks % 2}
+        if strategy == "colocated":
+            more |= {"train__strategy": "server", "server__colocated": True}
         run = hpcps.train(config(tmp_path, case, **more), ranks=ranks, out=tmp_path / f"{strategy}{ranks}")
         found[strategy, ranks] = [run.summary[name] for name in ("params_sha256", "loss", "test_loss")]
+        assert ("push to shards" in run.summary["exchange"]) == (strategy == "auto")
     assert len(set(map(tuple, found.values()))) == 1, found
 
 
