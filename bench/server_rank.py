@@ -1,0 +1,136 @@
+"""What the two ranks of ``server.py`` do: rank 0 is a worker, rank 1 holds a shard.
+
+``python server_rank.py dense SIZES`` (bytes, separated by commas) or ``sparse WIDTHS``. Rank 0 prints one line of
+JSON: a list of {"what", "size", "seconds": one a call, "wrong"}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import hpcps_kernels
+import numpy as np
+
+from hpcps import optim
+from hpcps.comm import mpi
+from hpcps.comm.mpi import MpiTransport
+from hpcps.comm.order import in_turn
+from hpcps.config import Optimizer
+from hpcps.params import Params
+from hpcps.rows import Merger, Rows
+from hpcps.server.client import RemoteClient
+from hpcps.server.serve import Server
+from hpcps.server.store import Shard
+from hpcps.sums import Decoder, Summed
+
+ROWS = 1 << 20
+KEYS = 10_000
+TIMEOUT_S = 60.0
+WARM_UPS = 5
+RATE = 0.5
+KERNELS = hpcps_kernels.load("cpu")
+
+
+def calls(size_bytes: int) -> int:
+    """How often a call of so many bytes is made."""
+    return max(10, min(2000, (256 << 20) // max(size_bytes, 1)))
+
+
+def start(transport: MpiTransport, params: Params) -> RemoteClient | None:
+    """The worker's client; on the other rank serves until the worker has finished, and then None."""
+    decoder, count = Decoder(False, np.float32, KERNELS), len(params.dense.flat)
+    optimizer = optim.make(Optimizer(kind="sgd", learning_rate=RATE), KERNELS)
+    if transport.rank == 0:
+        return RemoteClient(transport, params, [slice(0, count)], [1], 0, decoder)
+    tables = {name: params.table(name) for name in params.tables}
+    shard = Shard(params.dense.flat, optimizer, decoder, Merger(KERNELS), in_turn(1), 1.0, tables)
+    Server(transport, shard, 0, [0], decoder, [1]).run()
+    return None
+
+
+def timed(call: Callable[[], None], count: int) -> list[float]:
+    """Seconds of each call, after some that are not told."""
+    seconds = []
+    for number in range(count + WARM_UPS):
+        started = time.perf_counter()
+        call()
+        if number >= WARM_UPS:
+            seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def dense(transport: MpiTransport, size_bytes: int) -> list[dict[str, object]]:
+    """A push of a gradient and a pull of fresh parameters, together."""
+    params = Params.zeros({"dense": (size_bytes // 4,)}, np.float32)
+    client = start(transport, params)
+    if client is None:
+        return []
+    gradient = (np.arange(size_bytes // 4) % 7).astype(np.float32)
+    step = 0
+
+    def push_pull() -> None:
+        nonlocal step
+        step += 1
+        client.push(step, Summed(gradient, 1.0))
+        client.pull(step, None)
+
+    seconds = timed(push_pull, calls(size_bytes))
+    wrong = np.count_nonzero(params.flat != -RATE * step * gradient)
+    client.finish()
+    return [{"what": "dense push and pull", "size": size_bytes, "seconds": seconds, "wrong": int(wrong)}]
+
+
+def sparse(transport: MpiTransport, width: int) -> list[dict[str, object]]:
+    """A push of random rows, acknowledged, and a pull of random rows."""
+    params = Params.zeros({"table": (ROWS, width)}, np.float32, ("table",))
+    client = start(transport, params)
+    if client is None:
+        return []
+    rng = np.random.default_rng(0)
+    batches = [np.sort(rng.choice(ROWS, KEYS, replace=False)) for _ in range(20)]
+    values = (np.arange(KEYS * width) % 5).astype(np.float32).reshape(KEYS, width)
+    expected, nothing, step = np.zeros((ROWS, width), np.float32), {"table": np.empty(0, np.int64)}, 0
+
+    def push() -> None:
+        nonlocal step
+        step += 1
+        client.push(step, Summed(params.dense.flat, 1.0, {"table": Rows(batches[step % 20], values)}))
+        client.pull(step, nothing)
+
+    pushes = timed(push, 200)
+    for number in range(1, step + 1):
+        expected[batches[number % 20]] -= RATE * values
+    pulled = 0
+
+    def pull() -> None:
+        nonlocal pulled
+        pulled += 1
+        client.pull(step, {"table": batches[pulled % 20]})
+
+    pulls = timed(pull, 200)
+    wrong = sum(np.count_nonzero(params["table"][keys] != expected[keys]) for keys in batches)
+    client.finish()
+    size = KEYS * (8 + 4 * width)
+    return [
+        {"what": f"sparse push, {width} wide", "size": size, "seconds": pushes, "wrong": int(wrong)},
+        {"what": f"sparse pull, {width} wide", "size": size, "seconds": pulls, "wrong": int(wrong)},
+    ]
+
+
+def main(kind: str, numbers: list[int]) -> None:
+    """All of them, one after the other."""
+    transport = mpi.world(TIMEOUT_S)
+    found = []
+    for number in numbers:
+        found += (dense if kind == "dense" else sparse)(transport, number)
+        transport.barrier()
+    if transport.rank == 0:
+        print(json.dumps(found))
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], [int(number) for number in sys.argv[2].split(",")])
