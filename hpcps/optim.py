@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hpcps.config import Optimizer as Options
+from hpcps.own_optimizer import OwnOptimizer
 
 Array = np.ndarray[Any, Any]
 State = dict[str, Array]
@@ -51,6 +52,9 @@ class _Rule:
 
 def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
     """The optimiser that the options name, on a back end's kernels; large updates are shared out over threads."""
+    if ":" in options.kind:
+        own = OwnOptimizer(options.kind)
+        return Optimizer(own.init, own.update, own.update_rows)
     rule = _rule(options)
     dense, by_rows = getattr(kernels, rule.kernel), getattr(kernels, f"{rule.kernel}_rows")
 
