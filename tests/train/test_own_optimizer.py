@@ -59,7 +59,6 @@ def train(tmp_path, name, *settings, ranks=1):
 @pytest.mark.parametrize("name", ["plain", "Momentum"])
 def test_it_gives_the_same_bits_on_workers_and_shards(tmp_path, file, name):
     more = ["data.scale=bytes"]
-    server = "train.strategy=server"
     found = {
         train(tmp_path, f"{file}:{name}", *more, *settings, ranks=ranks).summary["params_sha256"]
         for ranks, *settings in (
