@@ -5,6 +5,7 @@ from __future__ import annotations
 from hpcps_kernels.spec import Spec
 from hpcps_kernels.specs import (
     codec,
+    draw,
     embedding,
     factor,
     gradient,
@@ -17,6 +18,7 @@ from hpcps_kernels.specs import (
     online,
     reduce,
     rows,
+    sketch,
     sparse,
     text,
     update,
@@ -24,6 +26,7 @@ from hpcps_kernels.specs import (
 
 FAMILIES = (
     codec,
+    draw,
     embedding,
     factor,
     gradient,
@@ -36,6 +39,7 @@ FAMILIES = (
     online,
     reduce,
     rows,
+    sketch,
     sparse,
     text,
     update,
