@@ -31,7 +31,10 @@ class Table:
     ``first``: how rows begin. ``admit_after``: so many pushes of a key are dropped before its row is made; they are
     counted in ``sketch_cells`` (a power of two) times 8 bytes whatever the number of keys, at times too high, which
     makes a row early, and from 0 again after an eviction. ``tracks_use``: keep what `evict` asks for, 16 bytes a row.
-    ``capacity``: how many rows there is an index for at first; it grows. Not safe to call from several threads.
+    ``capacity``: how many rows there is an index for at first; it grows. ``threads`` share large pulls.
+
+    A row and its state lie side by side: one place in memory, which is what a row picked at random costs. Not safe to
+    call from several threads.
     """
 
     def __init__(
@@ -45,16 +48,16 @@ class Table:
         tracks_use: bool = False,
         capacity: int = 1024,
         sketch_cells: int = 1 << 20,
+        threads: int = 1,
     ) -> None:
         if not 0 <= admit_after < MOST_PUSHES_COUNTED:
             raise ValueError(f"a row is admitted after 0 to {MOST_PUSHES_COUNTED - 1} pushes, not {admit_after}")
         self.width, self.dtype = first.width, np.dtype(dtype)
         self.dropped = 0
         """Rows of pushes that were dropped, over all pushes."""
-        self._first, self._optimizer, self._kernels = first, optimizer, kernels
-        self._rows = GrowingRows(self.width, dtype)
-        names = optimizer.init(np.empty((0, self.width), dtype))
-        self._state = {name: GrowingRows(self.width, dtype) for name in names}
+        self._first, self._optimizer, self._kernels, self._threads = first, optimizer, kernels, threads
+        states = len(optimizer.init(np.empty((0, self.width), dtype)))
+        self._packed = GrowingRows(self.width * (1 + states), dtype)
         self._keys = GrowingRows(1, np.int64)
         self._uses = GrowingRows(2, np.int64) if tracks_use else None
         self._index = RowIndex(kernels, capacity)
@@ -79,7 +82,7 @@ class Table:
             self._first.fill(rows, keys, self._kernels)
             return rows
         slots[missing] = 0
-        self._kernels.gather_rows(rows, self._rows.array, slots)
+        self._kernels.gather_leading(rows, self._packed.array, slots, threads=self._threads)
         if len(missing):
             made = np.empty((len(missing), self.width), self.dtype)
             self._first.fill(made, keys[missing], self._kernels)
@@ -87,19 +90,16 @@ class Table:
         return rows
 
     def push(self, keys: Array, gradient: Array, gradient_scale: float, step: int) -> None:
-        """Update the rows of keys (k,) int64, all distinct, by a gradient (k, W); see `Optimizer.update_rows`.
+        """Update the rows of keys (k,) int64, all distinct, by a gradient (k, W); see `optim.Optimizer`.
 
         Raises MemoryError where new rows do not fit; nothing has changed then.
         """
         self._reserve(len(self) + len(keys))
-        slots = self._insert(keys) if self._sketch is None else self._admit(keys, self._sketch)
-        kept = np.flatnonzero(slots >= 0)
-        if len(kept) < len(keys):
-            slots, given = slots[kept], gradient
-            gradient = np.empty((len(kept), self.width), self.dtype)
-            self._kernels.gather_rows(gradient, given, kept)
-        state = {name: rows.array for name, rows in self._state.items()}
-        self._optimizer.update_rows(self._rows.array, state, gradient, slots, gradient_scale, step)
+        if self._sketch is None:
+            slots = self._insert(keys)
+        else:
+            slots, gradient = self._admit(keys, gradient, self._sketch)
+        self._optimizer.update_packed(self._packed.array, gradient, slots, gradient_scale, step)
         if self._uses is not None:
             self._note(self._uses.array, slots, step)
 
@@ -131,10 +131,10 @@ class Table:
         """All rows, in pieces: keys (k,) int64 and rows (k, W), copies. The table may not change meanwhile."""
         for start in range(0, len(self), BLOCK):
             part = slice(start, min(start + BLOCK, len(self)))
-            yield self._keys.array[part, 0].copy(), self._rows.array[part].copy()
+            yield self._keys.array[part, 0].copy(), self._packed.array[part, : self.width].copy()
 
     def _columns(self) -> list[GrowingRows]:
-        return [self._rows, self._keys, *self._state.values(), *([] if self._uses is None else [self._uses])]
+        return [self._packed, self._keys, *([] if self._uses is None else [self._uses])]
 
     def _reserve(self, rows: int) -> None:
         for column in self._columns():
@@ -149,25 +149,28 @@ class Table:
         return slots
 
     def _make(self, keys: Array, where: slice) -> None:
-        rows = self._rows.array[where]
+        rows = np.empty((len(keys), self.width), self.dtype)
         self._first.fill(rows, keys, self._kernels)
-        for name, values in self._optimizer.init(rows).items():
-            self._state[name].array[where] = values
+        np.concatenate([rows, *self._optimizer.init(rows).values()], axis=1, out=self._packed.array[where])
         self._keys.array[where, 0] = keys
         if self._uses is not None:
             self._uses.array[where] = 0
 
-    def _admit(self, keys: Array, sketch: Array) -> Array:
-        """The slots of keys, -1 of those that have not been pushed often enough."""
+    def _admit(self, keys: Array, gradient: Array, sketch: Array) -> tuple[Array, Array]:
+        """The slots of the keys that have been pushed often enough, and their gradient."""
         slots = self._index.find(keys)
         unknown = np.flatnonzero(slots < 0)
-        if len(unknown):
-            counts = np.empty(len(unknown), np.int64)
-            self._kernels.sketch_count(counts, sketch, keys[unknown])
-            admitted = unknown[counts > self._admit_after]
-            slots[admitted] = self._insert(keys[admitted])
-            self.dropped += len(unknown) - len(admitted)
-        return slots
+        if not len(unknown):
+            return slots, gradient
+        counts = np.empty(len(unknown), np.int64)
+        self._kernels.sketch_count(counts, sketch, keys[unknown])
+        admitted = unknown[counts > self._admit_after]
+        slots[admitted] = self._insert(keys[admitted])
+        self.dropped += len(unknown) - len(admitted)
+        kept = np.flatnonzero(slots >= 0)
+        rows = np.empty((len(kept), self.width), self.dtype)
+        self._kernels.gather_rows(rows, gradient, kept)
+        return slots[kept], rows
 
     def _note(self, all_uses: Array, slots: Array, step: int) -> None:
         uses = np.empty((len(slots), 2), np.int64)
@@ -189,10 +192,10 @@ class WholeTable:
 
     dropped = 0
 
-    def __init__(self, rows: Array, optimizer: Optimizer, kernels: Any) -> None:
+    def __init__(self, rows: Array, optimizer: Optimizer, kernels: Any, threads: int = 1) -> None:
         self.width, self.dtype = rows.shape[1], rows.dtype
         self._rows, self._state = rows, optimizer.init(rows)
-        self._optimizer, self._kernels = optimizer, kernels
+        self._optimizer, self._kernels, self._threads = optimizer, kernels, threads
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -205,7 +208,7 @@ class WholeTable:
     def pull(self, keys: Array, out: Array | None = None) -> Array:
         """The rows (k, W) of keys (k,) int64: a copy, or written to ``out``. Raises IndexError for a key outside."""
         rows = np.empty((len(keys), self.width), self.dtype) if out is None else out
-        self._kernels.gather_rows(rows, self._rows, keys)
+        self._kernels.gather_rows(rows, self._rows, keys, threads=self._threads)
         return rows
 
     def push(self, keys: Array, gradient: Array, gradient_scale: float, step: int) -> None:

@@ -1,8 +1,10 @@
 """Tables of a shard against a dict of rows that the reference kernels update: the same bits, whatever happens."""
 
+import json
 import mmap
 import subprocess
 import sys
+from pathlib import Path
 
 import hpcps_kernels
 import numpy as np
@@ -19,6 +21,7 @@ from hpcps.server import table as tables
 from hpcps.server.table import Table, WholeTable
 
 REFERENCE, CPU = (hpcps_kernels.load(name) for name in ("reference", "cpu"))
+BENCH = Path(__file__).parents[2] / "bench" / "tables.py"
 LOW, HIGH = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 OPTIMIZERS = {
     "sgd": Optimizer(kind="sgd", l1=0.01),
@@ -261,3 +264,14 @@ def test_seeds_of_tables_differ_and_come_from_the_generator():
     assert seeds[0] == seeds[1]
     assert len(set(seeds[0])) == 3
     assert all(0 <= seed < 2**63 for seed in seeds[0])
+
+
+def test_the_bench_runs_and_finds_nothing_wrong(tmp_path):
+    words = ["--rows", "70000", "--keys", "500", "--widths", "3", "--rounds", "2", "--optimizer", "adam"]
+    command = [sys.executable, str(BENCH), *words, "--json", str(tmp_path / "tables.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads((tmp_path / "tables.json").read_text())["rows"]
+    assert [row["case"] for row in told][:3] == ["gather_rows", "pull", "push"]
+    assert all(row["wrong"] == 0 and row["median_s"] > 0 for row in told[:-1])
+    assert 3 * 4 * 3 + 8 + 32 <= told[-1]["bytes_per_row"] <= 3 * 4 * 3 + 8 + 64
