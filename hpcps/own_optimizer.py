@@ -75,3 +75,12 @@ class OwnOptimizer:
         params[index] = rows
         for name, array in own.items():
             state[name][index] = array
+
+    def update_packed(self, table: Array, gradient: Array, index: Array, gradient_scale: float, step: int) -> None:
+        """The same where each row of ``table`` holds parameters, then state."""
+        packed, width = table[index], gradient.shape[1]
+        rows = packed[:, :width].copy()
+        names = self.init(rows[:0])
+        state = {name: packed[:, width * n : width * (n + 1)].copy() for n, name in enumerate(names, 1)}
+        self.update(rows, state, gradient, gradient_scale, step)
+        table[index] = np.concatenate([rows, *state.values()], axis=1)
