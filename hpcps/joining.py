@@ -8,14 +8,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpcps import optim, report
+from hpcps import aligned, optim, report
 from hpcps.collectives import tune
 from hpcps.collectives.choice import Choice
 from hpcps.collectives.engine import Engine
 from hpcps.comm import compressed
 from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
-from hpcps.comm.memory import private
 from hpcps.comm.transport import Array, Transport
 from hpcps.comm.tree import TreeAllreduce
 from hpcps.exchange import AllreduceExchange, Bucket, Exchange, ServerExchange, largest_of
@@ -62,7 +61,7 @@ def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int) -> S
         agree_on_largest = largest_of(workers.size, workers.rank, engine.allreduce)
         memory = (parameters, train.dtype, visible)
         return TreeSum(plan.owned, plan.total, job.threads, *memory, job.kernels, agree_on_largest)
-    others = [private(parameters, train.dtype) for _ in plan.owned[1:]]
+    others = [aligned.empty(parameters, train.dtype) for _ in plan.owned[1:]]
     return FloatSum([workers.empty(parameters, train.dtype), *others], job.kernels)
 
 

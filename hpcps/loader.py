@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hpcps import aligned
 from hpcps.data import Block, Csr
 from hpcps.errors import DataError
 from hpcps.models import Array, Batch, Sparse
@@ -52,7 +53,7 @@ class DenseLoader:
 
     def room(self, count: int) -> Array:
         """Memory for so many samples."""
-        return np.empty((count, len(self._shift)), self._shift.dtype)
+        return aligned.empty((count, len(self._shift)), self._shift.dtype)
 
     def load_into(self, out: Array, index: Array) -> Array:
         """Write the samples to ``out`` (n, D); returns their labels."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcps import aligned
 from hpcps.config import Optimizer as Options
 
 Array = np.ndarray[Any, Any]
@@ -55,7 +56,7 @@ def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
     dense, by_rows = getattr(kernels, rule.kernel), getattr(kernels, f"{rule.kernel}_rows")
 
     def init(params: Array) -> State:
-        return {name: np.zeros_like(params) for name in rule.states}
+        return {name: aligned.zeros(params.shape, params.dtype) for name in rule.states}
 
     def update(params: Array, state: State, gradient: Array, gradient_scale: float, step: int) -> None:
         dense(params, *[state[s] for s in rule.states], gradient, *rule.numbers(step), gradient_scale, threads=threads)
@@ -99,8 +100,9 @@ def _ftrl_init(options: Options) -> Init:
     pull = options.beta / options.learning_rate + options.l2
 
     def init(params: Array) -> State:
-        z = -(params * pull + np.sign(params) * options.l1).astype(params.dtype)
-        return {"z": z, "squares": np.zeros_like(params)}
+        z, squares = (aligned.zeros(params.shape, params.dtype) for _ in range(2))
+        z[...] = -(params * pull + np.sign(params) * options.l1)
+        return {"z": z, "squares": squares}
 
     return init
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpcps import aligned
 from hpcps.comm.order import adds_of, depth, pieces
 from hpcps.comm.topology import chunk_bounds
 from hpcps.errors import NotFiniteError
@@ -144,7 +145,7 @@ class TreeSum:
         adds = [_adds_of_grains(one) for one in sums]
         tops = [0, *accumulate(map(depth, adds))]
         size = tops[-1] * parameters
-        memory = (visible(size, dtype) if len(sums) == 1 else np.empty(size, dtype)).reshape(tops[-1], parameters)
+        memory = (visible(size, dtype) if len(sums) == 1 else aligned.empty(size, dtype)).reshape(tops[-1], parameters)
         self.shares = [
             Share(range(*bounds[n : n + 2]), np.array(own, np.int64), memory[slice(*tops[n : n + 2])])
             for n, own in enumerate(adds)

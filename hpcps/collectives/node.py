@@ -24,7 +24,8 @@ from hpcps_kernels.desk import (
 )
 from hpcps_kernels.spec import MEET_OPERATIONS as OPERATIONS
 
-from hpcps.comm.memory import Memory, private
+from hpcps import aligned
+from hpcps.comm.memory import Memory
 from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.transport import Array
 from hpcps.errors import CommError, CommTimeout
@@ -59,7 +60,7 @@ class Channel:
         self._meet = meet.unchecked
         self._transport = memory.near
         self._looks = 1 if is_crowded else LOOKS
-        self._work = private(WORK_BYTES, np.uint8)
+        self._work = aligned.empty(WORK_BYTES, np.uint8)
         self._desk = self._make_desk(settled=0)
         self._regions = len(memory.regions)
         self._number = 0

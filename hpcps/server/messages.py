@@ -46,7 +46,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpcps.comm.memory import private
+from hpcps import aligned
 from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 
@@ -93,7 +93,7 @@ class Message:
     """A buffer for one message with up to ``count`` elements of ``dtype``; ``payload`` is a view of it."""
 
     def __init__(self, count: int, dtype: DTypeLike) -> None:
-        self.buffer: Array = private(HEADER_BYTES + count * np.dtype(dtype).itemsize, np.uint8)
+        self.buffer: Array = aligned.empty(HEADER_BYTES + count * np.dtype(dtype).itemsize, np.uint8)
         self.payload: Array = self.buffer[HEADER_BYTES:].view(dtype)
 
     def write(self, header: Header) -> Array:
