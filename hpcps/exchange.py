@@ -7,8 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hpcps.collectives.engine import Start
-from hpcps.collectives.pending import Finished, Pending
+from hpcps.collectives.pending import Pending
 from hpcps.comm.transport import Array
 from hpcps.optim import Optimizer
 from hpcps.params import Params
@@ -21,16 +20,8 @@ Keys = Sequence[Mapping[str, Array]]
 """Which rows of each table are read next, by part; the same row may be in several parts."""
 
 
-class Waiting(Protocol):
-    """A step's exchange on its way."""
-
-    def wait(self, keys: Keys | None = None) -> None:
-        """Block until this worker's parameters contain the step: dense ones all, of the tables at least the rows
-        ``keys``; all rows if None."""
-
-
 class Exchange(Protocol):
-    """``start`` sends off a step's gradient; waiting for what it returns makes the parameters fresh.
+    """``start`` sends off a step's gradient; ``wait`` makes the parameters fresh.
 
     Between the two the worker may do anything but change parameters and gradients. One step at a time. ``way`` says
     in a few words how it is done.
@@ -38,42 +29,49 @@ class Exchange(Protocol):
 
     way: str
 
-    def start(self, step: int) -> Waiting:
+    def start(self, step: int) -> None:
         """Send off the sum of the part gradients of ``step`` (from 1)."""
+
+    def wait(self, keys: Callable[[], Keys] | None = None) -> None:
+        """Block until this worker's parameters contain the step: dense ones all, of the tables at least the rows that
+        ``keys`` tells; all rows if None."""
 
     def finish(self) -> None:
         """After the last step."""
 
 
 class Bucket:
-    """Neighbouring dense parameters whose gradient is summed as one: ``params[where]``."""
+    """Neighbouring dense parameters whose gradient is summed as one: ``params[where]``.
 
-    def __init__(self, where: slice, reduction: Reduction, params: Array, optimizer: Optimizer) -> None:
-        self.where = where
-        self._reduction = reduction
-        self._mine = params[where][reduction.part]
-        self._optimizer = optimizer
-        self._state = optimizer.init(self._mine)
+    ``gradient``: of all dense parameters, (n,), or pieces of it (m, n); the same array in every step.
+    """
+
+    def __init__(
+        self,
+        where: slice,
+        reduction: Reduction,
+        params: Array,
+        gradient: Array,
+        optimizer: Optimizer,
+        gradient_scale: float,
+    ) -> None:
+        mine, given = params[where][reduction.part], gradient[..., where]
+        summed = (given if given.ndim == 1 else given[0])[reduction.part]
+        self._sum = reduction.prepare(given)
+        self._update = optimizer.prepare(mine, optimizer.init(mine), summed, gradient_scale)
         self._spread = reduction.prepare_spread(params[where])
-        self._seen: Array | None = None
-        self._gradient = self._mine
-        self._start: Start = Finished
         self.pending: Pending | None = None
 
-    def start(self, gradient: Array) -> None:
-        """Begin the sum of the bucket's part of ``gradient``: of all dense parameters, (n,), or pieces of it (m, n)."""
-        if gradient is not self._seen:  # it is the same array in every step
-            self._seen, mine = gradient, gradient[..., self.where]
-            self._gradient = (mine if mine.ndim == 1 else mine[0])[self._reduction.part]
-            self._start = self._reduction.prepare(mine)
-        self.pending = self._start()
+    def start(self) -> None:
+        """Begin the sum of the bucket's part of the gradient."""
+        self.pending = self._sum()
 
-    def update(self, step: int, gradient_scale: float) -> Pending:
+    def update(self, step: int) -> Pending:
         """Wait for the sum, apply it, and begin to bring the parameters to all workers."""
         assert self.pending is not None
         self.pending.wait()
         self.pending = None
-        self._optimizer.update(self._mine, self._state, self._gradient, gradient_scale, step)
+        self._update(step)
         return self._spread()
 
 
@@ -109,32 +107,31 @@ class AllreduceExchange:
         self._decoder = decoder
         self._merger = merger
         self._gradient_scale = gradient_scale
+        self._step = 0
+        self._summed = Summed(gradients.buffer, 1.0)
         self.way = f"all-reduce: {way}" + ("; rows of tables: all-gather" if self._tables else "")
 
     def early(self, bucket: int) -> None:
         """The gradient of a bucket is final, while others are still computed: begin its sum, and take those begun
         before further. Only where one part is all that this worker computes."""
-        self._buckets[bucket].start(self._gradients.buffer)
+        self._buckets[bucket].start()
         for earlier in self._buckets[:bucket]:
             if earlier.pending is not None:
                 earlier.pending.done()
 
-    def start(self, step: int) -> Waiting:
-        summed = self._gradients.finish()
+    def start(self, step: int) -> None:
+        self._step, self._summed = step, self._gradients.finish()
         for bucket in self._buckets:
             if bucket.pending is None:
-                bucket.start(summed.dense)
-        return _Reducing(self, step, summed)
+                bucket.start()
 
-    def update(self, step: int, summed: Summed) -> None:
-        """Apply the all-reduced gradient. A collective."""
-        spreading = [bucket.update(step, self._gradient_scale) for bucket in self._buckets]
-        for parameters in spreading:
+    def wait(self, keys: Callable[[], Keys] | None = None) -> None:
+        for parameters in [bucket.update(self._step) for bucket in self._buckets]:
             parameters.wait()
-        if summed.rows:
-            self.update_tables(step, summed)
+        if self._summed.rows:
+            self._update_tables(self._step, self._summed)
 
-    def update_tables(self, step: int, summed: Summed) -> None:
+    def _update_tables(self, step: int, summed: Summed) -> None:
         """Bring the rows of all workers together and apply them. A collective."""
         names = list(summed.rows)
         by_worker = self._gather([summed.rows[name] for name in names])
@@ -150,16 +147,6 @@ class AllreduceExchange:
         """Nothing is left to do."""
 
 
-class _Reducing:
-    def __init__(self, exchange: AllreduceExchange, step: int, summed: Summed) -> None:
-        self._exchange = exchange
-        self._step = step
-        self._summed = summed
-
-    def wait(self, keys: Keys | None = None) -> None:
-        self._exchange.update(self._step, self._summed)
-
-
 class ServerExchange:
     """Gradients are pushed to the shards, which apply the update; fresh parameters are pulled."""
 
@@ -169,24 +156,20 @@ class ServerExchange:
         self._client = client
         self._gradients = gradients
         self._merger = merger
+        self._step = 0
 
-    def start(self, step: int) -> Waiting:
+    def start(self, step: int) -> None:
+        self._step = step
         self._client.push(step, self._gradients.finish())
-        return _Pulling(self._client, self._merger, step)
+
+    def wait(self, keys: Callable[[], Keys] | None = None) -> None:
+        self._client.pull(self._step, None if keys is None else self._wanted(keys()))
 
     def finish(self) -> None:
         self._client.finish()
 
-
-class _Pulling:
-    def __init__(self, client: Client, merger: Merger, step: int) -> None:
-        self._client = client
-        self._merger = merger
-        self._step = step
-
-    def wait(self, keys: Keys | None = None) -> None:
-        wanted = None if keys is None else {name: self._union(keys, name) for name in keys[0]}
-        self._client.pull(self._step, wanted)
+    def _wanted(self, keys: Keys) -> dict[str, Array]:
+        return {name: self._union(keys, name) for name in keys[0]}
 
     def _union(self, keys: Keys, name: str) -> Array:
         return self._merger.union([part[name] for part in keys])

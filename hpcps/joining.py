@@ -105,7 +105,8 @@ def make_exchange(
     stages = getattr(model, "stages", ()) if overlaps else ()
     wheres = bucket_bounds(dense, stages)
     reductions = [make_reduction(job, engine, where.stop - where.start) for _, where in wheres]
-    buckets = [Bucket(where, one, dense.flat, optimizer) for (_, where), one in zip(wheres, reductions, strict=True)]
+    what = dense.flat, gradients.buffer, optimizer, job.gradient_scale
+    buckets = [Bucket(where, one, *what) for (_, where), one in zip(wheres, reductions, strict=True)]
     if job.config.compress.kind != "none" and workers.size == 1:
         report.note(f"compress.kind = {job.config.compress.kind!r}: one worker sends nothing, and rounds nothing", True)
     names = ", ".join(dict.fromkeys(one.name for one in reductions))

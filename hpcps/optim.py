@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,16 @@ Array = np.ndarray[Any, Any]
 State = dict[str, Array]
 Init = Callable[[Array], State]
 Update = Callable[[Array, State, Array, float, int], None]
+Prepare = Callable[[Array, State, Array, float], Callable[[int], None]]
 UpdateRows = Callable[[Array, State, Array, Array, float, int], None]
 Numbers = Callable[[int], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """``init(params) -> state``, ``update(params, state, gradient, gradient_scale, step)`` and
-    ``update_rows(params, state, gradient, index, gradient_scale, step)``.
+    """``init(params) -> state``, ``update(params, state, gradient, gradient_scale, step)``,
+    ``prepare(params, state, gradient, gradient_scale) -> update(step)`` where the arrays are the same in every step,
+    and ``update_rows(params, state, gradient, index, gradient_scale, step)``.
 
     Every array of ``state`` has the shape and float dtype of ``params``. ``update`` takes ``params`` and ``gradient``
     of (n,); ``update_rows`` takes a table of (N, W) and changes its rows ``index`` (k,) int64, all distinct, by a
@@ -38,6 +41,7 @@ class Optimizer:
 
     init: Init
     update: Update
+    prepare: Prepare
     update_rows: UpdateRows
 
 
@@ -61,17 +65,20 @@ def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
     def update(params: Array, state: State, gradient: Array, gradient_scale: float, step: int) -> None:
         dense(params, *[state[s] for s in rule.states], gradient, *rule.numbers(step), gradient_scale, threads=threads)
 
+    def prepare(params: Array, state: State, gradient: Array, gradient_scale: float) -> Callable[[int], None]:
+        if options.clip_norm or threads > 1:
+            return partial(change, params, state, gradient, gradient_scale)
+        bound = dense.bind(params, *[state[s] for s in rule.states], gradient)
+        return lambda step: bound(*rule.numbers(step), gradient_scale)
+
     def update_rows(
         params: Array, state: State, gradient: Array, index: Array, gradient_scale: float, step: int
     ) -> None:
         states = [state[s] for s in rule.states]
         by_rows(params, *states, gradient, index, *rule.numbers(step), gradient_scale, threads=threads)
 
-    return Optimizer(
-        _ftrl_init(options) if options.kind == "ftrl" else init,
-        _clipped(update, options.clip_norm, kernels.square_norm) if options.clip_norm else update,
-        update_rows,
-    )
+    change = _clipped(update, options.clip_norm, kernels.square_norm) if options.clip_norm else update
+    return Optimizer(_ftrl_init(options) if options.kind == "ftrl" else init, change, prepare, update_rows)
 
 
 def _rule(o: Options) -> _Rule:

@@ -86,16 +86,16 @@ class Trainer:
 
     def _take_step(self, next_batch: int | None) -> None:
         # Compute: each share is taken up as it is finished.
-        for share, rows in self._worker.gradients():
+        for share, rows in enumerate(self._worker.gradients()):
             self._gradients.take(share, rows)
 
         # Launch the exchange, and load the next samples while it is under way.
-        waiting = self._exchange.start(self.pace.steps + 1)
+        self._exchange.start(self.pace.steps + 1)
         if next_batch is not None:
             self._worker.load(next_batch)
 
         # Gather: from here on the parameters are fresh, tables at least where the next batch reads them.
-        waiting.wait(self._worker.keys() if next_batch is not None else None)
+        self._exchange.wait(self._worker.keys if next_batch is not None else None)
         self.pace.step()
         self._reporter.tick(self.pace.steps)
 

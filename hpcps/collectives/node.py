@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,28 +126,13 @@ class Channel:
                 raise CommTimeout(self._late(self._under_way[0]))
 
     def _look(self, round: Round, looks: int) -> None:
-        r = round
-        state = self._call(r.x, r.bounds, r.program, r.operation, r.format, r.count, r.number, r.state, looks)
-        self._reach(round, state)
-
-    def _call(
-        self,
-        x: Array,
-        bounds: Array,
-        program: Array,
-        operation: int,
-        format: int,
-        count: int,
-        number: int,
-        state: int,
-        looks: int,
-    ) -> int:
         if len(self._memory.regions) != self._regions:
             self._desk, self._regions = self._make_desk(int(self._desk[SETTLED])), len(self._memory.regions)
-        reached: int = self._meet(
-            x, self._work, bounds, program, self._desk, operation, format, count, number, state, looks
-        )
-        return reached
+        if round.desk is not self._desk:
+            r, round.desk = round, self._desk
+            arrays = r.x, self._work, r.bounds, r.program, self._desk
+            round.meet = partial(self._meet, *arrays, r.operation, r.format, r.count)
+        self._reach(round, round.meet(round.number, round.state, looks))
 
     def _reach(self, round: Round, state: int) -> None:
         if state < 0:
@@ -197,7 +184,10 @@ class Channel:
 class Round:
     """A collective of a node; ``state`` is the kernel's."""
 
-    __slots__ = ("bounds", "channel", "count", "format", "number", "operation", "program", "state", "x")
+    __slots__ = ("bounds", "channel", "count", "desk", "format", "meet", "number", "operation", "program", "state", "x")
+
+    meet: Callable[[int, int, int], int]
+    """The kernel, bound to the round's arrays and those of the channel, of which it has seen this ``desk``"""
 
     def __init__(
         self,
@@ -218,6 +208,7 @@ class Round:
         self.format = format
         self.number = 0
         self.state = FINISHED
+        self.desk: Array | None = None
 
     def start(self) -> Round:
         """Begin it, after it has ended if it was under way."""
