@@ -1,7 +1,7 @@
 """Arrays whose data start at a cache line.
 
-NumPy's own start at any multiple of 16 bytes; then every second vector that a kernel reads lies in two lines, which made
-the gradient of a softmax model a fifth slower.
+NumPy's own start at any multiple of 16 bytes; then many vectors that a kernel reads lie in two lines, which made the
+gradient of a softmax model a fifth slower.
 """
 
 from __future__ import annotations

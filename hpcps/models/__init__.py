@@ -77,6 +77,9 @@ class Model(Protocol):
     final, from the last parameters to the first. Then its ``loss_gradient`` takes ``ready``, a function that it calls
     with the number of each stage as it is final and its parameters are no longer read.
 
+    A model without tables may have a method ``prepare``, with the arguments of ``loss_gradient``: it gives a function
+    without arguments that does what ``loss_gradient`` does with these arrays, each time with what is then in them.
+
     A model without tables may have a method ``grain_gradients`` (:data:`GrainGradients`). In a reproducible run it is
     called instead of ``loss_gradient``, once for all grains of a thread.
     """
