@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
-from operator import is_not
 from typing import cast
 
 import numpy as np
@@ -27,6 +26,8 @@ Ready = Callable[[int], None]
 
 Call = Callable[[], float]
 """Computes a part's gradient; returns its loss"""
+
+NO_BATCH = Batch(np.empty((0, 0)), np.empty(0))
 
 
 class Lane:
@@ -62,7 +63,7 @@ class Lane:
         self._outs = [params.dense.on(row) for row in share.stack]
         adds = [0] if share.adds is None else share.adds
         self._tops = [0, *accumulate(1 - int(count) for count in adds)]  # entries of the stack before each part
-        self._batches: list[Batch | None] = [None] * len(self._feeds)
+        self._batches = [NO_BATCH] * len(self._feeds)
         self._calls: list[Call] = []
         self._rows: list[ByTable] = []
         self._losses = np.zeros(len(blocks))
@@ -83,14 +84,17 @@ class Lane:
 
     def load(self, number: int) -> None:
         """Bring batch ``number`` of this epoch into memory."""
-        batches = [feed.load(number) for feed in self._feeds]
-        if any(map(is_not, batches, self._batches)):
-            self._batches = [*batches]
-            self._prepare(batches)
+        are_new = False
+        for place, feed in enumerate(self._feeds):
+            batch = feed.load(number)
+            if batch is not self._batches[place]:
+                self._batches[place], are_new = batch, True
+        if are_new:
+            self._prepare(self._batches)
 
     def row_keys(self) -> list[Mapping[str, Array]]:
         """Which rows of each table the loaded parts touch."""
-        return [batch.keys for batch in self._batches if batch is not None]
+        return [batch.keys for batch in self._batches]
 
     def compute(self) -> list[ByTable]:
         """Compute the gradients of the loaded parts; returns the rows of each part, if the model has tables."""
