@@ -47,11 +47,15 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class _Rule:
-    """A kernel, the arrays of its state, and its numbers at a step, in the kernel's order, up to gradient_scale."""
+    """A kernel, the arrays of its state, and its numbers at a step, in the kernel's order, up to gradient_scale.
+
+    ``counts_steps``: whether they depend on the step.
+    """
 
     kernel: str
     states: tuple[str, ...]
     numbers: Numbers
+    counts_steps: bool = False
 
 
 def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
@@ -68,8 +72,12 @@ def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
     def prepare(params: Array, state: State, gradient: Array, gradient_scale: float) -> Callable[[int], None]:
         if options.clip_norm or threads > 1:
             return partial(change, params, state, gradient, gradient_scale)
-        bound = dense.bind(params, *[state[s] for s in rule.states], gradient)
-        return lambda step: bound(*rule.numbers(step), gradient_scale)
+        arrays = params, *[state[s] for s in rule.states], gradient
+        if rule.counts_steps:
+            bound = dense.bind(*arrays)
+            return lambda step: bound(*rule.numbers(step), gradient_scale)
+        same = dense.bind(*arrays, *rule.numbers(0), gradient_scale)
+        return lambda step: same()
 
     def update_rows(
         params: Array, state: State, gradient: Array, index: Array, gradient_scale: float, step: int
@@ -97,8 +105,8 @@ def _rule(o: Options) -> _Rule:
         return _Rule("ftrl", ("z", "squares"), lambda step: (o.learning_rate, o.beta, *penalty))
     moments, shared = ("first", "second"), (o.learning_rate, o.beta1, o.beta2, o.epsilon)
     if o.kind == "adamw":
-        return _Rule("adamw", moments, lambda step: (*shared, o.weight_decay, step))
-    return _Rule("adam", moments, lambda step: (*shared, step, *penalty))
+        return _Rule("adamw", moments, lambda step: (*shared, o.weight_decay, step), counts_steps=True)
+    return _Rule("adam", moments, lambda step: (*shared, step, *penalty), counts_steps=True)
 
 
 def _ftrl_init(options: Options) -> Init:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hpcps import feed
+from hpcps.aligned import LINE_BYTES
 from hpcps.data import Block, Csr, joined
 from hpcps.data.blocks import Place, Places
 from hpcps.loader import Loaders
@@ -54,6 +55,36 @@ def test_samples_come_in_the_blocks_orders_one_block_after_the_other(how):
             labels = np.concatenate([block.labels[own] for block, own in zip(plain, visits, strict=True)])
             assert np.array_equal(batch.samples, (rows - np.float32([1, 2, 3])) * np.float32([0.5, 2, 1]))
             assert np.array_equal(batch.labels, labels)
+
+
+@pytest.mark.parametrize("how", [{}, {"copy": True}, {"sparse": True}], ids=str)
+def test_batches_of_dense_samples_are_written_to_the_same_arrays_at_a_cache_line(how):
+    for chosen, sizes in ((blocks(**how), SIZES), (blocks(**how)[:1], SIZES[:1])):
+        (one,) = feed.feeds(loaders(), chosen, sizes)
+        one.begin([np.arange(len(block)) for block in chosen])
+        first = one.load(0)
+        samples, labels = first.samples.copy(), first.labels.copy()
+        assert one.load(1) is first
+        assert (first.samples != samples).any()
+        assert (first.labels != labels).any()
+        assert one.load(0) is first
+        assert np.array_equal(first.samples, samples)
+        assert first.samples.ctypes.data % LINE_BYTES == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_values_come_in_the_training_dtype_and_classes_as_they_are(dtype):
+    chosen = blocks()[0]
+    for labels in (chosen.labels, chosen.labels + 0.1):
+        block = Block(chosen.samples, labels, chosen.places, chosen.first)
+        loader = Loaders(NoTables, np.zeros(3), np.ones(3), dtype, KERNELS).of(block)
+        for index in (np.array([3, 0, 19]), np.array([5, 5, 6]), np.arange(0)):
+            found = loader.load(index).labels
+            assert found.dtype == (dtype if labels.dtype == np.float64 else np.int64)
+            assert np.array_equal(found, labels[index].astype(found.dtype))
+        for bad in (-1, 20):
+            with pytest.raises(IndexError):
+                loader.load(np.array([bad, 0, 1]))
 
 
 def test_blocks_are_joined_where_they_follow_each_other():
