@@ -52,20 +52,18 @@ class DenseLoader:
     def __init__(self, block: Block, how: Loaders, room: Batch | None = None) -> None:
         self._block = block
         self._how = how
-        self._gather: Callable[[], None] | None = None
+        self._gather: Callable[[], None] | None = None  # of a block that is in memory; a window is not to be held
         self._write_to(how.room(block, 0) if room is None else room)
 
     def load(self, index: Array) -> Batch:
         if len(index) != len(self._index):
             self._write_to(self._how.room(self._block, len(index)))
-        samples, labels, near = self._block.near(index)
-        self._index[:] = near
-        if samples is not self._block.samples:  # a window, which is not to be held
-            self._bound(samples)()
-        else:
-            if self._gather is None:
-                self._gather = self._bound(samples)
-            self._gather()
+        gather, labels = self._gather, self._block.labels
+        if gather is None:
+            samples, labels, index = self._block.near(index)
+            gather = self._bound(samples)
+        self._index[:] = index
+        gather()
         labels.take(self._index, out=self._labels, mode="clip")  # gather has seen that none is outside
         if self._labels is not self._batch.labels:
             self._batch.labels[:] = self._labels
@@ -76,7 +74,7 @@ class DenseLoader:
         self._index = np.empty(len(room.labels), np.int64)
         stored = self._block.labels.dtype
         self._labels = room.labels if stored == room.labels.dtype else np.empty(len(room.labels), stored)
-        self._gather = None
+        self._gather = None if self._block.window else self._bound(self._block.samples)
 
     def _bound(self, samples: Any) -> Callable[[], None]:
         """What writes the samples of the numbers in ``_index``."""
