@@ -14,16 +14,18 @@ from collections.abc import Callable
 import hpcps_kernels
 import numpy as np
 
-from hpcps import optim
+from hpcps import aligned, optim
 from hpcps.comm import mpi
 from hpcps.comm.mpi import MpiTransport
 from hpcps.comm.order import in_turn
+from hpcps.comm.transport import Array
 from hpcps.config import Optimizer
-from hpcps.params import Params
-from hpcps.rows import Merger, Rows
+from hpcps.first import FirstRows
+from hpcps.rows import Merger, PulledRows, Rows
 from hpcps.server.client import RemoteClient
 from hpcps.server.serve import Server
 from hpcps.server.store import Shard
+from hpcps.server.table import Table
 from hpcps.sums import Decoder, Summed
 
 ROWS = 1 << 20
@@ -39,14 +41,16 @@ def calls(size_bytes: int) -> int:
     return max(10, min(2000, (256 << 20) // max(size_bytes, 1)))
 
 
-def start(transport: MpiTransport, params: Params) -> RemoteClient | None:
+def start(transport: MpiTransport, dense: Array, rows: PulledRows | None) -> RemoteClient | None:
     """The worker's client; on the other rank serves until the worker has finished, and then None."""
-    decoder, count = Decoder(False, np.float32, KERNELS), len(params.dense.flat)
+    decoder, count = Decoder(False, np.float32, KERNELS), len(dense)
     optimizer = optim.make(Optimizer(kind="sgd", learning_rate=RATE), KERNELS)
     if transport.rank == 0:
-        return RemoteClient(transport, params, [slice(0, count)], [1], 0, decoder)
-    tables = {name: params.table(name) for name in params.tables}
-    shard = Shard(params.dense.flat, optimizer, decoder, Merger(KERNELS), in_turn(1), 1.0, tables)
+        return RemoteClient(transport, dense, rows, [slice(0, count)], [1], 0, decoder)
+    widths = {} if rows is None else rows.widths
+    firsts = {name: FirstRows((ROWS, width), seed=0) for name, width in widths.items()}
+    tables = {name: Table(first, np.float32, optimizer, KERNELS) for name, first in firsts.items()}
+    shard = Shard(dense, optimizer, decoder, Merger(KERNELS), in_turn(1), 1.0, tables)
     Server(transport, shard, 0, [0], decoder, [1]).run()
     return None
 
@@ -64,8 +68,8 @@ def timed(call: Callable[[], None], count: int) -> list[float]:
 
 def dense(transport: MpiTransport, size_bytes: int) -> list[dict[str, object]]:
     """A push of a gradient and a pull of fresh parameters, together."""
-    params = Params.zeros({"dense": (size_bytes // 4,)}, np.float32)
-    client = start(transport, params)
+    params = aligned.zeros(size_bytes // 4, np.float32)
+    client = start(transport, params, None)
     if client is None:
         return []
     gradient = (np.arange(size_bytes // 4) % 7).astype(np.float32)
@@ -78,27 +82,27 @@ def dense(transport: MpiTransport, size_bytes: int) -> list[dict[str, object]]:
         client.pull(step, None)
 
     seconds = timed(push_pull, calls(size_bytes))
-    wrong = np.count_nonzero(params.flat != -RATE * step * gradient)
+    wrong = np.count_nonzero(params != -RATE * step * gradient)
     client.finish()
     return [{"what": "dense push and pull", "size": size_bytes, "seconds": seconds, "wrong": int(wrong)}]
 
 
 def sparse(transport: MpiTransport, width: int) -> list[dict[str, object]]:
     """A push of random rows, acknowledged, and a pull of random rows."""
-    params = Params.zeros({"table": (ROWS, width)}, np.float32, ("table",))
-    client = start(transport, params)
+    nothing, rows = np.empty(0, np.float32), PulledRows({"table": width}, np.float32, KERNELS)
+    client = start(transport, nothing, rows)
     if client is None:
         return []
     rng = np.random.default_rng(0)
     batches = [np.sort(rng.choice(ROWS, KEYS, replace=False)) for _ in range(20)]
     values = (np.arange(KEYS * width) % 5).astype(np.float32).reshape(KEYS, width)
-    expected, nothing, step = np.zeros((ROWS, width), np.float32), {"table": np.empty(0, np.int64)}, 0
+    expected, no_keys, step = np.zeros((ROWS, width), np.float32), {"table": np.empty(0, np.int64)}, 0
 
     def push() -> None:
         nonlocal step
         step += 1
-        client.push(step, Summed(params.dense.flat, 1.0, {"table": Rows(batches[step % 20], values)}))
-        client.pull(step, nothing)
+        client.push(step, Summed(nothing, 1.0, {"table": Rows(batches[step % 20], values)}))
+        client.pull(step, no_keys)
 
     pushes = timed(push, 200)
     for number in range(1, step + 1):
@@ -110,8 +114,10 @@ def sparse(transport: MpiTransport, width: int) -> list[dict[str, object]]:
         pulled += 1
         client.pull(step, {"table": batches[pulled % 20]})
 
-    pulls = timed(pull, 200)
-    wrong = sum(np.count_nonzero(params["table"][keys] != expected[keys]) for keys in batches)
+    pulls, wrong = timed(pull, 200), 0
+    for keys in batches:
+        client.pull(step, {"table": keys})
+        wrong += np.count_nonzero(rows.rows("table", keys) != expected[keys])
     client.finish()
     size = KEYS * (8 + 4 * width)
     return [

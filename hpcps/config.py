@@ -102,6 +102,8 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     colocated: bool = False
     staleness: Count | Literal["async"] = 0
     warmup_steps: Count = 0
+    admit_after: Annotated[int, Meta(ge=0, lt=65535)] = 0
+    evict_after: Count = 0
     delay: Literal["none", "scale", "compensate"] = "none"
     compensation: Rate = 0.04
     record: bool = False
@@ -186,6 +188,8 @@ HELP = {
     "server.colocated": "every rank is a worker and holds a shard; there are no ranks of servers alone",
     "server.staleness": "0: synchronous | N: a worker may miss the last N steps of others | async",
     "server.warmup_steps": "the first steps are synchronous, whatever the staleness",
+    "server.admit_after": "pushes of a key that are dropped, and counted, before it gets a row of its own, < 65535",
+    "server.evict_after": "rows that were not pushed in so many updates of their shard are taken away (0: never)",
     "server.delay": "none | scale (by 1 / (1 + age)) | compensate: what is done about gradients of old parameters",
     "server.compensation": "compensate: its strength, > 0",
     "server.record": "keep the order in which shards took what workers sent, in the run's folder",
@@ -419,6 +423,8 @@ def _check_server(config: Config, source: str) -> None:
         why = f"{key} is the server strategy's; train.strategy = {train.strategy!r} does not use it"
     elif server.colocated and server.count != 1:
         why = f"count = {server.count} with server.colocated: every rank holds a shard"
+    elif train.reproducible and server.admit_after:
+        why = "admit_after with train.reproducible: how often a key came is estimated, and by each shard"
     elif server.staleness == 0:
         for name in ("warmup_steps", "delay", "record", "replay"):
             if getattr(server, name) != getattr(default, name):

@@ -10,7 +10,7 @@ import numpy as np
 
 from hpcps.data import Block, joined
 from hpcps.loader import DenseLoader, Loader, Loaders
-from hpcps.models import Array, Batch
+from hpcps.models import Batch
 from hpcps.parts import Order
 
 
@@ -21,7 +21,8 @@ class Feed(Protocol):
         """Begin an epoch that visits the samples of each block in these orders."""
 
     def load(self, number: int) -> Batch:
-        """Batch ``number`` of the epoch. Valid until the next call. Raises DataError."""
+        """Batch ``number`` of the epoch. Valid until the next call, which may give the same batch with other contents.
+        Raises DataError."""
 
 
 def feeds(how: Loaders, blocks: Sequence[Block], sizes: Sequence[int]) -> list[Feed]:
@@ -31,7 +32,7 @@ def feeds(how: Loaders, blocks: Sequence[Block], sizes: Sequence[int]) -> list[F
         return [Single(how.of(block), size) for block, size in zip(blocks, sizes, strict=True)]
     whole = joined(blocks)
     if whole is None:
-        return [Separate([DenseLoader(block, how) for block in blocks], sizes)]
+        return [Separate(blocks, how, sizes)]
     return [Joined(how.of(whole), [len(block) for block in blocks], sizes)]
 
 
@@ -70,21 +71,20 @@ class Joined:
 
 
 class Separate:
-    """Dense samples of blocks that are loaded one by one, into one array."""
+    """Dense samples of blocks that are loaded one by one, into one batch."""
 
-    def __init__(self, loaders: Sequence[DenseLoader], sizes: Sequence[int]) -> None:
-        self._loaders = loaders
-        self._bounds = [0, *accumulate(sizes)]
-        self._samples = loaders[0].room(sum(sizes))
-        self._orders: Sequence[Order] = []
+    def __init__(self, blocks: Sequence[Block], how: Loaders, sizes: Sequence[int]) -> None:
+        self._whole = whole = how.room(blocks[0], sum(sizes))
+        bounds = pairwise([0, *accumulate(sizes)])
+        rooms = [Batch(whole.samples[low:high], whole.labels[low:high]) for low, high in bounds]
+        loaders = [DenseLoader(block, how, room) for block, room in zip(blocks, rooms, strict=True)]
+        self._parts = [Single(loader, size) for loader, size in zip(loaders, sizes, strict=True)]
 
     def begin(self, orders: Sequence[Order]) -> None:
-        self._orders = orders
+        for part, order in zip(self._parts, orders, strict=True):
+            part.begin([order])
 
     def load(self, number: int) -> Batch:
-        labels: list[Array] = []
-        for part, (low, high) in enumerate(pairwise(self._bounds)):
-            size = high - low
-            visits = self._orders[part][number * size : (number + 1) * size]
-            labels.append(self._loaders[part].load_into(self._samples[low:high], visits))
-        return Batch(self._samples, np.concatenate(labels))
+        for part in self._parts:
+            part.load(number)
+        return self._whole

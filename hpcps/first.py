@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -45,6 +45,13 @@ class First(NamedTuple):
 
     dense: Params
     tables: Mapping[str, FirstRows]
+
+
+class Begins(Protocol):
+    """A model with tables."""
+
+    def first(self, rng: np.random.Generator) -> First:
+        """How its parameters begin, the same for the same state of ``rng``."""
 
 
 def draw_seed(rng: np.random.Generator) -> int:

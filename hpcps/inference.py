@@ -18,7 +18,7 @@ from hpcps.errors import ConfigError, DataError, ModelError
 from hpcps.loader import Loaders
 from hpcps.models import Model
 from hpcps.run_folder import CONFIG, Trained, read_model, read_summary
-from hpcps.tables import Tables
+from hpcps.tables import whole_tables
 from hpcps.together import Alone
 from hpcps.worker import EVALUATION_SAMPLES, Score
 from hpcps.worker import evaluate as score_of
@@ -45,7 +45,7 @@ def read(folder: Path) -> Finished:
     kernels = hpcps_kernels.load("cpu")
     model = models.make(told.model, trained.facts, told.train.dtype, kernels)
     trained = dataclasses.replace(trained, params=trained.params.ordered(model.tables))
-    tables = Tables(model, trained.params, kernels)
+    tables = whole_tables(model, trained.params, kernels)
     loaders = Loaders(tables, trained.shift, trained.scale, told.train.dtype, kernels)
     return Finished(told, trained, model, loaders)
 

@@ -2,62 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpcps import optim, report
+from hpcps import aligned, optim, report, serving
 from hpcps.collectives import tune
 from hpcps.collectives.choice import Choice
 from hpcps.collectives.engine import Engine
 from hpcps.comm import compressed
 from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
-from hpcps.comm.memory import private
 from hpcps.comm.transport import Array, Transport
 from hpcps.comm.tree import TreeAllreduce
-from hpcps.errors import ConfigError
-from hpcps.exchange import (
-    AllreduceExchange,
-    Bucket,
-    Exchange,
-    GatheredTables,
-    ServerExchange,
-    ShardedTables,
-    TableExchange,
-    largest_of,
-)
+from hpcps.exchange import AllreduceExchange, Bucket, Exchange, GatheredTables, largest_of
 from hpcps.job import Job
 from hpcps.lane import Ready
 from hpcps.models import Model
 from hpcps.params import Params
 from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, of_pieces, of_sums, started_by
 from hpcps.rows import Merger
-from hpcps.server.client import Client, DirectClient, RemoteClient
-from hpcps.server.delay import Compensated, Delay, Scaled, Undelayed
-from hpcps.server.serve import AsTheyCome, Server, Turns
-from hpcps.server.sharding import Roles, roles, rows_of_shard, shard_slices
-from hpcps.server.store import Shard
-from hpcps.server.turns import Recorded
-from hpcps.server.turns import file_name as order_file
-from hpcps.server.turns import load as load_turns
-from hpcps.sums import Decoder, FloatSum, Sum, TreeSum
+from hpcps.serving import Held, Keep, decoder
+from hpcps.sums import FloatSum, Sum, TreeSum
 
 BUCKET_BYTES = 512 << 10
 """Gradients of fewer bytes are not sent off alone, while the rest of them is computed."""
-SHARDED_TABLES_WORKERS = 4
-"""From here on shards of tables send fewer bytes than an all-gather: of k rows a worker 2 k, against (P - 1) k."""
-
-
-Keep = Callable[[str, bytes], None]
-"""Puts a file of this name and content into the run's folder."""
-
-
-def no_keep(name: str, content: bytes) -> None:
-    """For what keeps nothing."""
 
 
 def where_all_see_it(job: Job, workers: Transport, params: Params) -> Params:
@@ -68,11 +39,6 @@ def where_all_see_it(job: Job, workers: Transport, params: Params) -> Params:
     flat = workers.empty(len(params.flat), params.flat.dtype)
     flat[:] = params.flat
     return params.on(flat)
-
-
-def decoder(job: Job) -> Decoder:
-    """How summed gradients travel."""
-    return Decoder(job.config.train.reproducible, job.config.train.dtype, job.kernels)
 
 
 def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int) -> Sum:
@@ -88,7 +54,7 @@ def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int) -> S
         agree_on_largest = largest_of(workers.size, workers.rank, engine.allreduce)
         memory = (parameters, train.dtype, visible)
         return TreeSum(plan.owned, plan.total, job.threads, *memory, job.kernels, agree_on_largest)
-    others = [private(parameters, train.dtype) for _ in plan.owned[1:]]
+    others = [aligned.empty(parameters, train.dtype) for _ in plan.owned[1:]]
     return FloatSum([workers.empty(parameters, train.dtype), *others], job.kernels)
 
 
@@ -119,11 +85,15 @@ def make_reduction(job: Job, engine: Engine, count: int) -> Reduction:
 
 
 def make_exchange(
-    job: Job, workers: Transport, engine: Engine, model: Model, params: Params, gradients: Sum, keep: Keep
+    job: Job, workers: Transport, engine: Engine, model: Model, held: Held, gradients: Sum, keep: Keep
 ) -> tuple[Exchange, Ready | None]:
-    """How this worker's gradients become fresh parameters; and what a model that finishes them stage by stage calls."""
+    """How this worker's gradients become fresh parameters; and what a model that finishes them stage by stage calls.
+
+    ``keep`` takes the records of shards on this rank.
+    """
+    params = held.params
     if job.strategy == "server":
-        return make_server_exchange(job, params, gradients, keep), None
+        return serving.make_server_exchange(job, held, gradients, keep), None
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
     dense = params.dense
     is_one_sum = not job.config.train.reproducible and len(gradients.shares) == 1
@@ -131,13 +101,18 @@ def make_exchange(
     stages = getattr(model, "stages", ()) if overlaps else ()
     wheres = bucket_bounds(dense, stages)
     reductions = [make_reduction(job, engine, where.stop - where.start) for _, where in wheres]
-    buckets = [Bucket(where, one, dense.flat, optimizer) for (_, where), one in zip(wheres, reductions, strict=True)]
+    what = dense.flat, gradients.buffer, optimizer, job.gradient_scale
+    buckets = [Bucket(where, one, *what) for (_, where), one in zip(wheres, reductions, strict=True)]
     if job.config.compress.kind != "none" and workers.size == 1:
         report.note(f"compress.kind = {job.config.compress.kind!r}: one worker sends nothing, and rounds nothing", True)
     names = ", ".join(dict.fromkeys(one.name for one in reductions))
     way = f"{names}, {len(buckets)} buckets" if len(buckets) > 1 else names
-    tables = make_table_exchange(job, workers, params, optimizer) if params.tables else None
-    exchange = AllreduceExchange(buckets, way, gradients, job.gradient_scale, tables)
+    shards = serving.make_row_exchange(job, held, gradients) if held.elsewhere else None
+    tables = None
+    if params.tables:
+        rest = optimizer, decoder(job), Merger(job.kernels), job.gradient_scale
+        tables = GatheredTables(partial(all_gather_rows, workers), params, *rest)
+    exchange = AllreduceExchange(buckets, way, gradients, tables, shards)
     ends = {stage: number for number, (stage, _) in enumerate(wheres)}
 
     def ready(stage: int) -> None:
@@ -157,67 +132,3 @@ def bucket_bounds(dense: Params, stages: Sequence[Sequence[str]]) -> list[tuple[
             buckets.append((number, slice(start, stop)))
             stop = start
     return buckets if stages and stop == 0 else [(-1, slice(0, len(dense.flat)))]
-
-
-def make_table_exchange(job: Job, workers: Transport, params: Params, optimizer: optim.Optimizer) -> TableExchange:
-    """How tables get fresh beside all-reduced dense parameters: as configured, or by what costs fewer bytes."""
-    merger = Merger(job.kernels)
-    if job.config.train.strategy == "auto" and workers.size >= SHARDED_TABLES_WORKERS:
-        everywhere = roles(workers.size, workers.size, colocated=True)
-        return ShardedTables(make_client(job, everywhere, params, [slice(0, 0)] * workers.size, no_keep), merger)
-    gather = partial(all_gather_rows, workers)
-    return GatheredTables(gather, params, optimizer, decoder(job), merger, job.gradient_scale)
-
-
-def make_server_exchange(job: Job, params: Params, gradients: Sum, keep: Keep) -> ServerExchange:
-    """Gradients to shards, parameters from them."""
-    options = job.config.server
-    shards = job.roles.servers or options.count
-    client = make_client(job, job.roles, params, shard_slices(len(params.dense.flat), shards), keep)
-    where = "of all ranks" if job.roles.are_colocated else "alone" if job.roles.servers else "of this process"
-    staleness = f"staleness {options.staleness}" if isinstance(options.staleness, int) else "asynchronous"
-    way = f"push to {shards} shard{'s' * (shards > 1)} {where}, pull from there; {staleness}"
-    return ServerExchange(client, gradients, Merger(job.kernels), way, job.slack, options.warmup_steps)
-
-
-def make_client(job: Job, planned: Roles, params: Params, where: list[slice], keep: Keep) -> Client:
-    """The way to the shards, of which number s has ``where[s]`` of the dense parameters: on their ranks, or, for a rank
-    alone, in its own process."""
-    dense, rank = params.dense.flat, job.transport.rank
-    if not planned.servers:
-        tables = {name: params.table(name) for name in params.tables}
-        shards = [make_shard(job, dense[part], tables if number == 0 else {}) for number, part in enumerate(where)]
-        return DirectClient(shards, where)
-    ranks = [planned.server_rank(shard) for shard in range(len(where))]
-    server = make_server(job, params, where, ranks.index(rank), keep) if planned.are_colocated else None
-    return RemoteClient(job.transport, params, where, ranks, rank, decoder(job), server)
-
-
-def make_server(job: Job, params: Params, where: list[slice], number: int, keep: Keep) -> Server:
-    """Shard ``number``, and what serves it. ``keep`` takes its record, if there is to be one."""
-    own = rows_of_shard(number, len(where))
-    tables = {name: params.table(name)[own].copy() for name in params.tables}
-    shard = make_shard(job, params.dense.flat[where[number]].copy(), tables)
-    workers, options = list(range(job.roles.workers)), job.config.server
-    turns: Turns = AsTheyCome()
-    if options.record:
-        turns = Recorded(lambda record: keep(order_file(number), record))
-    if options.replay:
-        turns = load_turns(Path(options.replay), number, len(workers))
-    return Server(job.transport, shard, number, workers, decoder(job), job.order.counts, turns)
-
-
-def make_shard(job: Job, params: Array, tables: dict[str, Array]) -> Shard:
-    """A shard of the given parameters."""
-    options = job.config.server
-    optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
-    delay: Delay = Undelayed()
-    if options.delay == "scale":
-        delay = Scaled()
-    if options.delay == "compensate":
-        if tables:
-            raise ConfigError("server.delay = 'compensate' is for dense parameters; this model has tables; use 'scale'")
-        delay = Compensated(job.roles.workers, options.compensation)
-    return Shard(
-        params, optimizer, decoder(job), Merger(job.kernels), job.order, job.gradient_scale, tables, delay=delay
-    )

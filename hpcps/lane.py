@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
+from typing import cast
 
 import numpy as np
 
@@ -13,14 +15,19 @@ from hpcps.data import Block, find_bad
 from hpcps.errors import DataError, HpcpsError, NotFiniteError
 from hpcps.feed import feeds
 from hpcps.loader import Loaders
-from hpcps.models import Array, Batch, GrainGradients, Model
+from hpcps.models import Array, Arrays, Batch, GrainGradients, Model
 from hpcps.params import Params
 from hpcps.rows import ByTable
 from hpcps.sums import Share
-from hpcps.tables import as_rows, room_for_rows
+from hpcps.tables import as_rows
 
 Ready = Callable[[int], None]
 """What a model with ``stages`` calls with the number of a stage whose gradients are final."""
+
+Call = Callable[[], float]
+"""Computes a part's gradient; returns its loss"""
+
+NO_BATCH = Batch(np.empty((0, 0)), np.empty(0))
 
 
 class Lane:
@@ -56,11 +63,14 @@ class Lane:
         self._outs = [params.dense.on(row) for row in share.stack]
         adds = [0] if share.adds is None else share.adds
         self._tops = [0, *accumulate(1 - int(count) for count in adds)]  # entries of the stack before each part
-        self._batches: list[Batch] = []
+        self._batches = [NO_BATCH] * len(self._feeds)
+        self._calls: list[Call] = []
+        self._rows: list[ByTable] = []
         self._losses = np.zeros(len(blocks))
-        self._together: GrainGradients | None = None
+        self._together: Callable[[], Array] | None = None
+        self._grains: GrainGradients | None = None
         if share.adds is not None and not how.tables.names:
-            self._together = getattr(model, "grain_gradients", None)
+            self._grains = getattr(model, "grain_gradients", None)
 
     def shuffle(self, epoch: int) -> None:
         """Draw the order in which this epoch visits each block."""
@@ -74,55 +84,88 @@ class Lane:
 
     def load(self, number: int) -> None:
         """Bring batch ``number`` of this epoch into memory."""
-        self._batches = [feed.load(number) for feed in self._feeds]
+        are_new = False
+        for place, feed in enumerate(self._feeds):
+            batch = feed.load(number)
+            if batch is not self._batches[place]:
+                self._batches[place], are_new = batch, True
+        if are_new:
+            self._prepare(self._batches)
 
     def row_keys(self) -> list[Mapping[str, Array]]:
         """Which rows of each table the loaded parts touch."""
         return [batch.keys for batch in self._batches]
 
     def compute(self) -> list[ByTable]:
-        """Compute the gradients of the loaded parts; returns the rows of each part where the model has tables."""
+        """Compute the gradients of the loaded parts; returns the rows of each part, if the model has tables."""
         if self._together is None:
-            return [self._push(part, batch) for part, batch in enumerate(self._by_part())]
-        assert self._share.adds is not None
-        try:
-            losses = self._together(self._params, self._batches[0], self._bounds, self._share.adds, self._share.stack)
-        except NotFiniteError as error:
-            raise cause(error, *self._blocks) from error
-        if not math.isfinite(sum(losses.tolist())):
-            self._check_losses(losses)
-        self._losses += losses
-        return []
+            for part, call in enumerate(self._calls):
+                self._push(part, call)
+        else:
+            self._push_together(self._together)
+        return self._rows
 
     def take_losses(self) -> Array:
         """The losses of the parts, summed since the last call, (parts,) float64."""
         losses, self._losses = self._losses, np.zeros_like(self._losses)
         return losses
 
-    def _by_part(self) -> list[Batch]:
+    def _prepare(self, batches: Sequence[Batch]) -> None:
+        """Make ready what :meth:`compute` calls, for these batches and for others in the same arrays."""
+        if self._grains is not None:
+            assert self._share.adds is not None
+            self._together = partial(
+                self._grains, self._params, batches[0], self._bounds, self._share.adds, self._share.stack
+            )
+        elif self._tables.names:
+            rows = [self._tables.room_for_rows(batch) for batch in batches]
+            self._rows = [as_rows(batch, own) for batch, own in zip(batches, rows, strict=True)]
+            outs = [{**self._outs[top], **own} for top, own in zip(self._tops, rows, strict=False)]
+            self._calls = [partial(self._on_rows, batch, out) for batch, out in zip(batches, outs, strict=True)]
+        else:
+            self._calls = [
+                self._on_all(batch, self._outs[top])
+                for batch, top in zip(self._by_part(batches), self._tops, strict=False)
+            ]
+
+    def _on_all(self, batch: Batch, out: Params) -> Call:
+        """The model's loss and gradient of a batch, by a function that is bound to the arrays if the model has one."""
+        prepare = getattr(self._model, "prepare", None)
+        if prepare is not None and not self._ready:
+            return cast(Call, prepare(self._params, batch, out))
+        return partial(self._model.loss_gradient, self._params, batch, out, **self._ready)
+
+    def _on_rows(self, batch: Batch, out: Arrays) -> float:
+        """The same of a model with tables, which sees the rows that the batch touches."""
+        return self._model.loss_gradient(self._tables.pick(self._params, batch), batch, out)
+
+    def _by_part(self, batches: Sequence[Batch]) -> Sequence[Batch]:
         """The loaded batches, one a part."""
-        if len(self._batches) == len(self._blocks):
-            return self._batches
-        (whole,) = self._batches
+        if len(batches) == len(self._blocks):
+            return batches
+        (whole,) = batches
         return [Batch(whole.samples[low:high], whole.labels[low:high]) for low, high in pairwise(self._bounds)]
 
-    def _push(self, part: int, batch: Batch) -> ByTable:
+    def _push(self, part: int, call: Call) -> None:
         """Compute one part's gradient on top of the stack, and add it to those before."""
-        top = self._tops[part]
-        params, out, rows = self._params, self._outs[top], {}
         try:
-            if not self._tables.names:
-                loss = self._model.loss_gradient(params, batch, out, **self._ready)
-            else:
-                rows = room_for_rows(params, batch)
-                loss = self._model.loss_gradient(self._tables.pick(params, batch), batch, {**out, **rows})
+            loss = call()
             check_finite(loss)
         except NotFiniteError as error:
             raise cause(error, self._blocks[part]) from error
         self._losses[part] += loss
-        for row in range(top, self._tops[part + 1] - 1, -1):
+        for row in range(self._tops[part], self._tops[part + 1] - 1, -1):
             self._add_into(self._share.stack[row - 1], self._share.stack[row])
-        return as_rows(batch, rows) if rows else {}
+
+    def _push_together(self, call: Callable[[], Array]) -> None:
+        """Compute the gradients of all parts by one call."""
+        try:
+            losses = call()
+        except NotFiniteError as error:
+            raise cause(error, *self._blocks) from error
+        if not math.isfinite(sum(losses.tolist())):
+            self._check_losses(losses)
+        self._losses += losses
 
     def _check_losses(self, losses: Array) -> None:
         """Raise what is to be said of the first loss that is not finite."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import numpy as np
 
+from hpcps import aligned
 from hpcps.data import Block, Csr
 from hpcps.errors import DataError
 from hpcps.models import Array, Batch, Sparse
@@ -16,7 +18,8 @@ class Loader(Protocol):
     """Brings samples of one block into model input: converted to the training dtype, shifted and scaled."""
 
     def load(self, index: Array) -> Batch:
-        """The samples of the given numbers (int64) of the block. Valid until the next call. Raises DataError."""
+        """The samples of the given numbers (int64) of the block. Valid until the next call, which may give the same
+        batch with other contents. Raises DataError."""
 
 
 class Loaders:
@@ -36,33 +39,52 @@ class Loaders:
         """The loader of a block."""
         return SparseLoader(block, self) if self.tables.names else DenseLoader(block, self)
 
+    def room(self, block: Block, count: int) -> Batch:
+        """Memory for so many dense samples of a block, and their labels."""
+        dtype = self.shift.dtype
+        labels = dtype if block.labels.dtype.kind == "f" else block.labels.dtype
+        return Batch(aligned.empty((count, len(self.shift)), dtype), np.empty(count, labels))
+
 
 class DenseLoader:
-    """Samples as (n, D)."""
+    """Samples as (n, D). As long as there are as many, they are written to the same batch; the first is ``room``."""
 
-    def __init__(self, block: Block, how: Loaders) -> None:
+    def __init__(self, block: Block, how: Loaders, room: Batch | None = None) -> None:
         self._block = block
-        self._shift, self._scale, self._kernels = how.shift, how.scale, how.kernels
-        self._samples = np.empty((0, len(how.shift)), how.shift.dtype)
+        self._how = how
+        self._gather: Callable[[], None] | None = None  # of a block that is in memory; a window is not to be held
+        self._write_to(how.room(block, 0) if room is None else room)
 
     def load(self, index: Array) -> Batch:
-        if len(self._samples) != len(index):
-            self._samples = self.room(len(index))
-        return Batch(self._samples, self.load_into(self._samples, index))
+        if len(index) != len(self._index):
+            self._write_to(self._how.room(self._block, len(index)))
+        gather, labels = self._gather, self._block.labels
+        if gather is None:
+            samples, labels, index = self._block.near(index)
+            gather = self._bound(samples)
+        self._index[:] = index
+        gather()
+        labels.take(self._index, out=self._labels, mode="clip")  # gather has seen that none is outside
+        if self._labels is not self._batch.labels:
+            self._batch.labels[:] = self._labels
+        return self._batch
 
-    def room(self, count: int) -> Array:
-        """Memory for so many samples."""
-        return np.empty((count, len(self._shift)), self._shift.dtype)
+    def _write_to(self, room: Batch) -> None:
+        self._batch = room
+        self._index = np.empty(len(room.labels), np.int64)
+        stored = self._block.labels.dtype
+        self._labels = room.labels if stored == room.labels.dtype else np.empty(len(room.labels), stored)
+        self._gather = None if self._block.window else self._bound(self._block.samples)
 
-    def load_into(self, out: Array, index: Array) -> Array:
-        """Write the samples to ``out`` (n, D); returns their labels."""
-        samples, labels, index = self._block.near(index)
+    def _bound(self, samples: Any) -> Callable[[], None]:
+        """What writes the samples of the numbers in ``_index``."""
+        how, into = self._how, self._batch.samples
         if isinstance(samples, Csr):
-            columns = (samples.indptr, samples.indices, samples.values)
-            self._kernels.gather_csr(out, *columns, index, self._shift, self._scale)
+            columns = samples.indptr, samples.indices, samples.values
+            bound = how.kernels.gather_csr.bind(into, *columns, self._index, how.shift, how.scale)
         else:
-            self._kernels.gather(out, samples, index, self._shift, self._scale)
-        return _labels(labels, index, self._shift.dtype)
+            bound = how.kernels.gather.bind(into, samples, self._index, how.shift, how.scale)
+        return cast(Callable[[], None], bound)
 
 
 class SparseLoader:

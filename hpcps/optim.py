@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from hpcps import aligned
 from hpcps.config import Optimizer as Options
 from hpcps.own_optimizer import OwnOptimizer
 
@@ -19,6 +21,7 @@ Array = np.ndarray[Any, Any]
 State = dict[str, Array]
 Init = Callable[[Array], State]
 Update = Callable[[Array, State, Array, float, int], None]
+Prepare = Callable[[Array, State, Array, float], Callable[[int], None]]
 UpdateRows = Callable[[Array, State, Array, Array, float, int], None]
 UpdatePacked = Callable[[Array, Array, Array, float, int], None]
 Numbers = Callable[[int], tuple[float, ...]]
@@ -27,6 +30,7 @@ Numbers = Callable[[int], tuple[float, ...]]
 @dataclass(frozen=True)
 class Optimizer:
     """``init(params) -> state``, ``update(params, state, gradient, gradient_scale, step)``,
+    ``prepare(params, state, gradient, gradient_scale) -> update(step)`` where the arrays are the same in every step,
     ``update_rows(params, state, gradient, index, gradient_scale, step)`` and
     ``update_packed(table, gradient, index, gradient_scale, step)``.
 
@@ -41,33 +45,48 @@ class Optimizer:
 
     init: Init
     update: Update
+    prepare: Prepare
     update_rows: UpdateRows
     update_packed: UpdatePacked
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """A kernel, the arrays of its state, and its numbers at a step, in the kernel's order, up to gradient_scale."""
+    """A kernel, the arrays of its state, and its numbers at a step, in the kernel's order, up to gradient_scale.
+
+    ``counts_steps``: whether they depend on the step.
+    """
 
     kernel: str
     states: tuple[str, ...]
     numbers: Numbers
+    counts_steps: bool = False
 
 
 def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
     """The optimiser that the options name, on a back end's kernels; large updates are shared out over threads."""
     if ":" in options.kind:
         own = OwnOptimizer(options.kind)
-        return Optimizer(own.init, own.update, own.update_rows, own.update_packed)
+        return Optimizer(own.init, own.update, own.prepare, own.update_rows, own.update_packed)
     rule = _rule(options)
     dense, by_rows = getattr(kernels, rule.kernel), getattr(kernels, f"{rule.kernel}_rows")
     packed = getattr(kernels, f"{rule.kernel}_packed") if rule.states else by_rows
 
     def init(params: Array) -> State:
-        return {name: np.zeros_like(params) for name in rule.states}
+        return {name: aligned.zeros(params.shape, params.dtype) for name in rule.states}
 
     def update(params: Array, state: State, gradient: Array, gradient_scale: float, step: int) -> None:
         dense(params, *[state[s] for s in rule.states], gradient, *rule.numbers(step), gradient_scale, threads=threads)
+
+    def prepare(params: Array, state: State, gradient: Array, gradient_scale: float) -> Callable[[int], None]:
+        if options.clip_norm or threads > 1:
+            return partial(change, params, state, gradient, gradient_scale)
+        arrays = params, *[state[s] for s in rule.states], gradient
+        if rule.counts_steps:
+            bound = dense.bind(*arrays)
+            return lambda step: bound(*rule.numbers(step), gradient_scale)
+        same = dense.bind(*arrays, *rule.numbers(0), gradient_scale)
+        return lambda step: same()
 
     def update_rows(
         params: Array, state: State, gradient: Array, index: Array, gradient_scale: float, step: int
@@ -78,12 +97,9 @@ def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
     def update_packed(table: Array, gradient: Array, index: Array, gradient_scale: float, step: int) -> None:
         packed(table, gradient, index, *rule.numbers(step), gradient_scale, threads=threads)
 
-    return Optimizer(
-        _ftrl_init(options) if options.kind == "ftrl" else init,
-        _clipped(update, options.clip_norm, kernels.square_norm) if options.clip_norm else update,
-        update_rows,
-        update_packed,
-    )
+    change = _clipped(update, options.clip_norm, kernels.square_norm) if options.clip_norm else update
+    start = _ftrl_init(options) if options.kind == "ftrl" else init
+    return Optimizer(start, change, prepare, update_rows, update_packed)
 
 
 def _rule(o: Options) -> _Rule:
@@ -102,8 +118,8 @@ def _rule(o: Options) -> _Rule:
         return _Rule("ftrl", ("z", "squares"), lambda step: (o.learning_rate, o.beta, *penalty))
     moments, shared = ("first", "second"), (o.learning_rate, o.beta1, o.beta2, o.epsilon)
     if o.kind == "adamw":
-        return _Rule("adamw", moments, lambda step: (*shared, o.weight_decay, step))
-    return _Rule("adam", moments, lambda step: (*shared, step, *penalty))
+        return _Rule("adamw", moments, lambda step: (*shared, o.weight_decay, step), counts_steps=True)
+    return _Rule("adam", moments, lambda step: (*shared, step, *penalty), counts_steps=True)
 
 
 def _ftrl_init(options: Options) -> Init:
@@ -112,8 +128,9 @@ def _ftrl_init(options: Options) -> Init:
     pull = options.beta / options.learning_rate + options.l2
 
     def init(params: Array) -> State:
-        z = -(params * pull + np.sign(params) * options.l1).astype(params.dtype)
-        return {"z": z, "squares": np.zeros_like(params)}
+        z, squares = (aligned.zeros(params.shape, params.dtype) for _ in range(2))
+        z[...] = -(params * pull + np.sign(params) * options.l1)
+        return {"z": z, "squares": squares}
 
     return init
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpcps import aligned
+
 Array = np.ndarray[Any, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -40,7 +42,7 @@ class Params(Mapping[str, Array]):
     @classmethod
     def zeros(cls, shapes: Shapes, dtype: DTypeLike, tables: Sequence[str] = ()) -> Params:
         """Parameters of the given shapes, all zero."""
-        return cls(shapes, np.zeros(count(shapes), dtype), tables)
+        return cls(shapes, aligned.zeros(count(shapes), dtype), tables)
 
     def ordered(self, tables: Sequence[str]) -> Params:
         """The same parameters with these tables, which are put last; a copy unless they are there already."""
@@ -48,7 +50,8 @@ class Params(Mapping[str, Array]):
         shapes = {name: self.shapes[name] for name in names}
         if names == list(self):
             return Params(shapes, self.flat, tables)
-        return Params(shapes, np.concatenate([self[name].reshape(-1) for name in names]), tables)
+        flat = aligned.empty(len(self.flat), self.flat.dtype)
+        return Params(shapes, np.concatenate([self[name].reshape(-1) for name in names], out=flat), tables)
 
     def on(self, flat: Array) -> Params:
         """The same names and shapes over another buffer."""

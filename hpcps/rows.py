@@ -7,10 +7,11 @@ of equal keys, in the order given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 Array = np.ndarray[Any, Any]
 
@@ -23,6 +24,52 @@ class Rows(NamedTuple):
 
 
 ByTable = Mapping[str, Rows]
+
+
+class RowSource(Protocol):
+    """Where a worker's rows of tables are."""
+
+    def fetch(self, keys: Mapping[str, Array]) -> None:
+        """Make rows of these keys (distinct, of each table) ready for :meth:`rows`. Blocks."""
+
+    def rows(self, name: str, keys: Array) -> Array:
+        """The rows (k, W) of the keys (k,) of a table, in their order; not to be changed, valid until they change."""
+
+
+class PulledRows:
+    """Rows that were pulled from shards: those of the keys that were asked for last, and no others.
+
+    ``widths``: of each table; ``pull``: brings rows here by :meth:`put`.
+    """
+
+    def __init__(self, widths: Mapping[str, int], dtype: DTypeLike, kernels: Any) -> None:
+        self.widths = widths
+        self.dtype = np.dtype(dtype)
+        self.pull: Callable[[Mapping[str, Array]], None] | None = None
+        self._gather = kernels.gather_rows
+        self._held = {name: Rows(np.empty(0, np.int64), self.room(name, 0)) for name in widths}
+
+    def room(self, name: str, count: int) -> Array:
+        """Memory for so many rows of a table."""
+        return np.empty((count, self.widths[name]), self.dtype)
+
+    def put(self, name: str, keys: Array, values: Array) -> None:
+        """From now on these rows are held, and no others of the table."""
+        self._held[name] = Rows(keys, values)
+
+    def fetch(self, keys: Mapping[str, Array]) -> None:
+        assert self.pull is not None
+        self.pull(keys)
+
+    def rows(self, name: str, keys: Array) -> Array:
+        held = self._held[name]
+        if keys is held.keys:
+            return held.values
+        order = np.argsort(held.keys, kind="stable")
+        places = order[np.searchsorted(held.keys, keys, sorter=order)]
+        found = self.room(name, len(keys))
+        self._gather(found, held.values, places)
+        return found
 
 
 class Merger:

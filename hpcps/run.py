@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from hpcps import data, joining, models, report
+from hpcps import data, joining, models, report, serving
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Transport
@@ -29,7 +29,8 @@ from hpcps.params import Params
 from hpcps.report import Measures
 from hpcps.run_folder import RunFolder, Trained
 from hpcps.server.sharding import shard_slices
-from hpcps.tables import Tables
+from hpcps.serving import Held
+from hpcps.tables import Tables, whole_tables
 from hpcps.threads import Threads
 from hpcps.together import Together, agree
 from hpcps.trainer import Plan, Trainer, join_scores
@@ -58,20 +59,21 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
     agree(job.together, lambda: folder.check(overwrite) if is_first else None)
     dataset = load(job)
     facts = facts_of(job, dataset)
-    model, params = agree(job.together, lambda: build(job, facts))
-    check_alike(job.together, params, "begin")
+    model, held = agree(job.together, lambda: build(job, facts))
+    check_alike(job.together, held.params, "begin")
     agree(job.together, lambda: folder.begin(to_toml(config)) if is_first else None)
 
     if job.workers is not None:
-        params = joining.where_all_see_it(job, job.workers, params)
+        held = held._replace(params=joining.where_all_see_it(job, job.workers, held.params))
     if job.workers is not None:
-        found = work(job, dataset, model, Trained(params, facts, dataset.classes, dataset.shift, dataset.scale), folder)
+        trained = Trained(held.params, facts, dataset.classes, dataset.shift, dataset.scale)
+        found = work(job, dataset, model, held, trained, folder)
     else:
-        found = serve(job, params, folder)
+        found = serve(job, held, folder)
     told = job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8))
     summary = {**json.loads(told.tobytes()), "wall_s": round(time.perf_counter() - started, 3)}
 
-    agree(job.together, lambda: check_alike(Meeting(job.workers), params, "end") if job.workers else None)
+    agree(job.together, lambda: check_alike(Meeting(job.workers), held.params, "end") if job.workers else None)
     agree(job.together, lambda: folder.end(summary) if is_first else None)
     return Run(folder.path, summary)
 
@@ -113,14 +115,14 @@ def facts_of(job: Job, dataset: Dataset) -> models.Facts:
     return models.Facts(dataset.features, classes, dataset.sparse, ids, entries)
 
 
-def build(job: Job, facts: models.Facts) -> tuple[Model, Params]:
+def build(job: Job, facts: models.Facts) -> tuple[Model, Held]:
     """The model and its first parameters, the same on every rank."""
     train = job.config.train
     model = models.make(job.config.model, facts, train.dtype, job.kernels)
     if model.tables and job.config.optimizer.clip_norm:
         raise ConfigError("optimizer.clip_norm is for dense gradients; this model has tables, which it does not reach")
     rng = np.random.Generator(np.random.Philox(key=train.seed))
-    return model, model.init(rng)
+    return model, serving.hold(job, model, rng)
 
 
 def check_alike(together: Together, params: Params, when: str) -> None:
@@ -136,17 +138,17 @@ def check_alike(together: Together, params: Params, when: str) -> None:
         raise error
 
 
-def work(job: Job, dataset: Dataset, model: Model, trained: Trained, folder: RunFolder) -> dict[str, Any]:
+def work(job: Job, dataset: Dataset, model: Model, held: Held, trained: Trained, folder: RunFolder) -> dict[str, Any]:
     """A worker's run, from the first step to the last; ``trained`` holds the first parameters, and at the end the last
     ones. Returns what there is to say of it."""
     assert job.workers is not None
-    config, params = job.config, trained.params
+    config, params = job.config, held.params
     pool = Threads(min(job.threads, len(job.parts.owned)))
-    tables = Tables(model, params, job.kernels)
+    tables = tables_of(job, model, held)
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
     engine = joining.make_engine(job, job.workers)
     gradients = joining.make_sum(job, job.workers, engine, len(params.dense.flat))
-    exchange, ready = joining.make_exchange(job, job.workers, engine, model, params, gradients, folder.keep)
+    exchange, ready = joining.make_exchange(job, job.workers, engine, model, held, gradients, folder.keep)
     seed = config.train.seed
     worker = Worker(model, params, how, job.parts, dataset.train, gradients.shares, seed, pool, ready)
     plan = Plan(
@@ -155,32 +157,50 @@ def work(job: Job, dataset: Dataset, model: Model, trained: Trained, folder: Run
     reporter: report.Reporter = report.Silent()
     is_first = job.workers.rank == 0
     if is_first:
-        report.opening(config, dataset, len(params.flat), f"{job.strategy} ({job.why}; {exchange.way})")
+        report.opening(config, dataset, held.size, f"{job.strategy} ({job.why}; {exchange.way})")
         reporter = report.Lines(folder, plan.epochs, plan.epochs * plan.steps_an_epoch)
-    test = tester(job, dataset, model, params, how)
+    test = tester(job, dataset, model, params, how, exchange)
     trainer = Trainer(job.workers, worker, gradients, exchange, job.parts, plan, reporter, test)
     try:
         # Again: the user's file may have brought a library with threads of its own.
         with threadpool_limits(1):
             measures = trainer.run()
-            sha256 = agree(Meeting(job.workers), lambda: folder.write_model(trained, {}) if is_first else "")
+            sha256 = agree(Meeting(job.workers), lambda: write(trained, held, folder if is_first else None, exchange))
             exchange.finish()
     except BaseException:
         pool.close(wait=False)
         raise
     pool.close()
-    return {**summary(job, dataset, params, trainer, measures, exchange), "params_sha256": sha256}
+    return {**summary(job, dataset, held, trainer, measures, exchange), "params_sha256": sha256}
 
 
-def serve(job: Job, params: Params, folder: RunFolder) -> dict[str, Any]:
+def tables_of(job: Job, model: Model, held: Held) -> Tables:
+    """The model's tables, wherever they are."""
+    if held.rows is None:
+        return whole_tables(model, held.params, job.kernels)
+    shapes = {name: first.shape for name, first in held.elsewhere.items()}
+    return Tables(model, shapes, job.config.train.dtype, held.rows, job.kernels)
+
+
+def write(trained: Trained, held: Held, folder: RunFolder | None, exchange: Exchange) -> str:
+    """Write the model, on the rank that has the folder; returns the SHA-256 of its parameters there."""
+    try:
+        return "" if folder is None else folder.write_model(trained, held.stored_elsewhere())
+    finally:
+        exchange.meet()  # until here the others have served the one that writes
+
+
+def serve(job: Job, held: Held, folder: RunFolder) -> dict[str, Any]:
     """A server's run."""
     number = job.transport.rank - job.roles.workers
-    where = shard_slices(len(params.dense.flat), job.roles.servers)
-    joining.make_server(job, params, where, number, folder.keep).run()
+    where = shard_slices(len(held.params.flat), job.roles.servers)[number]
+    serving.make_server(job, held, where, number, folder.keep).run()
     return {}
 
 
-def tester(job: Job, dataset: Dataset, model: Model, params: Params, how: Loaders) -> Callable[[], Measures]:
+def tester(
+    job: Job, dataset: Dataset, model: Model, params: Params, how: Loaders, exchange: Exchange
+) -> Callable[[], Measures]:
     """The evaluation of the held-out samples: a collective of the workers."""
     workers = job.workers
     assert workers is not None
@@ -192,13 +212,14 @@ def tester(job: Job, dataset: Dataset, model: Model, params: Params, how: Loader
         if not dataset.test_count:
             return Measures()
         mine = [score(block) for block in dataset.test.values()]
+        exchange.meet()
         return report.measures(model, join_scores(workers, mine, job.test_ranges()), dataset.test_count)
 
     return test
 
 
 def summary(
-    job: Job, dataset: Dataset, params: Params, trainer: Trainer, measures: Measures, exchange: Exchange
+    job: Job, dataset: Dataset, held: Held, trainer: Trainer, measures: Measures, exchange: Exchange
 ) -> dict[str, Any]:
     """What ``summary.json`` holds, the wall time excepted."""
     pace = trainer.pace
@@ -221,5 +242,5 @@ def summary(
         "reproducible": job.config.train.reproducible,
         "train_samples": dataset.train_count,
         "test_samples": dataset.test_count,
-        "parameters": len(params.flat),
+        "parameters": held.size,
     }

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpcps import aligned
 from hpcps.comm.order import adds_of, depth, pieces
 from hpcps.comm.topology import chunk_bounds
 from hpcps.errors import NotFiniteError
@@ -66,7 +67,8 @@ class Sum(Protocol):
     """What :meth:`finish` gives as the dense sum, in every step"""
 
     def take(self, share: int, rows: Sequence[ByTable] = ()) -> None:
-        """Take up share ``share``, finished, and the tables' rows of its parts. Shares come in ascending order."""
+        """Take up share ``share``, finished, and the tables' rows of its parts, where there are tables. Shares come in
+        ascending order."""
 
     def finish(self) -> Summed:
         """The sum of all parts."""
@@ -101,15 +103,16 @@ class FloatSum:
         self._add_into = kernels.add_into
         self._merger = Merger(kernels)
         self._rows: list[ByTable] = []
+        self._dense_alone = Summed(self.buffer, 1.0)
 
     def take(self, share: int, rows: Sequence[ByTable] = ()) -> None:
         if share > 0:
             self._add_into(self._parts[0], self._parts[share])
-        self._rows += [one for one in rows if one]
+        self._rows += rows
 
     def finish(self) -> Summed:
         if not self._rows:
-            return Summed(self.buffer, 1.0)
+            return self._dense_alone
         rows = self._merger.merge(self._rows)
         self._rows = []
         return Summed(self.buffer, 1.0, rows)
@@ -144,7 +147,7 @@ class TreeSum:
         adds = [_adds_of_grains(one) for one in sums]
         tops = [0, *accumulate(map(depth, adds))]
         size = tops[-1] * parameters
-        memory = (visible(size, dtype) if len(sums) == 1 else np.empty(size, dtype)).reshape(tops[-1], parameters)
+        memory = (visible(size, dtype) if len(sums) == 1 else aligned.empty(size, dtype)).reshape(tops[-1], parameters)
         self.shares = [
             Share(range(*bounds[n : n + 2]), np.array(own, np.int64), memory[slice(*tops[n : n + 2])])
             for n, own in enumerate(adds)
@@ -167,7 +170,7 @@ class TreeSum:
             self._largest = max(self._largest, largest)
         if not is_finite:
             raise NotFiniteError("the gradient is not finite; a smaller optimizer.learning_rate or data.scale may help")
-        self._rows += [one for one in rows if one]
+        self._rows += rows
 
     def finish(self) -> Summed:
         if len(self.shares) > 1:

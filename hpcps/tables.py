@@ -8,20 +8,41 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from hpcps.models import Array, Arrays, Batch, Model
-from hpcps.params import Params
-from hpcps.rows import Rows
+from hpcps.params import Params, Shapes
+from hpcps.rows import Rows, RowSource
+
+
+class WholeRows:
+    """Rows of tables that are here whole."""
+
+    def __init__(self, params: Params, kernels: Any) -> None:
+        self._tables = {name: params.table(name) for name in params.tables}
+        self._gather = kernels.gather_rows
+
+    def fetch(self, keys: Mapping[str, Array]) -> None:
+        """They are here."""
+
+    def rows(self, name: str, keys: Array) -> Array:
+        table = self._tables[name]
+        rows = np.empty((len(keys), table.shape[1]), table.dtype)
+        self._gather(rows, table, keys)
+        return rows
 
 
 class Tables:
-    """The tables of a model with a back end's kernels. Safe to call from many threads."""
+    """The tables of a model, of ``shapes`` (R, ...), with a back end's kernels. Safe to call from many threads."""
 
-    def __init__(self, model: Model, params: Params, kernels: Any) -> None:
+    def __init__(self, model: Model, shapes: Shapes, dtype: DTypeLike, source: RowSource, kernels: Any) -> None:
         self.names = model.tables
         self.fields = model.fields
-        self.sizes = [len(params[name]) for name in self.names]
+        self.shapes = {name: tuple(shapes[name]) for name in self.names}
+        self.sizes = [shape[0] for shape in self.shapes.values()]
         """How many rows each table has."""
+        self._dtype = np.dtype(dtype)
+        self._source = source
         self._kernels = kernels
         self._scratch = threading.local()
 
@@ -49,24 +70,29 @@ class Tables:
             held[field] = np.full(size, -1, np.int32)
         return held[field]
 
+    def fetch(self, batch: Batch) -> None:
+        """Make ready the rows that a batch touches, which is not one of training."""
+        if self.names:
+            self._source.fetch(batch.keys)
+
     def pick(self, params: Params, batch: Batch) -> Arrays:
-        """The parameters as the model sees them: of each table the rows of the batch alone, copied."""
+        """The parameters as the model sees them: of each table the rows of the batch alone."""
         if not self.names:
             return params
-        return {**params.dense, **{name: self._rows_of(params, name, keys) for name, keys in batch.keys.items()}}
+        rows = {name: self._source.rows(name, keys) for name, keys in batch.keys.items()}
+        return {
+            **params.dense,
+            **{name: own.reshape(len(own), *self.shapes[name][1:]) for name, own in rows.items()},
+        }
 
-    def _rows_of(self, params: Params, name: str, keys: Array) -> Array:
-        table = params.table(name)
-        rows = np.empty((len(keys), table.shape[1]), table.dtype)
-        self._kernels.gather_rows(rows, table, keys)
-        return rows.reshape(len(keys), *params.shapes[name][1:])
+    def room_for_rows(self, batch: Batch) -> dict[str, Array]:
+        """Memory for the gradients of a batch's rows, shaped as the model sees the rows."""
+        return {name: np.empty((len(keys), *self.shapes[name][1:]), self._dtype) for name, keys in batch.keys.items()}
 
 
-def room_for_rows(params: Params, batch: Batch) -> dict[str, Array]:
-    """Memory for the gradients of a batch's rows, shaped as the model sees the rows."""
-    return {
-        name: np.empty((len(keys), *params.shapes[name][1:]), params.flat.dtype) for name, keys in batch.keys.items()
-    }
+def whole_tables(model: Model, params: Params, kernels: Any) -> Tables:
+    """The tables of parameters that are here whole."""
+    return Tables(model, params.shapes, params.flat.dtype, WholeRows(params, kernels), kernels)
 
 
 def as_rows(batch: Batch, gradient: Mapping[str, Array]) -> dict[str, Rows]:

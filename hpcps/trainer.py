@@ -74,6 +74,7 @@ class Trainer:
         self.pace.start()
         self._worker.shuffle(epoch)
         self._worker.load(0)
+        self._exchange.fetch(self._worker.keys())
         last = self._plan.steps_an_epoch - 1
         for batch in range(last + 1):
             self._take_step(batch + 1 if batch < last else None)
@@ -86,16 +87,16 @@ class Trainer:
 
     def _take_step(self, next_batch: int | None) -> None:
         # Compute: each share is taken up as it is finished.
-        for share, rows in self._worker.gradients():
+        for share, rows in enumerate(self._worker.gradients()):
             self._gradients.take(share, rows)
 
         # Launch the exchange, and load the next samples while it is under way.
-        waiting = self._exchange.start(self.pace.steps + 1)
+        self._exchange.start(self.pace.steps + 1)
         if next_batch is not None:
             self._worker.load(next_batch)
 
         # Gather: from here on the parameters are fresh, tables at least where the next batch reads them.
-        waiting.wait(self._worker.keys() if next_batch is not None else None)
+        self._exchange.wait(self._worker.keys if next_batch is not None else None)
         self.pace.step()
         if self.pace.steps == 1:  # its time is kept apart
             self._told = self._with_shards()
@@ -103,6 +104,7 @@ class Trainer:
 
     def _report(self, epoch: int, measures: Measures) -> Measures:
         """Join the losses of all workers, in part order, and hand the report out on rank 0."""
+        self._exchange.meet()
         losses = np.zeros(self._parts.total)
         losses[self._parts.owned.start : self._parts.owned.stop] = self._worker.take_losses()
         ring.all_gather(self._workers, losses, self._parts.ranges)

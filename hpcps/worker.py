@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 
 import numpy as np
 
@@ -55,17 +56,17 @@ class Worker:
 
     def load(self, batch: int) -> None:
         """Bring the samples of batch number ``batch`` of this epoch into memory."""
-        for _ in self._threads.each(lambda lane: lane.load(batch), self._lanes):
+        for _ in self._threads.each(methodcaller("load", batch), self._lanes):
             pass
 
     def keys(self) -> list[Mapping[str, Array]]:
         """Which rows of each table the loaded batch touches, by part."""
         return [keys for lane in self._lanes for keys in lane.row_keys()]
 
-    def gradients(self) -> Iterator[tuple[int, list[ByTable]]]:
-        """Compute the loaded parts' gradients, the shares side by side; give out each share's position, and the rows of
-        its parts' gradients, as it is finished."""
-        return self._threads.each(lambda position: (position, self._lanes[position].compute()), range(len(self._lanes)))
+    def gradients(self) -> Iterator[list[ByTable]]:
+        """Compute the loaded parts' gradients, the shares side by side; give out, share after share as they are
+        finished, the rows of its parts' gradients, where there are tables."""
+        return self._threads.each(Lane.compute, self._lanes)
 
     def take_losses(self) -> Array:
         """The losses of the owned parts, summed since the last call, (parts,) float64."""
@@ -85,6 +86,7 @@ def evaluate(model: Model, params: Params, tables: Tables, block: Block, loader:
     loss = quality = 0.0
     for start in range(0, len(block), EVALUATION_SAMPLES):
         batch = loader.load(np.arange(start, min(start + EVALUATION_SAMPLES, len(block))))
+        tables.fetch(batch)
         seen = tables.pick(params, batch)
         try:
             loss += model.loss(seen, batch)

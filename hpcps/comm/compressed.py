@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpcps.aligned import LINE_BYTES
 from hpcps.comm.codes import BFloat16, Code, Int8
 from hpcps.comm.largest import LargestAllreduce
-from hpcps.comm.memory import ALIGNMENT_BYTES
 from hpcps.comm.pending import Pending, Steps
 from hpcps.comm.topology import block_bounds
 from hpcps.comm.transport import Array, Ticket, Transport
@@ -133,7 +133,7 @@ class _Slot:
     """The messages of a segment that is under way; row r is for, or from, rank r."""
 
     def __init__(self, ranks: int, message_bytes: int) -> None:
-        rows = (ranks, -(-message_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
+        rows = (ranks, -(-message_bytes // LINE_BYTES) * LINE_BYTES)
         self.outgoing, self.codes, self.sums = np.empty((3, *rows), np.uint8)
         self.codes_come: list[Ticket] = []
         self.sums_come: list[Ticket] = []

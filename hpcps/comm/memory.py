@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpcps import aligned
 from hpcps.comm.meeting import Meeting
 from hpcps.errors import CommError
 from hpcps.together import agree
@@ -27,7 +28,6 @@ Array = np.ndarray[Any, Any]
 Region = tuple[int, list[int]]
 """Bytes of a piece, and the address, in this process, of each rank's."""
 
-ALIGNMENT_BYTES = 64
 PAGE_BYTES = mmap.PAGESIZE
 ALL_MEMORY_BYTES = 2**62
 
@@ -75,7 +75,7 @@ class ProcessMemory(Memory):
         except CommError as error:
             if not error.known_to_all:
                 raise
-            return private(count, dtype)
+            return aligned.zeros(count, dtype)
         self._kept.append(pieces)
         self.regions.append((size_bytes, [piece.ctypes.data for piece in pieces]))
         return pieces[self.near.rank].view(dtype)
@@ -94,24 +94,13 @@ class ThreadMemory(Memory):
         self._kept = kept
 
     def pieces(self, size_bytes: int) -> list[Array]:
-        mine = private(size_bytes, np.uint8)
-        mine.fill(0)
+        mine = aligned.zeros(size_bytes, np.uint8)
         self._kept.append(mine)
         addresses = Meeting(self.near).gather(np.array([mine.ctypes.data]))
         return [_at(int(address), size_bytes) for address in addresses]
 
     def empty(self, count: int, dtype: DTypeLike) -> Array:
-        array = private(count, dtype)
-        array.fill(0)
-        return array
-
-
-def private(count: int, dtype: DTypeLike) -> Array:
-    """An uninitialised array of this rank alone, whose data starts at a cache line."""
-    size_bytes = count * np.dtype(dtype).itemsize
-    raw = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT_BYTES
-    return raw[start : start + size_bytes].view(dtype)
+        return aligned.zeros(count, dtype)
 
 
 def nodes_of(transport: Transport) -> list[list[int]]:

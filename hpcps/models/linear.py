@@ -5,6 +5,7 @@ Sparse data of many features make the weights a table, of which a batch touches 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from hpcps.config import Model as Options
 from hpcps.first import First, FirstRows, draw_seed, whole
 from hpcps.models import Array, Arrays, Batch, Facts, Model, Sparse, Task, loss_of
 from hpcps.params import Params, Shapes
+
+Call = tuple[Any, tuple[Any, ...]]
+"""A kernel and its arguments"""
 
 DENSE_FEATURES = 256
 """Sparse samples of up to so many features are made dense: then weights are no table."""
@@ -60,11 +64,24 @@ class Linear(_Convex):
         self._delta = delta
 
     def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
-        outs = gradient_out["weight"], gradient_out["bias"]
+        kernel, arguments = self._call(params, batch, gradient_out, _floats(batch.labels, self._dtype))
+        return float(kernel(*arguments))
+
+    def prepare(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> Callable[[], float]:
         labels = _floats(batch.labels, self._dtype)
-        weights = params["weight"], params["bias"]
-        kernel = self._kernels.dense_loss_gradient
-        return float(kernel(*outs, batch.samples, labels, self._unweighted, *weights, self.loss_name, self._delta))
+        kernel, arguments = self._call(params, batch, gradient_out, labels)
+        bound: Callable[[], float] = kernel.bind(*arguments)
+
+        def with_floats() -> float:
+            labels[:] = batch.labels
+            return bound()
+
+        return bound if labels is batch.labels else with_floats
+
+    def _call(self, params: Arrays, batch: Batch, gradient_out: Arrays, labels: Array) -> Call:
+        outs, weights = _pair(gradient_out), _pair(params)
+        data = batch.samples, labels, self._unweighted
+        return self._kernels.dense_loss_gradient, (*outs, *data, *weights, self.loss_name, self._delta)
 
     def grain_gradients(self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array) -> Array:
         losses = np.empty(len(adds))
@@ -88,12 +105,10 @@ class SparseLinear(Linear):
 
     tables = ("weight",)
 
-    def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
-        outs = gradient_out["weight"], gradient_out["bias"]
-        samples, labels = _rows(batch.samples), _floats(batch.labels, self._dtype)
-        weights = params["weight"], params["bias"]
-        kernel = self._kernels.csr_loss_gradient
-        return float(kernel(*outs, *samples, labels, self._unweighted, *weights, self.loss_name, self._delta))
+    def _call(self, params: Arrays, batch: Batch, gradient_out: Arrays, labels: Array) -> Call:
+        outs, weights = _pair(gradient_out), _pair(params)
+        data = *_rows(batch.samples), labels, self._unweighted
+        return self._kernels.csr_loss_gradient, (*outs, *data, *weights, self.loss_name, self._delta)
 
     def scores(self, params: Arrays, samples: Any) -> Array:
         scores = np.empty(len(samples), self._dtype)
@@ -110,10 +125,17 @@ class Softmax(_Convex):
         super().__init__({"weight": (classes, features), "bias": (classes,)}, dtype, kernels)
 
     def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
-        outs = gradient_out["weight"], gradient_out["bias"]
-        weights = params["weight"], params["bias"]
-        kernel = self._kernels.softmax_loss_gradient
-        return float(kernel(*outs, batch.samples, batch.labels, self._unweighted, *weights))
+        kernel, arguments = self._call(params, batch, gradient_out)
+        return float(kernel(*arguments))
+
+    def prepare(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> Callable[[], float]:
+        kernel, arguments = self._call(params, batch, gradient_out)
+        bound: Callable[[], float] = kernel.bind(*arguments)
+        return bound
+
+    def _call(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> Call:
+        outs, weights = _pair(gradient_out), _pair(params)
+        return self._kernels.softmax_loss_gradient, (*outs, batch.samples, batch.labels, self._unweighted, *weights)
 
     def grain_gradients(self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array) -> Array:
         losses = np.empty(len(adds))
@@ -140,16 +162,19 @@ class SparseSoftmax(Softmax):
         super().__init__(features, classes, dtype, kernels)
         self._shapes = {"weight": (features, classes), "bias": (classes,)}
 
-    def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
-        outs = gradient_out["weight"], gradient_out["bias"]
-        weights = params["weight"], params["bias"]
-        kernel = self._kernels.csr_softmax_loss_gradient
-        return float(kernel(*outs, *_rows(batch.samples), batch.labels, self._unweighted, *weights))
+    def _call(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> Call:
+        outs, weights = _pair(gradient_out), _pair(params)
+        data = *_rows(batch.samples), batch.labels, self._unweighted
+        return self._kernels.csr_softmax_loss_gradient, (*outs, *data, *weights)
 
     def scores(self, params: Arrays, samples: Any) -> Array:
         scores = np.empty((len(samples), len(params["bias"])), self._dtype)
         self._kernels.csr_softmax_scores(scores, *_rows(samples), params["weight"], params["bias"])
         return scores
+
+
+def _pair(arrays: Arrays) -> tuple[Array, Array]:
+    return arrays["weight"], arrays["bias"]
 
 
 def _rows(samples: Sparse) -> tuple[Array, Array, Array]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hpcps import aligned
 from hpcps.config import Model as Options
 from hpcps.models import Array, Arrays, Batch, Facts, Model, Task
 from hpcps.params import Params, Shapes
@@ -212,7 +213,7 @@ class MLP:
         if n not in spaces:
             if len(spaces) >= SIZES_KEPT:
                 spaces.clear()
-            z, out, delta = ([np.empty((n, width), self._dtype) for width in self._widths[1:]] for _ in range(3))
+            z, out, delta = ([aligned.empty((n, width), self._dtype) for width in self._widths[1:]] for _ in range(3))
             spaces[n] = _Space(z, out, delta[:-1], np.empty(n, self._dtype))
         return spaces[n]
 

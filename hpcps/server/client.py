@@ -10,13 +10,12 @@ import numpy as np
 
 from hpcps.comm.transport import Array, Transport
 from hpcps.errors import CommError
-from hpcps.params import Params
-from hpcps.rows import Rows
+from hpcps.rows import PulledRows, Rows
 from hpcps.server import messages
-from hpcps.server.messages import ALL_ROWS, ANSWER_TAG, REQUEST_TAG, Counts, Header, Kind
+from hpcps.server.messages import ANSWER_TAG, REQUEST_TAG, Counts, Header, Kind
 from hpcps.server.post import Inbox, Letter, Outbox
 from hpcps.server.serve import Server
-from hpcps.server.sharding import keys_of_shard, rows_of_shard
+from hpcps.server.sharding import keys_of_shard
 from hpcps.server.store import Shard
 from hpcps.sums import Decoder, Summed
 
@@ -44,8 +43,14 @@ class Client(Protocol):
 
     def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> None:
         """Make this worker's parameters contain ``step``: dense ones, and of each table the rows ``keys`` (distinct);
-        if None all rows, and all workers' steps up to this one, whatever the slack. Blocks. Raises CommTimeout,
+        if None no rows, but all workers' steps up to this one, whatever the slack. Blocks. Raises CommTimeout,
         PeerLost, CommError."""
+
+    def fetch(self, keys: Mapping[str, Array]) -> None:
+        """Get the rows ``keys`` as they are when all workers' steps up to this one's last are in them. Blocks."""
+
+    def meet(self) -> None:
+        """Block until all workers have come here, serving where this rank has a shard."""
 
     def finish(self) -> list[Counts]:
         """Tell all shards that this worker has no more to push; returns what each of them has done. Blocks until all
@@ -59,14 +64,15 @@ class RemoteClient:
     """Shards on other ranks, or, where ``server`` is given, one of them on this rank too: it is served while this
     worker waits.
 
-    ``params``: the worker's copy, written when an answer arrives. ``pieces``: of how many arrays this worker's gradient
-    is.
+    ``dense``: the worker's copy of the dense parameters, (n,), of which shard s has ``shards[s]``; ``rows``: where
+    rows go, if the model has tables. Both are written as answers arrive.
     """
 
     def __init__(
         self,
         transport: Transport,
-        params: Params,
+        dense: Array,
+        rows: PulledRows | None,
         shards: list[slice],
         servers: list[int],
         worker: int,
@@ -74,8 +80,8 @@ class RemoteClient:
         server: Server | None = None,
     ) -> None:
         self._transport = transport
-        self._dense = params.dense.flat
-        self._tables = {name: params.table(name) for name in params.tables}
+        self._dense = dense
+        self._rows = rows
         self._shards = shards
         self._servers = servers
         self._worker = worker
@@ -83,35 +89,48 @@ class RemoteClient:
         self._decoder = decoder
         self._outboxes = [Outbox(transport, rank, REQUEST_TAG) for rank in servers]
         self._inboxes = [
-            Inbox(transport, rank, ANSWER_TAG, self._dense.dtype, shard.stop - shard.start, self._dense[shard])
+            Inbox(transport, rank, ANSWER_TAG, dense.dtype, shard.stop - shard.start, dense[shard])
             for rank, shard in zip(servers, shards, strict=True)
         ]
+        self._step = 0
         self._waited_s = 0.0
+        if rows is not None:
+            rows.pull = self.fetch
 
     def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
         pieces = 1 if gradient.dense.ndim == 1 else len(gradient.dense)
-        kind = Kind.PUSH if self._tables else Kind.PUSH_PULL
+        kind = Kind.PUSH_PULL if self._rows is None else Kind.PUSH
         encodings = self._decoder.dtype, self._decoder.rows_dtype
         for number, outbox in enumerate(self._outboxes):
             header = Header(kind, self._worker, number, step, 0, *encodings, pieces, gradient.scale, slack=slack)
             header.at_once = slack != 0
-            follow = self._follow(header, gradient, number) if self._tables else ()
+            follow = self._follow(header, gradient, number) if self._rows is not None else ()
             outbox.send(header, gradient.dense[..., self._shards[number]], follow)
 
     def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> None:
         started = time.perf_counter()
-        is_asked = not self._tables
-        if is_asked and keys is None and slack != 0:
-            self._take_up(step, [[] for _ in self._servers])  # what the push has asked for; now all workers' steps
-            is_asked = False
-        wanted = [self._wanted(keys, number) for number in range(len(self._servers))]
-        if not is_asked:
-            for number, rows in enumerate(wanted):
-                self._ask(number, step, None if keys is None else rows, 0 if keys is None else slack)
-        self._take_up(step, wanted)
-        if self._server is not None and (slack == 0 or keys is None):
+        self._step = step
+        if self._rows is None:  # the push has asked
+            self._take_up(step, {})
+        if self._rows is not None or (keys is None and slack != 0):
+            slack = 0 if keys is None else slack
+            self._ask(step, keys or {}, slack)
+            self._take_up(step, keys or {})
+        if self._server is not None and slack == 0:
             self._serve_all(self._server, step)
         self._waited_s += time.perf_counter() - started
+
+    def fetch(self, keys: Mapping[str, Array]) -> None:
+        self._ask(self._step, keys, slack=0)
+        self._take_up(self._step, keys)
+
+    def meet(self) -> None:
+        if self._server is None:
+            return
+        for number, outbox in enumerate(self._outboxes):
+            outbox.send(Header(Kind.MEET, self._worker, number))
+        self._receive(lambda number, letter: self._expect(letter, Kind.MET, 0, number))
+        self._server.flush()
 
     def finish(self) -> list[Counts]:
         for number, outbox in enumerate(self._outboxes):
@@ -143,46 +162,49 @@ class RemoteClient:
         header.keys = len(keys)
         return messages.sections(keys, [own.values for own in rows])
 
-    def _ask(self, number: int, step: int, rows: list[Array] | None, slack: int) -> None:
-        header = Header(Kind.PULL, self._worker, number, step, keys=ALL_ROWS, slack=slack)
-        keys = None
-        if rows is not None and self._tables:
-            keys = messages.pack_keys([own // len(self._servers) for own in rows])
-            header.keys = len(keys)
-        self._outboxes[number].send(header, follow=messages.sections(keys, []))
+    def _ask(self, step: int, keys: Mapping[str, Array], slack: int) -> None:
+        for number, outbox in enumerate(self._outboxes):
+            header = Header(Kind.PULL, self._worker, number, step, slack=slack)
+            packed = None
+            if keys:
+                packed = messages.pack_keys([own[self._of_shard(own, number)] for own in keys.values()])
+                header.keys = len(packed)
+            outbox.send(header, follow=messages.sections(packed, []))
+
+    def _of_shard(self, keys: Array, number: int) -> Array | slice:
+        return keys_of_shard(keys, number, len(self._servers))
 
     def _split(self, rows: Mapping[str, Rows], number: int) -> list[Rows]:
-        """The rows of each table that a shard has, by their numbers there."""
-        shards = len(self._servers)
+        """The rows of each table that a shard has."""
         found = []
         for keys, values in rows.values():
-            own = keys_of_shard(keys, number, shards)
-            found.append(Rows(keys[own] // shards, np.ascontiguousarray(values[own])))
+            own = self._of_shard(keys, number)
+            found.append(Rows(keys[own], np.ascontiguousarray(values[own])))
         return found
 
-    def _wanted(self, keys: Mapping[str, Array] | None, number: int) -> list[Array]:
-        """The rows of each table that are to come from a shard."""
-        shards = len(self._servers)
-        if keys is None:
-            return [np.arange(len(table))[rows_of_shard(number, shards)] for table in self._tables.values()]
-        return [keys[name][keys_of_shard(keys[name], number, shards)] for name in self._tables]
-
-    def _take_up(self, step: int, wanted: list[list[Array]]) -> None:
-        """Copy each shard's answer into the parameters as it comes."""
+    def _take_up(self, step: int, keys: Mapping[str, Array]) -> None:
+        """Copy each shard's answer into the parameters, and the rows of these keys to where rows go, as it comes."""
+        rooms = {}
+        if self._rows is not None:
+            rooms = {name: self._rows.room(name, len(own)) for name, own in keys.items()}
 
         def take(number: int, letter: Letter) -> None:
             self._expect(letter, Kind.PARAMETERS, step, number)
             target = self._dense[self._shards[number]]
             if letter.dense.ctypes.data != target.ctypes.data:
                 target[:] = letter.dense
-            tables, keys = self._tables.values(), wanted[number]
-            if keys:
-                widths = [table.shape[1] for table in tables]
-                rows = messages.take_rows(letter.more, [len(own) for own in keys], widths, target.dtype)
-                for table, own, values in zip(tables, keys, rows, strict=True):
-                    table[own] = values
+            if rooms:
+                places = [self._of_shard(own, number) for own in keys.values()]
+                counts = [len(own[place]) for own, place in zip(keys.values(), places, strict=True)]
+                widths = [room.shape[1] for room in rooms.values()]
+                rows = messages.take_rows(letter.more, counts, widths, target.dtype)
+                for room, place, values in zip(rooms.values(), places, rows, strict=True):
+                    room[place] = values
 
         self._receive(take)
+        for name, room in rooms.items():
+            assert self._rows is not None
+            self._rows.put(name, keys[name], room)
 
     def _serve_all(self, server: Server, step: int) -> None:
         """Serve this rank's shard until all workers have what they need to go on: they may go on to a collective, in
@@ -217,14 +239,17 @@ class RemoteClient:
 
 
 class DirectClient:
-    """All shards in the worker's own process, on the worker's own parameters: one process with a server strategy.
+    """All shards in the worker's own process, on the worker's own dense parameters: one process with a server strategy.
 
-    The first shard holds the tables whole.
+    The first shard has the tables, of which pulled rows go to ``rows``.
     """
 
-    def __init__(self, shards: list[Shard], slices: list[slice]) -> None:
+    def __init__(self, shards: list[Shard], slices: list[slice], rows: PulledRows | None = None) -> None:
         self._shards = shards
         self._slices = slices
+        self._rows = rows
+        if rows is not None:
+            rows.pull = self.fetch
 
     def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
         for shard, part in zip(self._shards, self._slices, strict=True):
@@ -232,7 +257,16 @@ class DirectClient:
             shard.push(0, step, Summed(gradient.dense[..., part], gradient.scale, rows), slack != 0)
 
     def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> None:
-        """The parameters are fresh already."""
+        if keys is not None:
+            self.fetch(keys)
+
+    def fetch(self, keys: Mapping[str, Array]) -> None:
+        if self._rows is not None:
+            for (name, own), rows in zip(keys.items(), self._shards[0].pull(0, keys), strict=True):
+                self._rows.put(name, own, rows)
+
+    def meet(self) -> None:
+        """There is one worker."""
 
     def finish(self) -> list[Counts]:
         return [Counts(s.updates, s.duplicates, 0, 0, 0, dict(s.staleness)) for s in self._shards]

@@ -11,8 +11,8 @@ offset type    name         meaning
 ====== ======= ============ =========================================================================
 0      4 bytes magic        ``HPPS``
 4      u16     version      4
-6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull;
-                            shard to worker: 16 parameters, 17 counts (answers finish)
+6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull, 5 meet;
+                            shard to worker: 16 parameters, 17 counts (answers finish), 18 met (answers meet)
 8      u32     worker       number of the worker among the workers
 12     u32     shard        number of the shard
 16     i64     step         push: the step of the gradient, from 1; pull: the last step of this worker;
@@ -22,7 +22,7 @@ offset type    name         meaning
 34     u16     rows         encoding of the rows: as of the dense section, or 2 int64 fixed point
 36     u32     pieces       push: into how many arrays of one length the dense section is cut; else 1
 40     f64     scale        fixed point: what the rows were multiplied by (a power of two); else 1
-48     i64     keys         elements of the section of keys; 0: there is none; -1: all rows are meant
+48     i64     keys         elements of the section of keys; 0: there is none
 56     i64     slack        pull: how many steps of any other worker may be missing; -1: any number
 64     i64     more         bytes of the sections of keys and rows
 72     u32     at once      push: 0: to be added to the other workers' pushes of this step, 1: to be applied at once
@@ -34,12 +34,13 @@ other: the subtrees of grains that it owns whole (``hpcps/comm/order.py``). The 
 tree order. That of an answer are the shard's dense parameters.
 
 Keys are i64 throughout: the number of keys of each table, in the order of the model's tables, then the keys, table
-after table. A key is the number of a row in the shard: row r of a table is on shard r modulo S, as its row r // S. The
+after table. The row of key r is on shard r modulo S. The
 rows of a push are the gradients of its keys, table after table, k times W numbers in the header's encoding of rows. The
 rows of an answer are the parameters of the keys asked for.
 
 A shard drops a push of a step that it has had from this worker, so a push may be sent again. When all workers have
-finished it answers each with its counts, as the section of keys: see ``Counts``.
+finished it answers each with its counts, as the section of keys: see ``Counts``. When all workers have asked to meet it
+tells each.
 """
 
 from __future__ import annotations
@@ -62,7 +63,6 @@ FRONT_BYTES = 8192
 ALIGNMENT_BYTES = 64
 REQUEST_TAG = 16
 ANSWER_TAG = 17
-ALL_ROWS = -1
 UNBOUNDED = -1
 
 _HEADER = struct.Struct("<4sHHIIqqHHIdqqqI52x")
@@ -78,8 +78,10 @@ class Kind(IntEnum):
     FINISH = 2
     PUSH = 3
     PULL = 4
+    MEET = 5
     PARAMETERS = 16
     COUNTS = 17
+    MET = 18
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -129,7 +131,7 @@ def read(buffer: Array) -> Header:
     slack, more, at_once = rest
     if magic != MAGIC or version != VERSION:
         raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
-    if kind not in _KINDS or max(encoding, rows) >= len(_ENCODINGS) or keys < ALL_ROWS:
+    if kind not in _KINDS or max(encoding, rows) >= len(_ENCODINGS) or keys < 0:
         raise CommError(f"a message of unknown kind {kind} or encoding {encoding}, {rows}, or with {keys} keys, came")
     if count < 0 or more < 0 or keys * 8 > more or pieces < 1 or count % pieces:
         raise CommError(f"{count} numbers came in {pieces} pieces, with {keys} keys in {more} bytes")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcps.comm.memory import private
+from hpcps import aligned
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
 from hpcps.server.messages import (
@@ -43,18 +43,18 @@ class _Room:
     __slots__ = ("dense", "front", "more")
 
     def __init__(self) -> None:
-        self.front = private(FRONT_BYTES, np.uint8)
+        self.front = aligned.empty(FRONT_BYTES, np.uint8)
         self.dense = _NOTHING
         self.more = _NOTHING
 
     def of_dense(self, size_bytes: int) -> Array:
         if len(self.dense) < size_bytes:
-            self.dense = private(size_bytes, np.uint8)
+            self.dense = aligned.empty(size_bytes, np.uint8)
         return self.dense[:size_bytes]
 
     def of_more(self, size_bytes: int) -> Array:
         if len(self.more) < size_bytes:
-            self.more = private(size_bytes + size_bytes // 4, np.uint8)
+            self.more = aligned.empty(size_bytes + size_bytes // 4, np.uint8)
         return self.more[:size_bytes]
 
 
@@ -131,7 +131,7 @@ class Outbox:
         self._transport = transport
         self._peer = peer
         self._tag = tag
-        self._front = private(FRONT_BYTES, np.uint8)
+        self._front = aligned.empty(FRONT_BYTES, np.uint8)
         self._more = _NOTHING
         self._tickets: list[Ticket] = []
         self._kept: list[Array] = []
@@ -165,7 +165,7 @@ class Outbox:
             self._tickets.append(isend(self._kept[0], peer, tag))
         if header.more:
             if len(self._more) < header.more:
-                self._more = private(header.more + header.more // 4, np.uint8)
+                self._more = aligned.empty(header.more + header.more // 4, np.uint8)
             pack(self._more, follow)
             self._tickets.append(isend(self._more[: header.more], peer, tag))
 

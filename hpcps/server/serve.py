@@ -11,13 +11,14 @@ from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
 from hpcps.rows import ByTable, Rows
 from hpcps.server import messages
-from hpcps.server.messages import ALL_ROWS, ANSWER_TAG, REQUEST_TAG, Counts, Header, Kind
+from hpcps.server.messages import ANSWER_TAG, REQUEST_TAG, Counts, Header, Kind
 from hpcps.server.post import Inbox, Letter, Outbox
 from hpcps.server.store import Shard
 from hpcps.sums import Decoder, Summed
 
-Wanted = Mapping[str, Array] | None
-"""The rows of each table that a worker asked for; None: all."""
+Wanted = Mapping[str, Array]
+"""The rows of each table that a worker asked for."""
+NOTHING: Wanted = {}
 
 NO_ROWS: ByTable = {}
 
@@ -68,7 +69,7 @@ class Server:
         self._shard = shard
         self._number = number
         self._rows_dtype = decoder.rows_dtype
-        self._widths = [table.shape[1] for table in shard.tables.values()]
+        self._widths = [table.width for table in shard.tables.values()]
         self._turns: Turns = turns or AsTheyCome()
         count = len(shard.params)
         self._inboxes = [
@@ -82,6 +83,7 @@ class Server:
         self._copies: dict[int, Array] = {}
         self._has_at_once = False
         self._met = [0] * len(workers)
+        self._came: set[int] = set()
         self._letters = 0
 
     def run(self) -> None:
@@ -113,6 +115,11 @@ class Server:
         if letter.header.kind is Kind.FINISH:
             self._finish(worker)
             return
+        if letter.header.kind is Kind.MEET:
+            inbox.give_back(letter)
+            inbox.listen()
+            self._meet(worker)
+            return
         if self._handle(worker, letter):
             self._kept.append((inbox, letter))
         else:
@@ -143,24 +150,31 @@ class Server:
         for number, outbox in enumerate(self._outboxes):
             outbox.send(Header(Kind.COUNTS, number, self._number, keys=len(counts)), follow=[counts])
 
+    def _meet(self, worker: int) -> None:
+        self._came.add(worker)
+        if len(self._came) == len(self._inboxes):
+            self._came.clear()
+            for number, outbox in enumerate(self._outboxes):
+                outbox.send(Header(Kind.MET, number, self._number))
+
     def _handle(self, worker: int, letter: Letter) -> bool:
         """Do what a letter asks; returns whether its memory is still needed."""
         header = letter.header
         if header.worker != worker or header.shard != self._number:
             raise CommError(f"shard {self._number} got worker {header.worker}'s message for shard {header.shard}")
-        keys = self._keys(letter) if header.keys or self._widths else None
+        keys, behind = messages.unpack(letter.more, header, len(self._widths))
         is_kept = False
         if header.kind is not Kind.PULL:
             dense = letter.dense
             if header.pieces > 1:
                 dense = dense.reshape(header.pieces, header.count // header.pieces)
-            rows = NO_ROWS if keys is None else self._rows(letter, *keys)
+            rows = self._rows(letter, keys, behind) if header.keys else NO_ROWS
             self._has_at_once |= header.at_once
             is_kept = self._shard.push(worker, header.step, Summed(dense, header.scale, rows), header.at_once)
         if header.kind is not Kind.PUSH:
-            wanted: Wanted = None
-            if keys is not None and header.keys != ALL_ROWS:
-                wanted = {name: own.copy() for name, own in zip(self._shard.tables, keys[0], strict=True)}
+            wanted = NOTHING
+            if header.keys and header.kind is Kind.PULL:
+                wanted = {name: own.copy() for name, own in zip(self._shard.tables, keys, strict=True)}
             self._waiting[worker] = header.step, header.slack, wanted
         return is_kept
 
@@ -175,12 +189,6 @@ class Server:
                     self._met[worker] = step
                 self._answer(worker, step, slack, wanted)
 
-    def _keys(self, letter: Letter) -> tuple[list[Array], Array]:
-        """The keys of a letter, and the bytes behind them."""
-        if letter.header.keys == ALL_ROWS:
-            return [], letter.more
-        return messages.unpack(letter.more, letter.header, len(self._widths))
-
     def _rows(self, letter: Letter, keys: list[Array], behind: Array) -> dict[str, Rows]:
         """The rows' gradients of a push."""
         dtype = letter.header.rows_dtype
@@ -194,7 +202,7 @@ class Server:
         workers' pushes are added up, and none can be without this worker's next."""
         shard, outbox = self._shard, self._outboxes[worker]
         outbox.flush()
-        rows = list(shard.pull(worker, wanted).values())
+        rows = shard.pull(worker, wanted)
         params = shard.params
         if self._has_at_once or slack != 0:
             if worker not in self._copies:

@@ -50,11 +50,6 @@ def shard_slices(parameters: int, shards: int) -> list[slice]:
     return slices(chunk_bounds(parameters, shards))
 
 
-def rows_of_shard(shard: int, shards: int) -> slice:
-    """The rows of a table that a shard holds: row r is on shard r modulo ``shards``, as its row r // ``shards``."""
-    return slice(shard, None, shards)
-
-
 def keys_of_shard(keys: Array, shard: int, shards: int) -> Array | slice:
-    """Which of the keys (k,) are on a shard, as an index into them."""
+    """Which of the keys (k,) are on a shard, as an index into them: key r is on shard r modulo ``shards``."""
     return slice(None) if shards == 1 else np.flatnonzero(keys % shards == shard)

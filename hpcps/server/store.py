@@ -15,9 +15,10 @@ from hpcps.optim import Optimizer
 from hpcps.rows import ByTable, Merger
 from hpcps.server.delay import Delay, Undelayed
 from hpcps.server.messages import UNBOUNDED
+from hpcps.server.table import AnyTable
 from hpcps.sums import Decoder, Summed
 
-NO_TABLES: Mapping[str, Array] = {}
+NO_TABLES: Mapping[str, AnyTable] = {}
 
 
 class Update(NamedTuple):
@@ -31,14 +32,15 @@ class Update(NamedTuple):
 
 
 class Shard:
-    """Dense parameters of (n,), its rows of the tables (R, W), and their optimiser state.
+    """Dense parameters of (n,) and its rows of the tables, with their optimiser state.
 
     A worker pushes its gradient of step 1, 2, …, each either to be added to the other workers' of that step, or to be
     applied at once. ``clocks[w]``: up to which step of worker w the parameters contain all. Gradients of one step that
     are added are so in ``order``, worker after worker, as soon as it allows, so that the bits do not depend on who came
     first; they are applied when each worker has pushed that step in one way or the other.
 
-    ``delay`` changes gradients that were computed from old parameters. ``on_update`` is told of every update.
+    ``delay`` changes gradients that were computed from old parameters. ``on_update`` is told of every update. Rows that
+    were not pushed in ``evict_after`` updates are taken away, looked for as often; 0: never.
     """
 
     def __init__(
@@ -49,14 +51,14 @@ class Shard:
         merger: Merger,
         order: Order,
         gradient_scale: float,
-        tables: Mapping[str, Array] = NO_TABLES,
+        tables: Mapping[str, AnyTable] = NO_TABLES,
         delay: Delay | None = None,
         on_update: Callable[[Update], None] | None = None,
+        evict_after: int = 0,
     ) -> None:
         self.params = params
         self.tables = tables
         self.state = optimizer.init(params)
-        self.table_states = {name: optimizer.init(table) for name, table in tables.items()}
         self.updates = 0
         """How often the parameters have changed"""
         self.duplicates = 0
@@ -75,6 +77,7 @@ class Shard:
         self._gradient_scale = gradient_scale
         self._delay = delay or Undelayed()
         self._on_update = on_update
+        self._evict_after = evict_after
         self._steps: dict[int, _Step] = {}
 
     def push(self, worker: int, step: int, gradient: Summed, at_once: bool = False) -> bool:
@@ -117,15 +120,15 @@ class Shard:
         """Whether the parameters contain all workers' steps up to ``step``, but for the last ``slack``."""
         return slack == UNBOUNDED or min(self.clocks) >= step - slack
 
-    def pull(self, worker: int, keys: Mapping[str, Array] | None) -> dict[str, Array]:
-        """Rows (k, W) of each table for a worker, copies; all rows if None; it gets the dense parameters as well.
-        Raises CommError for rows that are not there."""
+    def pull(self, worker: int, keys: Mapping[str, Array]) -> list[Array]:
+        """A worker gets the dense parameters, and the rows (k, W) of these keys of each table, copies.
+
+        Raises CommError for rows that are not there.
+        """
         self._seen[worker] = self.updates
         self._delay.seen(worker, self.params)
-        if not self.tables:
-            return {}
         try:
-            return {name: table.copy() if keys is None else table[keys[name]] for name, table in self.tables.items()}
+            return [self.tables[name].pull(own) for name, own in keys.items()]
         except IndexError as error:
             raise CommError(f"a worker asked for a row that the shard does not have: {error}") from error
 
@@ -137,6 +140,9 @@ class Shard:
         self._optimizer.update(self.params, self.state, update.dense, self._gradient_scale, self.updates)
         for name, (keys, values) in update.rows.items():
             self._update_table(name, keys, values)
+        if self._evict_after and self.updates % self._evict_after == 0:
+            for table in self.tables.values():
+                table.evict(since_step=self.updates - self._evict_after + 1)
         if self._on_update is not None:
             self._on_update(update)
 
@@ -191,9 +197,8 @@ class Shard:
         return {name: one._replace(values=self._decoder.values(one.values, scale)) for name, one in rows.items()}
 
     def _update_table(self, name: str, keys: Array, gradient: Array) -> None:
-        table, state = self.tables[name], self.table_states[name]
         try:
-            self._optimizer.update_rows(table, state, gradient, keys, self._gradient_scale, self.updates)
+            self.tables[name].push(keys, gradient, self._gradient_scale, self.updates)
         except IndexError as error:
             raise CommError(f"a worker pushed a row that the shard does not have: {error}") from error
 

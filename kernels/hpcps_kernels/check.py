@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,20 @@ def checked(spec: Spec, kernel: Callable[..., Any], doc: str | None) -> Callable
     layout, each in one line that names kernel, argument, what was expected and what came. Safe to call from
     many threads. Its attribute ``unchecked`` is ``kernel`` itself, for callers that have seen to what it takes, and for
     whom two microseconds are much; choices are then given by their positions.
+
+    ``wrapper.bind(*arguments)``, with all arrays and any number of the scalars after them, is for calls with the same
+    arrays again and again: it checks once, and gives a function of the scalars that are left, which costs nothing but
+    the kernel. Choices that are left are given by their positions, too.
     """
     accepted: set[tuple[object, ...]] = set()
 
     def check(*arrays: object) -> None:
         check_arrays(spec, arrays)
+
+    def bind(*arguments: Any) -> Callable[..., Any]:
+        arrays, scalars = arguments[: len(spec.arrays)], arguments[len(spec.arrays) :]
+        check(*arrays)
+        return partial(kernel, *arrays, *map(_as_kernel_takes, repeat(spec.name), spec.scalars, scalars))
 
     def accept(layout: tuple[object, ...]) -> None:
         if len(accepted) >= LAYOUTS_KEPT:
@@ -63,7 +73,7 @@ def checked(spec: Spec, kernel: Callable[..., Any], doc: str | None) -> Callable
     exec(_source(spec), namespace)  # the text comes from specs/ alone
     wrapper: Callable[..., Any] = namespace[spec.name]
     wrapper.__doc__, wrapper.__module__ = doc, kernel.__module__
-    wrapper.unchecked = kernel  # type: ignore[attr-defined]
+    wrapper.unchecked, wrapper.bind = kernel, bind  # type: ignore[attr-defined]
     return wrapper
 
 
@@ -81,6 +91,15 @@ def _source(spec: Spec) -> str:
         split=_SPLIT.format(arguments=arguments) if spec.splits else "",
         arguments=arguments,
     )
+
+
+def _as_kernel_takes(kernel: str, argument: Argument, value: Any) -> Any:
+    """A scalar as the kernel itself takes it."""
+    if argument.role == "choice":
+        return _code(kernel, argument, value)
+    if argument.role == "float dtype":
+        return _float_dtype(kernel, value)
+    return {"float": float, "int": int, "flag": bool}[argument.role](value)
 
 
 def _float_dtype(kernel: str, dtype: DTypeLike) -> np.dtype[Any]:

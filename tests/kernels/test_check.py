@@ -61,6 +61,25 @@ def test_lengths_are_checked_across_arguments(kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("kernels", BACK_ENDS)
+def test_a_bound_kernel_has_had_its_arguments_checked(kernels: Kernels) -> None:
+    params, wanted, gradient = np.ones(6), np.ones(6), np.arange(6.0)
+    some, all_ = kernels.sgd.bind(params, gradient), kernels.sgd.bind(params, gradient, 1, 0, 0, 1)
+    some(0.5, 0.0, 0.0, 1.0)
+    gradient[:] = 2.0
+    all_()
+    kernels.sgd(wanted, np.arange(6.0), 0.5, 0.0, 0.0, 1.0)
+    kernels.sgd(wanted, gradient, 1.0, 0.0, 0.0, 1.0)
+    np.testing.assert_array_equal(params, wanted)
+    scores, labels, unweighted = np.ones(3), np.zeros(3), np.empty(0)
+    bound = kernels.point_loss.bind(scores, labels, unweighted, "huber", 0.5)
+    assert bound() == kernels.point_loss(scores, labels, unweighted, "huber", 0.5)
+    with pytest.raises(ValueError, match="sgd: gradient must have shape"):
+        kernels.sgd.bind(params, gradient[:5])
+    with pytest.raises(ValueError, match="point_loss: loss must be one of"):
+        kernels.point_loss.bind(scores, labels, unweighted, "cubic", 0.5)
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
 @pytest.mark.parametrize("bad", [-1, 3, 2**62])
 def test_an_index_out_of_range_is_an_error(kernels: Kernels, bad: int) -> None:
     out, index = np.empty((2, 4), np.float32), np.array([0, bad])

@@ -24,12 +24,14 @@ from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.tree import TreeAllreduce
 from hpcps.config import Optimizer
 from hpcps.errors import CommTimeout, DataError
+from hpcps.first import FirstRows
 from hpcps.params import Params
-from hpcps.rows import Merger, Rows
+from hpcps.rows import Merger, PulledRows, Rows
 from hpcps.server.client import RemoteClient
 from hpcps.server.serve import Server
-from hpcps.server.sharding import roles, rows_of_shard, shard_slices
+from hpcps.server.sharding import roles, shard_slices
 from hpcps.server.store import Shard
+from hpcps.server.table import Table
 from hpcps.sums import Decoder, Summed
 from hpcps.together import agree
 
@@ -217,14 +219,17 @@ def server(t):
     params = Params.zeros({"dense": (count,), "table": (rows, 2)}, np.float32, ("table",))
     if t.rank >= workers:
         number = t.rank - workers
-        stored = {"table": params["table"][rows_of_shard(number, shards)].copy()}
+        stored = {"table": Table(FirstRows((rows, 2), seed=0), np.float32, optimizer, KERNELS)}
         shard = Shard(params["dense"][slices[number]].copy(), optimizer, decoder, merger, in_turn(workers), 0.5, stored)
         Server(t, shard, number, list(range(workers)), decoder, [1] * workers).run()
         return
-    client = RemoteClient(t, params, slices, list(range(workers, t.size)), t.rank, decoder)
+    pulled, every = PulledRows({"table": 2}, np.float32, KERNELS), {"table": np.arange(rows)}
+    client = RemoteClient(t, params["dense"], pulled, slices, list(range(workers, t.size)), t.rank, decoder)
     for step in range(1, 6):
         client.push(step, gradient(step, t.rank))
         client.pull(step, {"table": np.arange(0, rows, 2)} if step < 5 else None)
+    client.fetch(every)
+    params["table"][:] = pulled.rows("table", every["table"])
     client.finish()
     assert np.array_equal(params.flat, in_one_place(optimizer, gradient, workers, params))
     together = all_gather_rows(t.group(range(workers)), [tuple(gradient(1, t.rank).rows["table"])])

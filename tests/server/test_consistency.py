@@ -14,14 +14,15 @@ from hpcps import optim
 from hpcps.comm.order import in_turn
 from hpcps.config import Optimizer
 from hpcps.errors import CommError, ConfigError
-from hpcps.params import Params
-from hpcps.rows import Merger, Rows
+from hpcps.first import FirstRows
+from hpcps.rows import Merger, PulledRows, Rows
 from hpcps.server import sharding, turns
 from hpcps.server.client import RemoteClient
 from hpcps.server.delay import Compensated, Scaled
 from hpcps.server.messages import UNBOUNDED
 from hpcps.server.serve import Server
 from hpcps.server.store import Shard
+from hpcps.server.table import Table
 from hpcps.sums import Decoder, Summed
 
 KERNELS = hpcps_kernels.load("reference")
@@ -32,7 +33,7 @@ ROWS = 6
 
 
 def shard_of(workers, optimizer=SGD, tables=True, delay=None):
-    stored = {"table": np.zeros((ROWS, 2), np.float32)} if tables else {}
+    stored = {"table": Table(FirstRows((ROWS, 2), 0), np.float32, optimizer, KERNELS)} if tables else {}
     decoder = Decoder(False, np.float32, KERNELS)
     return Shard(np.zeros(COUNT, np.float32), optimizer, decoder, Merger(KERNELS), in_turn(workers), 1.0, stored, delay)
 
@@ -79,7 +80,7 @@ def test_a_shard_holds_what_its_clocks_say(data, workers):
         ]
         dense, table = expected(applied)
         assert np.array_equal(shard.params, dense)
-        assert np.array_equal(shard.pull(worker, None)["table"], table)
+        assert np.array_equal(shard.pull(worker, {"table": np.arange(ROWS)})[0], table)
         for w in range(workers):
             assert shard.clocks[w] == next(s for s in range(30) if (w, s + 1) not in applied)
         for step, slack in ((3, 0), (3, 2), (9, UNBOUNDED)):
@@ -97,7 +98,7 @@ def test_steps_added_up_count_as_one_update_and_those_at_once_as_many():
         shard.push(worker, 1, gradient(worker, 1))
     assert shard.updates == 1
     for worker in range(3):
-        shard.pull(worker, None)
+        shard.pull(worker, {})
     for worker in range(3):
         shard.push(worker, 2, gradient(worker, 2), at_once=True)
     assert shard.updates == 4
@@ -111,7 +112,7 @@ def test_exact_sums_cannot_be_applied_at_once():
 
 
 def serve_and_work(on_ranks, workers, shards, work, colocated=False, make_turns=lambda number: None, optimizer=SGD):
-    """Runs ``work(client, worker, params)`` on each worker; what it returns."""
+    """Runs ``work(client, worker, dense, rows)`` on each worker; what it returns, and the shards' counts."""
     roles = sharding.roles(workers + (0 if colocated else shards), shards, colocated)
     slices = sharding.shard_slices(COUNT, roles.servers)
 
@@ -120,7 +121,7 @@ def serve_and_work(on_ranks, workers, shards, work, colocated=False, make_turns=
         number = transport.rank if colocated else transport.rank - workers
         server = None
         if number >= 0:
-            table = np.zeros((ROWS, 2), np.float32)[sharding.rows_of_shard(number, roles.servers)].copy()
+            table = Table(FirstRows((ROWS, 2), 0), np.float32, optimizer, KERNELS)
             own = np.zeros(slices[number].stop - slices[number].start, np.float32)
             parts = decoder, Merger(KERNELS), in_turn(workers), 1.0, {"table": table}
             shard = Shard(own, optimizer, *parts)
@@ -128,13 +129,21 @@ def serve_and_work(on_ranks, workers, shards, work, colocated=False, make_turns=
             server = Server(transport, shard, number, *others)
             if not colocated:
                 return server.run()
-        params = Params.zeros({"dense": (COUNT,), "table": (ROWS, 2)}, np.float32, ("table",))
+        dense, rows = np.zeros(COUNT, np.float32), PulledRows({"table": 2}, np.float32, KERNELS)
         ranks = [roles.server_rank(shard) for shard in range(roles.servers)]
-        client = RemoteClient(transport, params, slices, ranks, transport.rank, decoder, server)
-        found = work(client, transport.rank, params)
+        client = RemoteClient(transport, dense, rows, slices, ranks, transport.rank, decoder, server)
+        found = work(client, transport.rank, dense, rows)
         return found, client.finish()
 
     return on_ranks(roles.workers + (0 if colocated else shards), body)[:workers]
+
+
+def everything(client, dense, rows):
+    """All parameters, flat."""
+    keys = np.arange(ROWS)
+    client.fetch({"table": keys})
+    client.meet()
+    return np.concatenate([dense, rows.rows("table", keys).reshape(-1)])
 
 
 @pytest.mark.parametrize("slack", [0, 1, 3, UNBOUNDED])
@@ -146,16 +155,16 @@ def test_no_worker_reads_older_parameters_than_it_may(on_ranks, slack, shards, c
     known = [0] * workers  # steps that have been pushed; only rises
     seen_behind = [0] * workers
 
-    def work(client, worker, params):
-        rng = random.Random(worker)
+    def work(client, worker, dense, rows):
+        rng, every = random.Random(worker), np.arange(ROWS)
         for step in range(1, steps + 1):
             time.sleep(rng.choice([0, 0, 0.003]) * (1 + worker))
             known[worker] = step
             one = -np.full(COUNT, base**worker / RATE, np.float32)
-            rows = {"table": Rows(np.arange(ROWS), np.full((ROWS, 2), -(base**worker) / RATE, np.float32))}
-            client.push(step, Summed(one, 1.0, rows), slack)
-            client.pull(step, {"table": np.arange(ROWS)}, slack)
-            for number in {*params["dense"].tolist(), *params["table"].reshape(-1).tolist()}:
+            own = {"table": Rows(every, np.full((ROWS, 2), -(base**worker) / RATE, np.float32))}
+            client.push(step, Summed(one, 1.0, own), slack)
+            client.pull(step, {"table": every}, slack)
+            for number in {*dense.tolist(), *rows.rows("table", every).reshape(-1).tolist()}:
                 counts = [int(number // base**w) % int(base) for w in range(workers)]
                 assert counts[worker] == step  # its own are always there
                 for other in range(workers):
@@ -165,8 +174,8 @@ def test_no_worker_reads_older_parameters_than_it_may(on_ranks, slack, shards, c
                         assert counts[other] >= step - slack
                     if slack == 0:
                         assert counts[other] == step
-        client.pull(steps, None, slack)  # with all rows come all steps
-        return params.flat.copy()
+        client.pull(steps, None, slack)  # all steps of all workers
+        return everything(client, dense, rows)
 
     found = serve_and_work(on_ranks, workers, shards, work, colocated)
     whole = float(sum(steps * base**worker for worker in range(workers)))
@@ -182,13 +191,13 @@ def test_no_worker_reads_older_parameters_than_it_may(on_ranks, slack, shards, c
 
 
 def test_staleness_may_change_on_the_way(on_ranks):
-    def work(client, worker, params):
+    def work(client, worker, dense, rows):
         for step in range(1, 13):
             slack = (0, 2, UNBOUNDED)[step // 2 % 3]
             client.push(step, gradient(worker, step), slack)
             client.pull(step, {"table": np.arange(2)}, slack)
         client.pull(12, None, 0)
-        return params.flat.copy()
+        return everything(client, dense, rows)
 
     for params, _ in serve_and_work(on_ranks, 3, 2, work):
         dense, table = expected([(worker, step) for worker in range(3) for step in range(1, 13)])
@@ -200,16 +209,16 @@ def test_staleness_may_change_on_the_way(on_ranks):
 def test_a_recorded_run_is_repeated_to_the_last_bit(on_ranks, tmp_path, shards, colocated):
     adagrad = optim.make(Optimizer(kind="adagrad", learning_rate=0.1), KERNELS)
 
-    def work(client, worker, params):
-        rng = np.random.default_rng(worker)
+    def work(client, worker, dense, rows):
+        rng, keys = np.random.default_rng(worker), np.arange(3)
         for step in range(1, 16):
             time.sleep(random.random() * 0.002)
-            dense = rng.normal(size=COUNT).astype(np.float32) + params["dense"]
-            rows = {"table": Rows(np.arange(3), params["table"][:3] + 1)}
-            client.push(step, Summed(dense, 1.0, rows), UNBOUNDED)
-            client.pull(step, {"table": np.arange(3)}, UNBOUNDED)
+            gradient = rng.normal(size=COUNT).astype(np.float32) + dense
+            values = rows.rows("table", keys) + 1 if step > 1 else np.ones((3, 2), np.float32)
+            client.push(step, Summed(gradient, 1.0, {"table": Rows(keys, values)}), UNBOUNDED)
+            client.pull(step, {"table": keys}, UNBOUNDED)
         client.pull(15, None, UNBOUNDED)
-        return params.flat.copy()
+        return everything(client, dense, rows)
 
     def recorded(number):
         return turns.Recorded(lambda content: (tmp_path / turns.file_name(number)).write_bytes(content))
@@ -247,7 +256,7 @@ def test_a_record_that_ends_too_early_is_an_error():
 def test_old_gradients_are_scaled_by_their_age():
     shard = shard_of(3, delay=Scaled())
     for worker in range(3):
-        shard.pull(worker, None)
+        shard.pull(worker, {})
     found = [gradient(worker, 1) for worker in range(3)]
     for worker in range(3):
         shard.push(worker, 1, found[worker], at_once=True)
@@ -256,14 +265,14 @@ def test_old_gradients_are_scaled_by_their_age():
     rows = np.zeros((ROWS, 2), np.float32)
     for age, one in enumerate(found):
         rows[one.rows["table"].keys] -= RATE * one.rows["table"].values / (age + 1)
-    assert np.allclose(shard.tables["table"], rows)
+    assert np.allclose(shard.tables["table"].pull(np.arange(ROWS)), rows)
 
 
 def test_old_gradients_are_compensated_for_what_has_changed():
     """g + c g g (v - w), with g the mean gradient."""
     shard = shard_of(2, tables=False, delay=Compensated(2, 0.5))
     for worker in range(2):
-        shard.pull(worker, None)
+        shard.pull(worker, {})
     first, second = (np.arange(1, COUNT + 1, dtype=np.float32) * sign for sign in (1, -2))
     shard.push(0, 1, Summed(first, 1.0), at_once=True)
     change = shard.params.copy()  # worker 1 has not seen it
@@ -275,7 +284,7 @@ def test_old_gradients_are_compensated_for_what_has_changed():
 def test_a_worker_that_is_slow_does_not_keep_others_of_an_asynchronous_run(on_ranks):
     may_go_on = threading.Event()
 
-    def work(client, worker, params):
+    def work(client, worker, dense, rows):
         if worker == 0:
             assert may_go_on.wait(20)
         for step in range(1, 6):

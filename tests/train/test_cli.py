@@ -333,7 +333,7 @@ def test_a_bug_is_a_traceback_and_status_1(capsys, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_at_the_end_leaves_no_finished_run(capsys, tmp_path, monkeypatch):
-    def full(path, trained):
+    def full(path, trained, elsewhere):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hpcps.run_folder._write_model", full)

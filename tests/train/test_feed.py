@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hpcps import feed
+from hpcps.aligned import LINE_BYTES
 from hpcps.data import Block, Csr, joined
 from hpcps.data.blocks import Place, Places
 from hpcps.loader import Loaders
@@ -56,6 +57,36 @@ def test_samples_come_in_the_blocks_orders_one_block_after_the_other(how):
             assert np.array_equal(batch.labels, labels)
 
 
+@pytest.mark.parametrize("how", [{}, {"copy": True}, {"sparse": True}], ids=str)
+def test_batches_of_dense_samples_are_written_to_the_same_arrays_at_a_cache_line(how):
+    for chosen, sizes in ((blocks(**how), SIZES), (blocks(**how)[:1], SIZES[:1])):
+        (one,) = feed.feeds(loaders(), chosen, sizes)
+        one.begin([np.arange(len(block)) for block in chosen])
+        first = one.load(0)
+        samples, labels = first.samples.copy(), first.labels.copy()
+        assert one.load(1) is first
+        assert (first.samples != samples).any()
+        assert (first.labels != labels).any()
+        assert one.load(0) is first
+        assert np.array_equal(first.samples, samples)
+        assert first.samples.ctypes.data % LINE_BYTES == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_values_come_in_the_training_dtype_and_classes_as_they_are(dtype):
+    chosen = blocks()[0]
+    for labels in (chosen.labels, chosen.labels + 0.1):
+        block = Block(chosen.samples, labels, chosen.places, chosen.first)
+        loader = Loaders(NoTables, np.zeros(3), np.ones(3), dtype, KERNELS).of(block)
+        for index in (np.array([3, 0, 19]), np.array([5, 5, 6]), np.arange(0)):
+            found = loader.load(index).labels
+            assert found.dtype == (dtype if labels.dtype == np.float64 else np.int64)
+            assert np.array_equal(found, labels[index].astype(found.dtype))
+        for bad in (-1, 20):
+            with pytest.raises(IndexError):
+                loader.load(np.array([bad, 0, 1]))
+
+
 def test_blocks_are_joined_where_they_follow_each_other():
     whole = joined(blocks())
     assert whole is not None
@@ -73,7 +104,8 @@ def test_a_feed_a_block_where_the_model_has_tables():
     class Model:
         tables, fields = ("weight",), 1
 
-    how = Loaders(Tables(Model, {"weight": np.zeros((3, 1))}, KERNELS), np.zeros(3), np.ones(3), "float32", KERNELS)
+    tables = Tables(Model, {"weight": (3, 1)}, "float32", None, KERNELS)
+    how = Loaders(tables, np.zeros(3), np.ones(3), "float32", KERNELS)
     found = feed.feeds(how, blocks(sparse=True), SIZES)
     assert [type(one) for one in found] == [feed.Single] * 3
     for one, size in zip(found, SIZES, strict=True):

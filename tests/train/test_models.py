@@ -51,6 +51,25 @@ def test_gradients_are_the_numerical_derivatives_of_the_loss(options):
         assert gradient.flat[i] == pytest.approx(numerical, rel=1e-6, abs=1e-8)
 
 
+@pytest.mark.parametrize("kind", ["linear", "logistic", "softmax"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_prepared_gradient_is_that_of_what_is_then_in_the_arrays(kind, dtype):
+    rng = np.random.default_rng(6)
+    model = models.make(Options(kind=kind), Facts(FEATURES, CLASSES), dtype, KERNELS)
+    params = model.init(rng)
+    found, wanted = (params.on(np.empty_like(params.flat)) for _ in range(2))
+    batch = batch_for(model.task, rng)
+    labels = batch.labels.astype(dtype) if model.task == "regression" else batch.labels
+    batch = Batch(batch.samples.astype(dtype), labels)
+    call = model.prepare(params, batch, found)
+    for _ in range(3):
+        params.flat[:] = rng.normal(size=len(params.flat))
+        fresh = batch_for(model.task, rng)
+        batch.samples[:], batch.labels[:] = fresh.samples, fresh.labels
+        assert call() == model.loss_gradient(params, batch, wanted)
+        assert found.flat.tobytes() == wanted.flat.tobytes()
+
+
 def grains_of(model, sizes, dtype):
     """A batch of grains, and a call for some of them, each pushed on a stack of its own."""
     rng = np.random.default_rng(8)

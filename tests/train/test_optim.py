@@ -60,6 +60,23 @@ def test_rows_change_as_the_dense_update_changes_them_and_no_others(name):
 
 
 @EACH
+@pytest.mark.parametrize(("clip_norm", "threads"), [(0.0, 1), (0.0, 2), (1.0, 1)])
+def test_a_prepared_update_has_the_bits_of_an_update(name, clip_norm, threads):
+    optimizer = optim.make(config.from_tree(tree(name, clip_norm=clip_norm)).optimizer, CPU, threads)
+    rng = np.random.default_rng(4)
+    params = rng.normal(size=70).astype(np.float32)
+    wanted, gradient = params.copy(), np.empty_like(params)
+    state, wanted_state = optimizer.init(params), optimizer.init(wanted)
+    update = optimizer.prepare(params, state, gradient, 0.25)
+    for step in (1, 2, 3):
+        gradient[:] = rng.normal(size=70)
+        update(step)
+        optimizer.update(wanted, wanted_state, gradient, 0.25, step)
+        assert params.tobytes() == wanted.tobytes()
+        assert all(state[key].tobytes() == wanted_state[key].tobytes() for key in state)
+
+
+@EACH
 def test_a_longer_gradient_is_scaled_down_to_the_norm(name):
     plain = optim.make(OPTIONS[name], CPU)
     limited = optim.make(config.from_tree(tree(name, clip_norm=2.0)).optimizer, CPU)

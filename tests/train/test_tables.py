@@ -15,7 +15,7 @@ from hpcps.data.blocks import Places
 from hpcps.errors import ConfigError, DataError
 from hpcps.loader import Loaders
 from hpcps.models import Facts
-from hpcps.tables import Tables, as_rows, room_for_rows
+from hpcps.tables import as_rows, whole_tables
 
 KERNELS = hpcps_kernels.load("cpu")
 FEATURES = 1000
@@ -191,12 +191,12 @@ def test_gradients_are_the_numerical_derivatives_of_the_loss(case):
     params = model.init(rng)
     params.flat[:] = 0.5 * rng.normal(size=len(params.flat))
     block = some_block(model, is_ids)
-    tables = Tables(model, params, KERNELS)
+    tables = whole_tables(model, params, KERNELS)
     how = Loaders(tables, np.zeros(facts.features), np.full(facts.features, 0.7), "float64", KERNELS)
     batch = how.of(block).load(np.array([4, 0, 2]))
 
     dense = params.dense.on(np.full(len(params.dense.flat), np.nan))
-    rows = room_for_rows(params, batch)
+    rows = tables.room_for_rows(batch)
     loss = model.loss_gradient(tables.pick(params, batch), batch, {**dense, **rows})
     assert loss == pytest.approx(model.loss(tables.pick(params, batch), batch), rel=1e-12)
     gradient = np.zeros_like(params.flat)
@@ -212,7 +212,7 @@ def test_gradients_are_the_numerical_derivatives_of_the_loss(case):
         for step in (1e-5, -1e-5):
             moved = params.on(params.flat.copy())
             moved.flat[i] += step
-            around.append(model.loss(tables.pick(moved, batch), batch))
+            around.append(model.loss(whole_tables(model, moved, KERNELS).pick(moved, batch), batch))
         assert gradient[i] == pytest.approx((around[0] - around[1]) / 2e-5, rel=1e-6, abs=1e-8)
 
 
@@ -254,7 +254,7 @@ def test_values_that_are_all_one_are_left_out():
     for value, kept in ((1.0, 0), (2.0, 12)):
         csr = Csr(np.arange(0, 31, 6), columns.reshape(-1).astype(np.int32), np.full(30, value, np.float32), FEATURES)
         model = models.make(Options(kind="logistic"), Facts(FEATURES, 2, sparse=True), "float32", KERNELS)
-        tables = Tables(model, model.init(np.random.default_rng()), KERNELS)
+        tables = whole_tables(model, model.init(np.random.default_rng()), KERNELS)
         how = Loaders(tables, np.zeros(FEATURES), np.ones(FEATURES), "float32", KERNELS)
         batch = how.of(Block(csr, labels, Places(()))).load(np.array([1, 3]))
         assert len(batch.samples.values) == kept

@@ -1,0 +1,162 @@
+"""Shards, and the ways to them, put together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+
+from hpcps import optim
+from hpcps.comm.transport import Array
+from hpcps.errors import ConfigError
+from hpcps.exchange import ServerExchange
+from hpcps.first import BLOCK, Begins, FirstRows
+from hpcps.job import Job
+from hpcps.models import Model
+from hpcps.params import Params
+from hpcps.rows import Merger, PulledRows
+from hpcps.server.client import Client, DirectClient, RemoteClient
+from hpcps.server.delay import Compensated, Delay, Scaled, Undelayed
+from hpcps.server.serve import AsTheyCome, Server, Turns
+from hpcps.server.sharding import Roles, roles, shard_slices
+from hpcps.server.store import Shard
+from hpcps.server.table import Table
+from hpcps.server.turns import Recorded, file_name
+from hpcps.server.turns import load as load_turns
+from hpcps.sums import Decoder, Sum
+from hpcps.tensors import Stored
+
+SHARDED_TABLES_WORKERS = 4
+"""From here on shards of tables send fewer bytes than an all-gather: of k rows a worker 2 k, against (P - 1) k."""
+
+Keep = Callable[[str, bytes], None]
+"""Puts a file of this name and content into the run's folder."""
+
+
+class Held(NamedTuple):
+    """The parameters of a model: those that every worker holds, and the tables that are on shards."""
+
+    params: Params
+    elsewhere: Mapping[str, FirstRows]
+    """How the rows of the tables on shards begin"""
+    rows: PulledRows | None
+    """Where rows of theirs are once they have been pulled"""
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are in all."""
+        return len(self.params.flat) + sum(math.prod(first.shape) for first in self.elsewhere.values())
+
+    def stored_elsewhere(self) -> dict[str, Stored]:
+        """The tables on shards, as they are pulled block by block. Between steps alone."""
+        return {
+            name: Stored(self.params.flat.dtype, first.shape, partial(self._pulled, name, first.shape[0]))
+            for name, first in self.elsewhere.items()
+        }
+
+    def _pulled(self, name: str, count: int) -> Iterator[Array]:
+        assert self.rows is not None
+        for start in range(0, count, BLOCK):
+            keys = np.arange(start, min(start + BLOCK, count))
+            self.rows.fetch({other: keys if other == name else keys[:0] for other in self.elsewhere})
+            yield self.rows.rows(name, keys)
+
+
+def hold(job: Job, model: Model, rng: np.random.Generator) -> Held:
+    """The first parameters of a model, the same on every rank. Tables are on shards wherever there are shards for them,
+    and there a row takes memory when its key first comes up."""
+    if not model.tables or not has_shards_of_tables(job):
+        return Held(model.init(rng), {}, None)
+    first = cast(Begins, model).first(rng)
+    widths = {name: rows.width for name, rows in first.tables.items()}
+    return Held(first.dense, first.tables, PulledRows(widths, first.dense.flat.dtype, job.kernels))
+
+
+def has_shards_of_tables(job: Job) -> bool:
+    """Whether tables, if there are any, are on shards: in a server run, or where that costs fewer bytes."""
+    by_choice = job.config.train.strategy == "auto" and job.roles.workers >= SHARDED_TABLES_WORKERS
+    return job.strategy == "server" or by_choice
+
+
+def decoder(job: Job) -> Decoder:
+    """How summed gradients travel."""
+    return Decoder(job.config.train.reproducible, job.config.train.dtype, job.kernels)
+
+
+def make_server_exchange(job: Job, held: Held, gradients: Sum, keep: Keep) -> ServerExchange:
+    """Gradients to shards, parameters from them."""
+    options = job.config.server
+    shards = job.roles.servers or options.count
+    client = _make_client(job, job.roles, held, shard_slices(len(held.params.flat), shards), keep)
+    where = "of all ranks" if job.roles.are_colocated else "alone" if job.roles.servers else "of this process"
+    staleness = f"staleness {options.staleness}" if isinstance(options.staleness, int) else "asynchronous"
+    way = f"push to {shards} shard{'s' * (shards > 1)} {where}, pull from there; {staleness}"
+    return ServerExchange(client, gradients, Merger(job.kernels), way, job.slack, options.warmup_steps)
+
+
+def make_row_exchange(job: Job, held: Held, gradients: Sum) -> ServerExchange:
+    """Rows of tables to shards of all ranks, and from them, beside dense parameters that are all-reduced."""
+    ranks = job.roles.workers
+    everywhere = roles(ranks, ranks, colocated=True)
+    client = _make_client(job, everywhere, held, [slice(0, 0)] * ranks, lambda name, content: None)
+    return ServerExchange(client, gradients, Merger(job.kernels), "push to shards of all ranks, pull from there")
+
+
+def make_server(job: Job, held: Held, where: slice, number: int, keep: Keep) -> Server:
+    """Shard ``number``, which holds ``where`` of the dense parameters, and what serves it. ``keep`` takes its record,
+    if there is to be one."""
+    shard = _make_shard(job, held.params.flat[where].copy(), held.elsewhere)
+    workers, options = range(job.roles.workers), job.config.server
+    turns: Turns = AsTheyCome()
+    if options.record:
+        turns = Recorded(lambda record: keep(file_name(number), record))
+    if options.replay:
+        turns = load_turns(Path(options.replay), number, len(workers))
+    return Server(job.transport, shard, number, workers, decoder(job), job.order.counts, turns)
+
+
+def _make_client(job: Job, planned: Roles, held: Held, where: list[slice], keep: Keep) -> Client:
+    """The way to the shards, of which number s has ``where[s]`` of the dense parameters: on their ranks, or, for a rank
+    alone, in its own process."""
+    dense, rank = held.params.flat, job.transport.rank
+    if not planned.servers:
+        tables = [held.elsewhere if number == 0 else {} for number in range(len(where))]
+        shards = [_make_shard(job, dense[part], own) for part, own in zip(where, tables, strict=True)]
+        return DirectClient(shards, where, held.rows)
+    ranks = [planned.server_rank(shard) for shard in range(len(where))]
+    server = None
+    if planned.are_colocated:
+        number = ranks.index(rank)
+        server = make_server(job, held, where[number], number, keep)
+    return RemoteClient(job.transport, dense, held.rows, where, ranks, rank, decoder(job), server)
+
+
+def _make_shard(job: Job, params: Array, tables: Mapping[str, FirstRows]) -> Shard:
+    """A shard of these dense parameters and of tables that begin so."""
+    options, dtype = job.config.server, job.config.train.dtype
+    optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
+    delay: Delay = Undelayed()
+    if options.delay == "scale":
+        delay = Scaled()
+    if options.delay == "compensate":
+        if tables:
+            raise ConfigError("server.delay = 'compensate' is for dense parameters; this model has tables; use 'scale'")
+        delay = Compensated(job.roles.workers, options.compensation)
+    stored = {
+        name: Table(
+            first,
+            dtype,
+            optimizer,
+            job.kernels,
+            admit_after=options.admit_after,
+            tracks_use=options.evict_after > 0,
+            threads=job.threads,
+        )
+        for name, first in tables.items()
+    }
+    rest = optimizer, decoder(job), Merger(job.kernels), job.order, job.gradient_scale, stored
+    return Shard(params, *rest, delay=delay, evict_after=options.evict_after)
