@@ -6,7 +6,8 @@ A table of ``--rows`` rows is made, and its first values, a push and a pull are 
 each round other random keys are pulled and pushed, and other rows are picked from a NumPy array of the same size by
 the kernel ``gather_rows`` alone: that is the limit. It is given the numbers of rows, where a table first looks up keys,
 one random line each. A push reads and writes a row and its state. "pull of what was pushed" asks for the keys of the
-push before, which the caches may still hold, as when a training step ends. Figures are medians. ``goal``: what push
+push before, which the caches may still hold, as when a training step ends. Figures are medians; "fast": the tenth part
+of the calls took no longer, which on a machine that others use too is nearer to what it can do. ``goal``: what push
 and pull of 10,000 keys through a parameter server, messages and all, are to take.
 """
 
@@ -42,8 +43,8 @@ GOAL_KEYS = 10_000
 DEVIATION = 0.1
 SPREAD = 0x9E3779B97F4A7C15  # odd: number times this, modulo 2^64, is another key for each number
 FILL = 1 << 16
-HEADER = """| case | rows x width | keys | time | ns a key | rate | of limit | goal | verified |
-|---|---|---:|---:|---:|---:|---:|---:|---|"""
+HEADER = """| case | rows x width | keys | time | fast | ns a key | rate | of limit | goal | verified |
+|---|---|---:|---:|---:|---:|---:|---:|---:|---|"""
 
 
 def keys_of(numbers: np.ndarray) -> np.ndarray:
@@ -105,7 +106,12 @@ class Bench:
         for case, seconds in times.items():
             taken = median(seconds)
             row = {"case": case, "size": f"{self.options.rows} x {self.width}", "width": self.width, "keys": keys}
-            row |= {"median_s": taken, "ns_per_key": taken / keys * 1e9, "optimizer": self.options.optimizer}
+            row |= {
+                "median_s": taken,
+                "fast_s": sorted(seconds)[len(seconds) // 10],
+                "ns_per_key": taken / keys * 1e9,
+                "optimizer": self.options.optimizer,
+            }
             row |= {"rate": keys * moved.get(case, 2 * number + 8) / taken / 1e9, "unit": "GB/s"}
             row |= {"limit": "gather_rows", "fraction": limit / taken, "wrong": wrong}
             if keys == GOAL_KEYS and (case, self.width) in GOALS_S:
@@ -148,9 +154,8 @@ def show(row: dict[str, object]) -> None:
     """One line of the table."""
     goal = f"{row['goal_s'] * 1e3:.2f} ms" if "goal_s" in row else ""
     verified = f"NO: {row['wrong']} off" if row["wrong"] else "yes"
-    figures = (
-        f"{row['median_s'] * 1e3:.3f} ms | {row['ns_per_key']:.1f} | {row['rate']:.2f} GB/s | {row['fraction']:.2f}"
-    )
+    times = f"{row['median_s'] * 1e3:.3f} ms | {row['fast_s'] * 1e3:.3f} ms | {row['ns_per_key']:.1f}"
+    figures = f"{times} | {row['rate']:.2f} GB/s | {row['fraction']:.2f}"
     print(f"| {row['case']} | {row['size']} | {row['keys']} | {figures} | {goal} | {verified} |", flush=True)
 
 

@@ -120,6 +120,7 @@ class Table:
             count += len(kept)
         for column in self._columns():
             column.give_back(count)
+        del self._index  # before another one takes memory
         self._index = RowIndex(self._kernels, max(count, 1))
         for start in range(0, count, BLOCK):
             self._index.insert(self._keys.array[start : min(start + BLOCK, count), 0])
