@@ -21,6 +21,9 @@ Keys = Sequence[Mapping[str, Array]]
 """Which rows of each table are read next, by part; the same row may be in several parts."""
 
 
+NO_COUNTS: Mapping[str, int] = {}
+
+
 class Waiting(Protocol):
     """A step's exchange on its way."""
 
@@ -33,10 +36,13 @@ class Exchange(Protocol):
     """``start`` sends off a step's gradient; waiting for what it returns makes the parameters fresh.
 
     Between the two the worker may do anything but change parameters and gradients. One step at a time. ``way`` says
-    in a few words how it is done.
+    in a few words how it is done; ``counts`` is what else a run's summary tells of it.
     """
 
     way: str
+
+    @property
+    def counts(self) -> Mapping[str, int]: ...
 
     def start(self, step: int) -> Waiting:
         """Send off the sum of the part gradients of ``step`` (from 1)."""
@@ -87,6 +93,8 @@ class AllreduceExchange:
     ``buckets`` make up the dense parameters, in the order in which their gradients become final. The rows of tables are
     brought together by ``gather`` and merged. ``way``: how the buckets are summed.
     """
+
+    counts: Mapping[str, int] = NO_COUNTS
 
     def __init__(
         self,
@@ -164,6 +172,7 @@ class ServerExchange:
     """Gradients are pushed to the shards, which apply the update; fresh parameters are pulled."""
 
     way = "push to shards, pull from them"
+    counts: Mapping[str, int] = NO_COUNTS
 
     def __init__(self, client: Client, gradients: Sum, merger: Merger) -> None:
         self._client = client

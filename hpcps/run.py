@@ -163,7 +163,7 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
         pool.close(wait=False)
         raise
     pool.close()
-    return summary(job, dataset, params, trainer, measures, exchange.way)
+    return {**summary(job, dataset, params, trainer, measures, exchange.way), **exchange.counts}
 
 
 def serve(job: Job, params: Params) -> dict[str, Any]:

@@ -24,6 +24,7 @@ ARROWS = {
     "server": {"comm", "errors", "optim", "params", "rows", "sums"},
     "reduction": {"collectives", "comm"},
     "exchange": {"collectives", "comm", "optim", "params", "reduction", "rows", "server", "sums"},
+    "averaging": {"collectives", "comm", "exchange", "optim", "params", "rows", "sums"},
     "models": {"config", "errors", "params"},
     "data": {"errors", "together", "kernels"},
     "threads": set(),
@@ -39,6 +40,7 @@ ARROWS = {
     "machine": {"together"},
     "job": {"comm", "config", "machine", "models", "parts", "server", "together", "kernels"},
     "joining": {
+        "averaging",
         "collectives",
         "comm",
         "exchange",
