@@ -175,7 +175,7 @@ HELP = {
     "train.dtype": "float32 | float64",
     "train.strategy": "auto | ring | server | averaging",
     "train.average_every": "averaging: steps that workers train alone before their parameters are averaged, >= 1",
-    "train.average_warmup": "averaging: steps at the start after each of which parameters are averaged (post-local SGD)",
+    "train.average_warmup": "averaging: steps at the start with an averaging after each (post-local SGD)",
     "train.algorithm": "auto | memory | ring | doubling | hierarchical | mpi: how arrays are all-reduced",
     "train.reproducible": "the same bits at any rank and thread count",
     "train.grains": "parts of a reproducible batch, added in a fixed order; at least as many as workers",
