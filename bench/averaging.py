@@ -84,7 +84,7 @@ def main() -> int:
         write_json(options.json, ("hpcps", "numpy", "numba", "mpi4py"), rows, ranks=options.ranks)
     wrong = [one["case"] for one in rows if one["wrong"]]
     print(
-        *(f"{case}: the bits of its rounds differ, or it has not learned" for case in wrong), sep="\n", file=sys.stderr
+        *(f"{case}: its rounds differ in bits, or it has not learned" for case in wrong), sep="\n", file=sys.stderr
     )
     return 1 if wrong else 0
 
