@@ -34,7 +34,9 @@ def run(options: argparse.Namespace, settings: tuple[str, ...]) -> dict[str, Any
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "hpcps", "train", str(EXAMPLE), "--ranks", str(options.ranks)]
         command += ["--out", f"{folder}/run", *(word for setting in words for word in ("--set", setting))]
-        subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(settings)}: status {done.returncode}\n{done.stderr}")
         summary: dict[str, Any] = json.loads(Path(folder, "run", "summary.json").read_text())
     return summary
 
@@ -83,9 +85,7 @@ def main() -> int:
     if options.json:
         write_json(options.json, ("hpcps", "numpy", "numba", "mpi4py"), rows, ranks=options.ranks)
     wrong = [one["case"] for one in rows if one["wrong"]]
-    print(
-        *(f"{case}: its rounds differ in bits, or it has not learned" for case in wrong), sep="\n", file=sys.stderr
-    )
+    print(*(f"{case}: its rounds differ in bits, or it has not learned" for case in wrong), sep="\n", file=sys.stderr)
     return 1 if wrong else 0
 
 
