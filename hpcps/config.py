@@ -88,7 +88,9 @@ class Train(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     batch: Positive = 256
     seed: Count = 0
     dtype: Literal["float32", "float64"] = "float32"
-    strategy: Literal["auto", "ring", "server"] = "auto"
+    strategy: Literal["auto", "ring", "server", "averaging"] = "auto"
+    average_every: Positive = 10
+    average_warmup: Count = 0
     algorithm: Literal["auto", "memory", "ring", "doubling", "hierarchical", "mpi"] = "auto"
     reproducible: bool = False
     grains: Positive = 8
@@ -179,8 +181,10 @@ HELP = {
     "train.batch": "the global batch in samples, whatever the rank count",
     "train.seed": "what all random draws are keyed by, >= 0",
     "train.dtype": "float32 | float64",
-    "train.strategy": "auto | ring | server",
-    "train.algorithm": "auto | memory | ring | doubling | hierarchical | mpi: how gradients are all-reduced",
+    "train.strategy": "auto | ring | server | averaging",
+    "train.average_every": "averaging: steps that workers train alone before their parameters are averaged, >= 1",
+    "train.average_warmup": "averaging: steps at the start with an averaging after each (post-local SGD)",
+    "train.algorithm": "auto | memory | ring | doubling | hierarchical | mpi: how arrays are all-reduced",
     "train.reproducible": "the same bits at any rank and thread count",
     "train.grains": "parts of a reproducible batch, added in a fixed order; at least as many as workers",
     "train.report_every": "steps between progress lines (0: once an epoch)",
@@ -402,6 +406,7 @@ def _check(config: Config, source: str) -> None:
     kind = config.optimizer.kind
     if kind not in OPTIMIZERS and ":" not in kind:
         raise ConfigError(f"{source}: optimizer.kind: no optimizer {kind!r}{_help('optimizer.kind')}")
+    _check_averaging(config, source)
     _check_compress(config, source)
     _check_server(config, source)
     _check_users(config, source)
@@ -437,6 +442,26 @@ def _check_server(config: Config, source: str) -> None:
         why = "record with server.replay: the order is known already"
     if why:
         raise ConfigError(f"{source}: server.{why}")
+
+
+def _check_averaging(config: Config, source: str) -> None:
+    """Refuse what workers that train alone cannot do, and their keys elsewhere."""
+    train = config.train
+    strategy = f"train.strategy = {train.strategy!r}"
+    if train.strategy != "averaging":
+        for name in ("average_every", "average_warmup"):
+            if getattr(train, name) != getattr(Train(), name):
+                raise ConfigError(f"{source}: train.{name} is averaging's; {strategy} does not use it")
+        return
+    why = ""
+    if train.reproducible:
+        why = "train.reproducible: what a worker computes depends on how many there are; use 'ring' or 'server'"
+    elif config.compress.kind != "none":
+        why = f"compress.kind = {config.compress.kind!r}: codes are for gradients, not for parameters; use 'ring'"
+    elif config.optimizer.kind == "ftrl":
+        why = "optimizer.kind = 'ftrl': it makes parameters of sums of its own, which would undo the average"
+    if why:
+        raise ConfigError(f"{source}: {strategy} with {why}")
 
 
 def _check_compress(config: Config, source: str) -> None:

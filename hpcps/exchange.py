@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from dataclasses import asdict
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -51,9 +52,9 @@ class Exchange(Protocol):
         """What this worker has had to do with shards so far; None where there are none."""
         return None
 
-    def counts(self) -> list[Counts]:
-        """What each shard has done, after ``finish``."""
-        return []
+    def told(self) -> dict[str, Any]:
+        """What else there is to tell of a run, after ``finish``."""
+        return {}
 
 
 class Bucket:
@@ -193,8 +194,8 @@ class AllreduceExchange(Exchange):
     def traffic(self) -> Traffic | None:
         return None if self._shards is None else self._shards.traffic()
 
-    def counts(self) -> list[Counts]:
-        return [] if self._shards is None else self._shards.counts()
+    def told(self) -> dict[str, Any]:
+        return {} if self._shards is None else self._shards.told()
 
 
 class ServerExchange(Exchange):
@@ -241,8 +242,8 @@ class ServerExchange(Exchange):
     def traffic(self) -> Traffic | None:
         return self._client.traffic()
 
-    def counts(self) -> list[Counts]:
-        return self._counts
+    def told(self) -> dict[str, Any]:
+        return {"shards": [asdict(counts) for counts in self._counts]}
 
     def _slack_of(self, step: int) -> int:
         return 0 if step <= self._warmup_steps else self.slack

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hpcps import aligned, optim, report, serving
+from hpcps.averaging import AveragingExchange, Mean
 from hpcps.collectives import tune
 from hpcps.collectives.choice import Choice
 from hpcps.collectives.engine import Engine
@@ -32,8 +33,9 @@ BUCKET_BYTES = 512 << 10
 
 
 def where_all_see_it(job: Job, workers: Transport, params: Params) -> Params:
-    """The parameters in memory that the workers of a node share, for a sharded update. A collective."""
-    is_small = params.flat.nbytes < SHARDED_BYTES
+    """The parameters in memory that the workers of a node share, for a sharded update, or to be averaged where they
+    lie. A collective."""
+    is_small = params.flat.nbytes < SHARDED_BYTES and job.strategy != "averaging"
     if job.strategy == "server" or workers.size == 1 or is_small or params.tables:
         return params
     flat = workers.empty(len(params.flat), params.flat.dtype)
@@ -95,6 +97,10 @@ def make_exchange(
     if job.strategy == "server":
         return serving.make_server_exchange(job, held, gradients, keep), None
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
+    if job.strategy == "averaging":
+        train, samples = job.config.train, job.parts.by_worker
+        mean = Mean(engine, params, samples, Merger(job.kernels), job.kernels)
+        return AveragingExchange(mean, optimizer, gradients, train.average_every, train.average_warmup), None
     dense = params.dense
     is_one_sum = not job.config.train.reproducible and len(gradients.shares) == 1
     overlaps = workers.size > 1 and is_one_sum and not job.config.optimizer.clip_norm

@@ -8,7 +8,7 @@ own, so that a worker reads only the blocks of its parts, and a batch holds samp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +40,11 @@ class Parts:
     def size(self, part: int) -> int:
         """Samples of a part in each batch."""
         return self.bounds[part + 1] - self.bounds[part]
+
+    @property
+    def by_worker(self) -> list[int]:
+        """Samples of each worker in each batch."""
+        return [self.bounds[high] - self.bounds[low] for low, high in pairwise(self.ranges)]
 
 
 def grains(batch: int, count: int, worker: int, workers: int) -> Parts:

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,7 @@ def summary(
         "transport": job.transport.description,
         "strategy": job.strategy,
         "exchange": exchange.way,
-        **({"shards": [asdict(counts) for counts in exchange.counts()]} if exchange.counts() else {}),
+        **exchange.told(),
         "staleness": job.config.server.staleness,
         "reproducible": job.config.train.reproducible,
         "train_samples": dataset.train_count,

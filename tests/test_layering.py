@@ -28,6 +28,7 @@ ARROWS = {
     "server": {"aligned", "comm", "errors", "first", "kernels", "optim", "rows", "sums"},
     "reduction": {"collectives", "comm"},
     "exchange": {"collectives", "comm", "optim", "params", "reduction", "rows", "server", "sums"},
+    "averaging": {"collectives", "comm", "exchange", "optim", "params", "rows", "sums"},
     "models": {"aligned", "config", "errors", "first", "own", "params"},
     "data": {"errors", "together", "kernels"},
     "threads": set(),
@@ -59,6 +60,7 @@ ARROWS = {
     },
     "joining": {
         "aligned",
+        "averaging",
         "collectives",
         "comm",
         "exchange",

@@ -13,6 +13,7 @@ import pytest
 
 import hpcps
 from hpcps import optim
+from hpcps.averaging import Mean
 from hpcps.collectives.choice import ALGORITHMS, Choice
 from hpcps.collectives.engine import Engine
 from hpcps.comm import compressed, doubling, mpi, ring
@@ -199,6 +200,29 @@ def tree(t):
                 assert mine[0].tobytes() == alone.tobytes()
 
 
+def averages(t):
+    """Weighted means of parameters, where all see them and where they are a rank's own, and of rows of a table."""
+    samples = [3 + rank % 2 for rank in range(t.size)]
+    for algorithm in [name for name in ALGORITHMS if not Engine(t, KERNELS).layout.why_not(name)]:
+        for allocate in (t.empty, np.empty):
+            params = Params({"dense": (70001,), "table": (101, 3)}, allocate(70304, np.float32), ("table",))
+            params["dense"][:], params["table"][:] = t.rank, 7
+            mean = Mean(Engine(t, KERNELS, Choice(algorithm)), params, samples, Merger(KERNELS), KERNELS)
+            keys = np.array([50, t.rank])
+            params["table"][keys] += t.rank
+            mean.touch("table", keys)
+            if t.size > 1:
+                mean.finish(mean.start())
+            expected = np.average(np.arange(t.size), weights=samples)
+            np.testing.assert_allclose(params["dense"], expected, rtol=1e-6)
+            np.testing.assert_allclose(params["table"][50], 7 + expected, rtol=1e-6)
+            alone = 7 + np.arange(t.size) * samples / np.sum(samples)
+            np.testing.assert_allclose(params["table"][: t.size, 0], alone, rtol=1e-6)
+            assert (np.delete(params["table"], [*range(t.size), 50], axis=0) == 7).all()
+            bits = Meeting(t).gather(params.flat.view(np.int32)).reshape(t.size, -1)
+            assert (bits == bits[0]).all()
+
+
 def server(t):
     """Workers and shards on ranks of their own end with what one place computes, dense parameters and a table."""
     if t.size == 1:
@@ -258,7 +282,7 @@ def in_one_place(optimizer, gradient, workers, like):
 def main():
     transport = mpi.world(timeout_s=60)
     transport.crowded(transport.size > 2)
-    checks = (collectives, several, facts, waits, groups, memory, algorithms, codes, tree, server)
+    checks = (collectives, several, facts, waits, groups, memory, algorithms, codes, tree, averages, server)
     try:
         for check in checks:
             check(transport)

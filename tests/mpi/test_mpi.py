@@ -84,6 +84,20 @@ def test_ranks_that_hpcps_starts_get_the_same_bits(launcher, tmp_path, alone, ex
     assert done.stdout.count(f"params_sha256 {alone[example]}") == 1
 
 
+@pytest.mark.parametrize("example", ["averaging", "fm"])
+def test_workers_that_train_alone_end_as_threads_do(launcher, tmp_path, example):
+    """The same sums in the same order: shared memory, whoever shares it."""
+    settings = ["train.strategy=averaging", "train.average_every=4", "run.threads=1", "train.epochs=2"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = program("train", EXAMPLES / f"{example}.toml", "--ranks", 3, "--out", tmp_path / "run", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    threads = hpcps.train(read(EXAMPLES / f"{example}.toml", {}, settings), ranks=3, out=tmp_path / "threads").summary
+    found = summary(tmp_path / "run")
+    assert found["transport"][:3] == "MPI"
+    for name in ("params_sha256", "loss", "test_loss", "accuracy", "averagings", "exchange"):
+        assert found[name] == threads[name], name
+
+
 def test_a_launcher_starts_the_ranks(launcher, tmp_path, alone):
     settings = ["--set", "train.reproducible=true", "--set", "train.strategy=server"]
     command = ["-m", "hpcps", "train", EXAMPLES / "digits.toml", "--out", tmp_path / "run", *QUICK, *settings]

@@ -83,7 +83,7 @@ ASYNC = 'server.staleness = "async"\n'
         ("train = 3", r"train: must be a table, not 3"),
         ('train.batch = "many"', r"train\.batch: expected `int`, got `str` \(the global batch in samples"),
         ("train.batch = 0", r"train\.batch: expected `int` >= 1 \(the global batch"),
-        ('train.strategy = "star"', r"train\.strategy: invalid enum value 'star' \(auto \| ring \| server\)"),
+        ('train.strategy = "star"', r"train\.strategy: invalid enum value 'star' \(auto \| ring \| server \| av"),
         ("optimizer.learning_rate = -1", r"optimizer\.learning_rate: expected `float` > 0"),
         ("optimizer.momentum = 0.9", r"optimizer\.momentum is sgd's; adagrad does not use it"),
         ("optimizer.beta1 = 0.5", r"optimizer\.beta1 is adam's, adamw's; adagrad does not use it"),
