@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,3 +57,8 @@ def crowded(seats: Sequence[Seat], rank: int) -> bool:
 def nodes(seats: Sequence[Seat]) -> int:
     """On how many nodes the ranks run."""
     return len({seat.node for seat in seats})
+
+
+def peak_memory_mib() -> int:
+    """The most memory that this process has had, in MiB; that of all ranks where they are threads of it."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10  # Linux counts KiB

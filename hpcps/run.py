@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from hpcps import data, joining, models, report, serving
+from hpcps import data, joining, machine, models, report, serving
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Transport
@@ -71,7 +71,9 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
     else:
         found = serve(job, held, folder)
     told = job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8))
-    summary = {**json.loads(told.tobytes()), "wall_s": round(time.perf_counter() - started, 3)}
+    peaks = job.together.gather(np.array([machine.peak_memory_mib()]))
+    summary = {**json.loads(told.tobytes()), "peak_memory_mib": peaks.tolist()}
+    summary["wall_s"] = round(time.perf_counter() - started, 3)
 
     agree(job.together, lambda: check_alike(Meeting(job.workers), held.params, "end") if job.workers else None)
     agree(job.together, lambda: folder.end(summary) if is_first else None)
