@@ -66,7 +66,7 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Optimizer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How gradients change parameters."""
 
-    kind: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "ftrl"] = "adagrad"
+    kind: str = "adagrad"
     learning_rate: Rate = 0.1
     momentum: Fraction = 0.0
     nesterov: bool = False
@@ -160,7 +160,7 @@ HELP = {
     "model.factors": "fm, matrix-factorization: numbers that stand for a feature or an id",
     "model.width": "embedding: numbers that stand for a feature",
     "model.combine": "embedding: sum | mean of a sample's features | concat (each sample has as many)",
-    "optimizer.kind": "sgd | adagrad | rmsprop | adam | adamw | ftrl",
+    "optimizer.kind": "sgd | adagrad | rmsprop | adam | adamw | ftrl | file.py:name (your own)",
     "optimizer.learning_rate": "step size, > 0",
     "optimizer.momentum": "sgd: the part of the velocity that is kept, 0 <= m < 1",
     "optimizer.nesterov": "sgd with momentum: look ahead along the velocity",
@@ -199,6 +199,7 @@ HELP = {
     "run.timeout_s": "seconds after which a wait for another rank is an error",
 }
 
+OPTIMIZERS = ("sgd", "adagrad", "rmsprop", "adam", "adamw", "ftrl")
 _POINT = ("linear", "logistic", "fm", "matrix-factorization")
 _FACTORS = ("fm", "matrix-factorization")
 USERS = {
@@ -209,6 +210,8 @@ USERS = {
     "model.activation": ("mlp", "embedding"),
     "model.width": ("embedding",),
     "model.combine": ("embedding",),
+    "optimizer.learning_rate": OPTIMIZERS,
+    "optimizer.clip_norm": OPTIMIZERS,
     "optimizer.momentum": ("sgd",),
     "optimizer.nesterov": ("sgd",),
     "optimizer.decay": ("rmsprop",),
@@ -223,7 +226,7 @@ USERS = {
 """The kinds of model, optimiser or compression that use a key, where not all do."""
 
 _SECTIONS = get_type_hints(Config)
-_PATHS = ("data.path", "data.labels", "data.test", "model.kind", "model.scores", "server.replay")
+_PATHS = ("data.path", "data.labels", "data.test", "model.kind", "model.scores", "optimizer.kind", "server.replay")
 
 
 def read(path: Path | None, environment: Mapping[str, str] | None = None, settings: Iterable[str] = ()) -> Config:
@@ -290,7 +293,10 @@ def _make_absolute(tree: Mapping[str, Any], folder: Path) -> None:
         if not isinstance(values, dict) or not isinstance(values.get(name), str):
             continue
         value = values[name]
-        is_path = ":" in value if section == "model" else any(mark in value for mark in "/.*?[")
+        if section in ("model", "optimizer"):
+            is_path = ":" in value
+        else:
+            is_path = section == "server" or any(mark in value for mark in "/.*?[")
         if value and (is_path or (section == "data" and (folder / value).exists())):
             values[name] = os.path.normpath(folder / value)
 
@@ -380,7 +386,7 @@ def _help(key: str) -> str:
 
 def _check(config: Config, source: str) -> None:
     """What the types alone cannot say."""
-    train, server = config.train, config.server
+    train = config.train
     if 0 < config.data.hash_bits < 8:
         raise ConfigError(f"{source}: data.hash_bits = {config.data.hash_bits}: must be 0 or 8 to 30")
     if train.reproducible and train.grains > train.batch:
@@ -389,6 +395,9 @@ def _check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: run.device = 'cuda': this version has no GPU kernels; use 'cpu'")
     if train.strategy == "server" and train.algorithm != "auto":
         raise ConfigError(f"{source}: train.algorithm is the all-reduce's; train.strategy = 'server' does not use it")
+    kind = config.optimizer.kind
+    if kind not in OPTIMIZERS and ":" not in kind:
+        raise ConfigError(f"{source}: optimizer.kind: no optimizer {kind!r}{_help('optimizer.kind')}")
     _check_compress(config, source)
     _check_server(config, source)
     _check_users(config, source)
@@ -455,3 +464,5 @@ def _check_users(config: Config, source: str) -> None:
     for name in ("l1", "l2"):
         if optimizer.kind == "adamw" and getattr(optimizer, name):
             raise ConfigError(f"{source}: optimizer.{name} is not adamw's; use optimizer.weight_decay")
+        if ":" in optimizer.kind and getattr(optimizer, name):
+            raise ConfigError(f"{source}: optimizer.{name} is not for your own optimizer; {optimizer.kind} has no use")

@@ -1,4 +1,4 @@
-"""Optimisers: functions ``init``, ``update`` and ``update_rows``. State is data; they run on a worker or on a shard.
+"""Optimisers: ``init``, ``update``, ``update_rows``, ``update_packed``. State is data; they run on a worker or a shard.
 
 All work on any slice of the parameters, and an element's result does not depend on the slice.
 """
@@ -13,31 +13,36 @@ from typing import Any
 import numpy as np
 
 from hpcps.config import Optimizer as Options
+from hpcps.own_optimizer import OwnOptimizer
 
 Array = np.ndarray[Any, Any]
 State = dict[str, Array]
 Init = Callable[[Array], State]
 Update = Callable[[Array, State, Array, float, int], None]
 UpdateRows = Callable[[Array, State, Array, Array, float, int], None]
+UpdatePacked = Callable[[Array, Array, Array, float, int], None]
 Numbers = Callable[[int], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """``init(params) -> state``, ``update(params, state, gradient, gradient_scale, step)`` and
-    ``update_rows(params, state, gradient, index, gradient_scale, step)``.
+    """``init(params) -> state``, ``update(params, state, gradient, gradient_scale, step)``,
+    ``update_rows(params, state, gradient, index, gradient_scale, step)`` and
+    ``update_packed(table, gradient, index, gradient_scale, step)``.
 
     Every array of ``state`` has the shape and float dtype of ``params``. ``update`` takes ``params`` and ``gradient``
     of (n,); ``update_rows`` takes a table of (N, W) and changes its rows ``index`` (k,) int64, all distinct, by a
     gradient of (k, W): the same arithmetic, and the same bits, as ``update`` on these rows; the others stay as they
-    are. Both write ``params`` and ``state`` in place; the gradient is multiplied by ``gradient_scale`` (1 / batch
-    turns a sum into a mean); ``step`` counts from 1. Clipping by the norm is ``update``'s alone: rows do not know
-    the norm of the whole gradient.
+    are. ``update_packed`` does the same where each row of ``table`` (N, P) holds W parameters and then W numbers of
+    each array of ``state``, in its order. All write in place; the gradient is multiplied by ``gradient_scale``
+    (1 / batch turns a sum into a mean); ``step`` counts from 1. Clipping by the norm is ``update``'s alone: rows do not
+    know the norm of the whole gradient.
     """
 
     init: Init
     update: Update
     update_rows: UpdateRows
+    update_packed: UpdatePacked
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,12 @@ class _Rule:
 
 def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
     """The optimiser that the options name, on a back end's kernels; large updates are shared out over threads."""
+    if ":" in options.kind:
+        own = OwnOptimizer(options.kind)
+        return Optimizer(own.init, own.update, own.update_rows, own.update_packed)
     rule = _rule(options)
     dense, by_rows = getattr(kernels, rule.kernel), getattr(kernels, f"{rule.kernel}_rows")
+    packed = getattr(kernels, f"{rule.kernel}_packed") if rule.states else by_rows
 
     def init(params: Array) -> State:
         return {name: np.zeros_like(params) for name in rule.states}
@@ -66,10 +75,14 @@ def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
         states = [state[s] for s in rule.states]
         by_rows(params, *states, gradient, index, *rule.numbers(step), gradient_scale, threads=threads)
 
+    def update_packed(table: Array, gradient: Array, index: Array, gradient_scale: float, step: int) -> None:
+        packed(table, gradient, index, *rule.numbers(step), gradient_scale, threads=threads)
+
     return Optimizer(
         _ftrl_init(options) if options.kind == "ftrl" else init,
         _clipped(update, options.clip_norm, kernels.square_norm) if options.clip_norm else update,
         update_rows,
+        update_packed,
     )
 
 

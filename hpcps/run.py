@@ -64,13 +64,15 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
 
     if job.workers is not None:
         params = joining.where_all_see_it(job, job.workers, params)
-    found = work(job, dataset, model, params, folder) if job.workers is not None else serve(job, params, folder)
+    if job.workers is not None:
+        found = work(job, dataset, model, Trained(params, facts, dataset.classes, dataset.shift, dataset.scale), folder)
+    else:
+        found = serve(job, params, folder)
     told = job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8))
     summary = {**json.loads(told.tobytes()), "wall_s": round(time.perf_counter() - started, 3)}
 
     agree(job.together, lambda: check_alike(Meeting(job.workers), params, "end") if job.workers else None)
-    trained = Trained(params, facts, dataset.classes, dataset.shift, dataset.scale)
-    agree(job.together, lambda: folder.end(trained, summary) if is_first else None)
+    agree(job.together, lambda: folder.end(summary) if is_first else None)
     return Run(folder.path, summary)
 
 
@@ -134,10 +136,11 @@ def check_alike(together: Together, params: Params, when: str) -> None:
         raise error
 
 
-def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFolder) -> dict[str, Any]:
-    """A worker's run, from the first step to the last. Returns what there is to say of it."""
+def work(job: Job, dataset: Dataset, model: Model, trained: Trained, folder: RunFolder) -> dict[str, Any]:
+    """A worker's run, from the first step to the last; ``trained`` holds the first parameters, and at the end the last
+    ones. Returns what there is to say of it."""
     assert job.workers is not None
-    config = job.config
+    config, params = job.config, trained.params
     pool = Threads(min(job.threads, len(job.parts.owned)))
     tables = Tables(model, params, job.kernels)
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
@@ -150,7 +153,8 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
         config.train.epochs, config.train.batch, dataset.train_count // config.train.batch, config.train.report_every
     )
     reporter: report.Reporter = report.Silent()
-    if job.workers.rank == 0:
+    is_first = job.workers.rank == 0
+    if is_first:
         report.opening(config, dataset, len(params.flat), f"{job.strategy} ({job.why}; {exchange.way})")
         reporter = report.Lines(folder, plan.epochs, plan.epochs * plan.steps_an_epoch)
     test = tester(job, dataset, model, params, how)
@@ -159,11 +163,13 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
         # Again: the user's file may have brought a library with threads of its own.
         with threadpool_limits(1):
             measures = trainer.run()
+            sha256 = agree(Meeting(job.workers), lambda: folder.write_model(trained, {}) if is_first else "")
+            exchange.finish()
     except BaseException:
         pool.close(wait=False)
         raise
     pool.close()
-    return summary(job, dataset, params, trainer, measures, exchange)
+    return {**summary(job, dataset, params, trainer, measures, exchange), "params_sha256": sha256}
 
 
 def serve(job: Job, params: Params, folder: RunFolder) -> dict[str, Any]:
@@ -216,5 +222,4 @@ def summary(
         "train_samples": dataset.train_count,
         "test_samples": dataset.test_count,
         "parameters": len(params.flat),
-        "params_sha256": params.sha256(),
     }

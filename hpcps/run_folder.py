@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -25,6 +26,7 @@ import numpy as np
 from hpcps.errors import ConfigError, DataError
 from hpcps.models import Facts
 from hpcps.params import Params
+from hpcps.tensors import Stored, stored_here, write_tensors
 
 Array = np.ndarray[Any, Any]
 
@@ -85,11 +87,18 @@ class RunFolder:
         with writing(self.path):
             write_whole(self.path / name, lambda file: file.write_bytes(content))
 
-    def end(self, trained: Trained, summary: Mapping[str, Any]) -> None:
-        """Write the model, then the summary that marks the run as finished."""
+    def write_model(self, trained: Trained, elsewhere: Mapping[str, Stored]) -> str:
+        """Write the model, of which some parameters may be stored ``elsewhere``; returns the SHA-256 of all parameters
+        in name order, as little-endian bytes."""
+        digests: list[str] = []
+        with writing(self.path):
+            write_whole(self.path / MODEL, lambda file: digests.append(_write_model(file, trained, elsewhere)))
+        return digests[0]
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary that marks the run as finished."""
         text = json.dumps(summary, indent=2) + "\n"
         with writing(self.path):
-            write_whole(self.path / MODEL, lambda file: _write_model(file, trained))
             write_whole(self.path / SUMMARY, lambda file: file.write_text(text, encoding="utf-8"))
 
 
@@ -154,9 +163,8 @@ def _join(tensors: Mapping[str, Array]) -> Params:
     return params
 
 
-def _write_model(file: Path, trained: Trained) -> None:
-    from safetensors.numpy import save_file
-
+def _write_model(file: Path, trained: Trained, elsewhere: Mapping[str, Stored]) -> str:
+    """Write the model; returns the SHA-256 of its parameters, in name order, as little-endian bytes."""
     facts = trained.facts
     extra = {"features": np.array([facts.features]), "sparse": np.array([facts.sparse])}
     extra |= {"ids": np.array(facts.ids, np.int64), "entries": np.array([facts.entries])}
@@ -166,5 +174,11 @@ def _write_model(file: Path, trained: Trained) -> None:
         extra["shift"] = trained.shift
     if (trained.scale != 1).any():
         extra["scale"] = trained.scale
-    tensors = {**trained.params, **{f"{_EXTRA}{name}": array for name, array in extra.items()}}
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, file)
+    params = {**{name: stored_here(array) for name, array in trained.params.items()}, **elsewhere}
+    more = {f"{_EXTRA}{name}": stored_here(array) for name, array in extra.items()}
+    digest = hashlib.sha256()
+    with file.open("wb") as out:
+        for name, piece in write_tensors(out, {**params, **more}):
+            if name in params:
+                digest.update(piece)
+    return digest.hexdigest()

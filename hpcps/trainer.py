@@ -65,7 +65,6 @@ class Trainer:
         try:
             for epoch in range(self._plan.epochs):
                 measures = self._epoch(epoch)
-            self._exchange.finish()
         except HpcpsError as error:
             rank = f"rank {self._workers.rank}, " if self._workers.size > 1 else ""
             raise type(error)(f"{rank}step {self.pace.steps + 1}: {error}") from error

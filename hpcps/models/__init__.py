@@ -77,6 +77,10 @@ class Model(Protocol):
     final, from the last parameters to the first. Then its ``loss_gradient`` takes ``ready``, a function that it calls
     with the number of each stage as it is final and its parameters are no longer read.
 
+    A model with tables may have a method ``first(rng)``, which returns a :class:`hpcps.first.First`: its dense
+    parameters, and how rows begin, by their keys. ``init`` then is ``hpcps.first.whole`` of it, and a shard can make
+    rows as their keys come up. Tables of a model without it are as ``init`` makes them, whole.
+
     A model without tables may have a method ``grain_gradients`` (:data:`GrainGradients`). In a reproducible run it is
     called instead of ``loss_gradient``, once for all grains of a thread.
     """

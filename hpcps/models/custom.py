@@ -15,81 +15,33 @@ Loss and gradients are sums over the samples given. What the function raises or 
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import math
-import sys
-import threading
-import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any, cast, get_args
 
 import numpy as np
 
 from hpcps.config import Model as Options
-from hpcps.errors import HpcpsError, ModelError, NotFiniteError
+from hpcps.errors import ModelError
 from hpcps.models import Array, Batch, Model, Task
+from hpcps.own import Guard, load_name
 from hpcps.params import Params, Shapes
 
 
 def load(options: Options, dtype: str) -> Model:
     """The model of ``options.kind``. Raises ModelError naming the file if it cannot be loaded."""
-    named = _load_name(options.kind)
+    named = load_name(options.kind, "model.kind")
     task: Task | None = None if options.task == "auto" else options.task
     if isinstance(named, type) or hasattr(named, "loss_gradient"):
-        instance = _Guard(options.kind).call(named) if isinstance(named, type) else named
+        instance = Guard(options.kind).call(named) if isinstance(named, type) else named
         return _ObjectModel(options.kind, instance, task, dtype)
     if not callable(named):
         raise ModelError(f"{options.kind}: is neither a function nor an object with init and loss_gradient")
     if not options.parameters:
         raise ModelError(f"{options.kind}: a function needs its parameters' shapes in [model.parameters]")
     shapes = {name: tuple(shape) for name, shape in options.parameters.items()}
-    scores = _load_name(options.scores) if options.scores else None
+    scores = load_name(options.scores, "model.scores") if options.scores else None
     return _FunctionModel(options.kind, named, scores, shapes, task or "multiclass", dtype)
-
-
-class _Guard:
-    """Calls the user's code and turns what it raises into one line with the file and line where it happened."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self._file = kind.rpartition(":")[0]
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except (HpcpsError, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            raise ModelError(f"{self._place(error)}: {type(error).__name__}: {_one_line(error)}") from error
-
-    def _place(self, error: BaseException) -> str:
-        mine = str(Path(self._file).resolve())
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == mine]
-        return f"{self._file}:{lines[-1]}" if lines else self.kind
-
-    def loss(self, value: Any) -> float:
-        """The loss as a float. Raises ModelError if it is no number or not finite."""
-        try:
-            loss = float(value)
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"{self.kind}: the loss is {type(value).__name__}, expected one number") from error
-        if not math.isfinite(loss):
-            raise NotFiniteError(f"{self.kind}: the loss is {loss}")
-        return loss
-
-    def array(self, what: str, value: Any, shape: tuple[int, ...]) -> Array:
-        """A finite float array of ``shape``. Raises ModelError naming ``what``."""
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiu":
-            raise ModelError(f"{self.kind}: {what} has dtype {array.dtype}, expected numbers")
-        if array.shape != shape:
-            raise ModelError(f"{self.kind}: {what} has shape {array.shape}, expected {shape}")
-        if not np.isfinite(array).all():
-            raise NotFiniteError(f"{self.kind}: {what} is not finite")
-        return array
 
 
 class _FunctionModel:
@@ -107,7 +59,7 @@ class _FunctionModel:
     ) -> None:
         self.task = task
         self.can_predict = scores is not None
-        self._guard = _Guard(kind)
+        self._guard = Guard(kind)
         self._function = function
         self._scores = scores
         self._shapes = shapes
@@ -161,7 +113,7 @@ class _ObjectModel:
                 raise ModelError(f"{kind}: has no method {name}")
         self.task = task or _own_task(kind, instance)
         self.can_predict = callable(getattr(instance, "scores", None))
-        self._guard = _Guard(kind)
+        self._guard = Guard(kind)
         self._instance = instance
         self._dtype = np.dtype(dtype)
 
@@ -197,47 +149,3 @@ def _own_task(kind: str, instance: Any) -> Task:
     if named not in get_args(Task):
         raise ModelError(f"{kind}: its task is {named!r}, expected one of {', '.join(get_args(Task))}")
     return cast(Task, named)
-
-
-def _load_name(kind: str) -> Any:
-    """``file.py:name`` as the object of that name."""
-    file, _, name = kind.rpartition(":")
-    path = Path(file).resolve()
-    if not path.is_file():
-        raise ModelError(f"{file}: no such file (model.kind = file.py:name)")
-    with _LOADING:
-        module = _load_module(path, path.stat().st_mtime_ns)
-    if not hasattr(module, name):
-        raise ModelError(f"{file}: has no {name!r}")
-    return getattr(module, name)
-
-
-_LOADING = threading.Lock()
-
-
-@functools.cache
-def _load_module(path: Path, changed_ns: int) -> ModuleType:
-    """Run the file, once a process as long as it does not change. It may import what lies beside it."""
-    spec = importlib.util.spec_from_file_location(f"hpcps_user_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"{path}: not a Python file")
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ModelError(f"{path}:{error.lineno}: {error.msg}") from error
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        raise ModelError(f"{path}: {type(error).__name__}: {_one_line(error)}") from error
-    return module
-
-
-def _one_line(error: BaseException) -> str:
-    try:
-        return " ".join(str(error).split())
-    except Exception:  # an exception of the user's that cannot even say what it is
-        return "(its message cannot be made)"

@@ -8,6 +8,7 @@ import numpy as np
 
 from hpcps.config import Model as Options
 from hpcps.errors import ConfigError
+from hpcps.first import First, FirstRows, draw_seed, whole
 from hpcps.models import Array, Arrays, Batch, Facts, Model, Sparse, Task
 from hpcps.models.mlp import MLP
 from hpcps.params import Params
@@ -42,14 +43,13 @@ class Embedding:
         inputs = Facts(self._entries * options.width, facts.classes)
         self._network = MLP(options, task, inputs, dtype, kernels)
 
-    def init(self, rng: np.random.Generator) -> Params:
+    def first(self, rng: np.random.Generator) -> First:
         """Normal vectors; the network begins as an MLP does."""
         network = self._network.init(rng)
-        shapes = {**network.shapes, TABLE: (self._features, self._width)}
-        params = Params.zeros(shapes, self._dtype, self.tables)
-        params.dense.flat[:] = network.flat
-        params[TABLE][:] = DEVIATION * rng.standard_normal((self._features, self._width), dtype=np.float32)
-        return params
+        return First(network, {TABLE: FirstRows((self._features, self._width), draw_seed(rng), DEVIATION)})
+
+    def init(self, rng: np.random.Generator) -> Params:
+        return whole(self.first(rng), self._kernels)
 
     def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
         bags = self._bags(batch.samples)

@@ -12,6 +12,7 @@ import numpy as np
 
 from hpcps.config import Model as Options
 from hpcps.errors import ConfigError
+from hpcps.first import First, FirstRows, draw_seed, whole
 from hpcps.models import Array, Arrays, Batch, Facts, Model, Task, loss_of
 from hpcps.params import Params
 
@@ -37,22 +38,28 @@ class _Factors(ABC):
     tables: tuple[str, ...]
     fields: int
 
-    def __init__(self, task: Task, loss: str, options: Options, dtype: str, kernels: Any) -> None:
+    def __init__(
+        self, task: Task, loss: str, options: Options, rows: tuple[int, ...], dtype: str, kernels: Any
+    ) -> None:
         self.task = task
         self.loss_name = loss
         self._delta = options.delta
+        self._rows = rows  # of each table
         self._width = 1 + options.factors
         self._dtype = np.dtype(dtype)
         self._kernels = kernels
         self._unweighted = np.empty(0, dtype)  # no sample weights: all count the same
 
-    def _init(self, rng: np.random.Generator, rows: tuple[int, ...]) -> Params:
-        shapes = {"bias": (1,), **{name: (count, self._width) for name, count in zip(self.tables, rows, strict=True)}}
-        params = Params.zeros(shapes, self._dtype, self.tables)
-        for name in self.tables:
-            factors = rng.standard_normal((len(params[name]), self._width - 1), dtype=np.float32)
-            params[name][:, 1:] = DEVIATION * factors
-        return params
+    def first(self, rng: np.random.Generator) -> First:
+        """A bias and weights of 0, normal factors."""
+        tables = {
+            name: FirstRows((count, self._width), draw_seed(rng), DEVIATION, zeros=1)
+            for name, count in zip(self.tables, self._rows, strict=True)
+        }
+        return First(Params.zeros({"bias": (1,)}, self._dtype), tables)
+
+    def init(self, rng: np.random.Generator) -> Params:
+        return whole(self.first(rng), self._kernels)
 
     @abstractmethod
     def scores(self, params: Arrays, samples: Any) -> Array:
@@ -73,11 +80,7 @@ class FactorizationMachine(_Factors):
     fields = 1
 
     def __init__(self, task: Task, loss: str, options: Options, features: int, dtype: str, kernels: Any) -> None:
-        super().__init__(task, loss, options, dtype, kernels)
-        self._features = features
-
-    def init(self, rng: np.random.Generator) -> Params:
-        return self._init(rng, (self._features,))
+        super().__init__(task, loss, options, (features,), dtype, kernels)
 
     def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
         outs = gradient_out["features"], gradient_out["bias"]
@@ -104,11 +107,7 @@ class MatrixFactorization(_Factors):
     def __init__(
         self, task: Task, loss: str, options: Options, users: int, items: int, dtype: str, kernels: Any
     ) -> None:
-        super().__init__(task, loss, options, dtype, kernels)
-        self._rows = users, items
-
-    def init(self, rng: np.random.Generator) -> Params:
-        return self._init(rng, self._rows)
+        super().__init__(task, loss, options, (users, items), dtype, kernels)
 
     def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
         outs = gradient_out["user"], gradient_out["item"], gradient_out["bias"]

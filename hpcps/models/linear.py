@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpcps.config import Model as Options
+from hpcps.first import First, FirstRows, draw_seed, whole
 from hpcps.models import Array, Arrays, Batch, Facts, Model, Sparse, Task, loss_of
 from hpcps.params import Params, Shapes
 
@@ -40,9 +41,13 @@ class _Convex:
         self._kernels = kernels
         self._unweighted = np.empty(0, dtype)  # no sample weights: all count the same
 
+    def first(self, rng: np.random.Generator) -> First:
+        dense = {name: shape for name, shape in self._shapes.items() if name not in self.tables}
+        tables = {name: FirstRows(self._shapes[name], draw_seed(rng)) for name in self.tables}
+        return First(Params.zeros(dense, self._dtype), tables)
+
     def init(self, rng: np.random.Generator) -> Params:
-        shapes = sorted(self._shapes.items(), key=lambda item: item[0] in self.tables)
-        return Params.zeros(dict(shapes), self._dtype, self.tables)
+        return whole(self.first(rng), self._kernels)
 
 
 class Linear(_Convex):

@@ -34,8 +34,8 @@ class Shard:
     """Dense parameters of (n,), its rows of the tables (R, W), and their optimiser state.
 
     A worker pushes its gradient of step 1, 2, …, each either to be added to the other workers' of that step, or to be
-    applied at once. ``clocks[w]``: up to which step of worker w the parameters contain all. Gradients of one step that are
-    added are so in ``order``, worker after worker, as soon as it allows, so that the bits do not depend on who came
+    applied at once. ``clocks[w]``: up to which step of worker w the parameters contain all. Gradients of one step that
+    are added are so in ``order``, worker after worker, as soon as it allows, so that the bits do not depend on who came
     first; they are applied when each worker has pushed that step in one way or the other.
 
     ``delay`` changes gradients that were computed from old parameters. ``on_update`` is told of every update.

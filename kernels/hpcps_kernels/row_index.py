@@ -25,6 +25,11 @@ class RowIndex:
         return self._count
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of its memory."""
+        return self._table.nbytes
+
+    @property
     def keys(self) -> Array:
         """The keys (len(self),) int64 in order of their slots, a copy."""
         held = self._table[self._table[:, 1] >= 0]

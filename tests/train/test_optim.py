@@ -47,6 +47,8 @@ def test_rows_change_as_the_dense_update_changes_them_and_no_others(name):
     rng = np.random.default_rng(2)
     for step in (1, 2, 3):
         gradient = rng.normal(size=(3, 3)).astype(np.float32)
+        packed = np.concatenate([params, *state.values()], axis=1)
+        optimizer.update_packed(packed, gradient, index, 0.25, step)
         rows = dense[index].reshape(-1), {key: value[index].reshape(-1) for key, value in dense_state.items()}
         optimizer.update(*rows, gradient.reshape(-1), 0.25, step)
         for table, picked in [(dense, rows[0]), *((dense_state[key], rows[1][key]) for key in state)]:
@@ -54,6 +56,7 @@ def test_rows_change_as_the_dense_update_changes_them_and_no_others(name):
         optimizer.update_rows(params, state, gradient, index, 0.25, step)
         assert params.tobytes() == dense.tobytes()
         assert all(state[key].tobytes() == dense_state[key].tobytes() for key in state)
+        assert np.array_equal(packed, np.concatenate([params, *state.values()], axis=1))
 
 
 @EACH

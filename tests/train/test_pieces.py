@@ -202,7 +202,8 @@ def test_a_run_folder_is_finished_only_at_the_end(tmp_path):
     folder.check(overwrite=False)
     folder.begin("x = 2\n")
     folder.add_metrics({"step": 1})
-    folder.end(trained(), {"loss": 1.5})
+    folder.write_model(trained(), {})
+    folder.end({"loss": 1.5})
     assert read_summary(folder.path) == {"loss": 1.5}
     assert [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()] == [{"step": 1}]
     found = read_model(folder.path)
@@ -215,7 +216,8 @@ def test_a_run_folder_is_finished_only_at_the_end(tmp_path):
 def test_a_finished_run_is_not_overwritten_unless_told_to(tmp_path):
     folder = RunFolder(tmp_path)
     folder.begin("")
-    folder.end(trained(), {})
+    folder.write_model(trained(), {})
+    folder.end({})
     with pytest.raises(ConfigError, match="holds a finished run"):
         folder.check(overwrite=False)
     folder.check(overwrite=True)
@@ -236,7 +238,8 @@ def test_a_folder_of_other_things_and_a_file_are_refused(tmp_path):
 def test_a_damaged_model_is_named(tmp_path, keep):
     folder = RunFolder(tmp_path)
     folder.begin("")
-    folder.end(trained(), {})
+    folder.write_model(trained(), {})
+    folder.end({})
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(DataError, match=r"model\.safetensors: cannot be read"):

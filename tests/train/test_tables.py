@@ -216,6 +216,29 @@ def test_gradients_are_the_numerical_derivatives_of_the_loss(case):
         assert gradient[i] == pytest.approx((around[0] - around[1]) / 2e-5, rel=1e-6, abs=1e-8)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES)
+def test_rows_made_one_by_one_are_those_of_whole_tables(case, dtype):
+    options = Options(**{key: tuple(v) if isinstance(v, list) else v for key, v in CASES[case].items()})
+    facts = Facts(FEATURES, 3, sparse=True, ids=(70, 50) if case == "matrix-factorization" else (), entries=6)
+    model = models.make(options, facts, dtype, KERNELS)
+    params, first = model.init(np.random.default_rng(5)), model.first(np.random.default_rng(5))
+    assert tuple(first.tables) == model.tables == params.tables
+    assert first.dense.shapes == params.dense.shapes
+    assert np.array_equal(first.dense.flat, params.dense.flat)
+    for name, how in first.tables.items():
+        assert how.shape == params.shapes[name]
+        keys = np.random.default_rng(6).permutation(how.shape[0])[:20]
+        rows = np.empty((len(keys), how.width), dtype)
+        how.fill(rows, keys, KERNELS)
+        np.testing.assert_array_equal(rows, params.table(name)[keys], strict=True)
+        drawn = params.table(name)[:, how.zeros :]
+        assert not params.table(name)[:, : how.zeros].any()
+        assert drawn.std() == pytest.approx(how.deviation, rel=0.2)
+    if case == "matrix-factorization":
+        assert (params["user"][:50, 1:] != params["item"][:, 1:]).mean() > 0.99
+
+
 def some_block(model, is_ids):
     labels = {"regression": np.array([0.5, -1.0, 2.0, 0.1, 7.0]), "binary": np.array([0, 1, 1, 0, 1])}
     chosen = labels.get(model.task, np.array([0, 2, 1, 1, 0]))

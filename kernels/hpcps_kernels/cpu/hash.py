@@ -112,7 +112,7 @@ def _end(h1: Word, h2: Word, length: Word) -> Word:
     h1, h2 = h1 ^ length, h2 ^ length
     h1 += h2
     h2 += h1
-    return _mixed(h1) + _mixed(h2)
+    return fmix64(h1) + fmix64(h2)
 
 
 @part
@@ -126,7 +126,7 @@ def _second(k: Word) -> Word:
 
 
 @part
-def _mixed(h: Word) -> Word:
+def fmix64(h: Word) -> Word:
     h = (h ^ (h >> U(33))) * MIX_A_64
     h = (h ^ (h >> U(33))) * MIX_B_64
     return h ^ (h >> U(33))

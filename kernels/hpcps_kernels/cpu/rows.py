@@ -67,6 +67,24 @@ def gather_rows(out: Array, table: Array, index: Array) -> None:
 
 
 @kernel
+def gather_leading(out: Array, table: Array, index: Array) -> None:
+    m, width, line = index.shape[0], out.shape[1], LINE_BYTES // table.itemsize
+    if table.shape[1] < width:
+        raise ValueError("gather_leading: the table's rows are narrower than out's")
+    ahead = _rows_ahead(out)
+    for start in range(0, m, BLOCK):
+        stop = min(start + BLOCK, m)
+        _check_index(index[start:stop], table.shape[0])
+        for i in range(start, stop):
+            soon, d = index[min(i + ahead, stop - 1)], 0
+            while d < width:
+                prefetch(table, soon, d)
+                d += line
+            prefetch(table, soon, width - 1)  # rows begin anywhere in a line
+            copy_row(out, i, table, index[i])
+
+
+@kernel
 def scatter_rows(table: Array, rows: Array, index: Array) -> None:
     _check_index(index, table.shape[0])
     m, ahead = index.shape[0], _rows_ahead(table)

@@ -70,7 +70,7 @@ def x64_128(text: bytes, seed: int) -> tuple[int, int]:
     h2 ^= _second(int.from_bytes(text[whole + 8 :], "little")) ^ len(text)
     h1 = (h1 + h2) & MASK_64
     h2 = (h1 + h2) & MASK_64
-    h1, h2 = _mixed(h1), _mixed(h2)
+    h1, h2 = fmix64(h1), fmix64(h2)
     h1 = (h1 + h2) & MASK_64
     return h1, (h1 + h2) & MASK_64
 
@@ -83,7 +83,7 @@ def _second(k: int) -> int:
     return (_rotated(k * 0x4CF5AD432745937F & MASK_64, 33, 64) * 0x87C37B91114253D5) & MASK_64
 
 
-def _mixed(h: int) -> int:
+def fmix64(h: int) -> int:
     h = ((h ^ h >> 33) * 0xFF51AFD7ED558CCD) & MASK_64
     h = ((h ^ h >> 33) * 0xC4CEB9FE1A85EC53) & MASK_64
     return h ^ h >> 33

@@ -48,6 +48,18 @@ def gather_rows(out: Array, table: Array, index: Array) -> None:
     out[:] = table[index]
 
 
+def gather_leading(out: Array, table: Array, index: Array) -> None:
+    """out[i] = the first W columns of table[index[i]]; overwrites out.
+
+    out (m, W), table (N, P) of one dtype: float32, float64 or int64; index (m,) int64. Raises ValueError where P is
+    less than W, IndexError for an index outside 0..N-1; out then holds anything.
+    """
+    if table.shape[1] < out.shape[1]:
+        raise ValueError("gather_leading: the table's rows are narrower than out's")
+    _check_index(index, len(table))
+    out[:] = table[index, : out.shape[1]]
+
+
 def scatter_rows(table: Array, rows: Array, index: Array) -> None:
     """table[index[i]] = rows[i], the last i counting where an index repeats; updates table.
 

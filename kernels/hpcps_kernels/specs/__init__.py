@@ -5,6 +5,7 @@ from __future__ import annotations
 from hpcps_kernels.spec import Spec
 from hpcps_kernels.specs import (
     codec,
+    draw,
     embedding,
     factor,
     gradient,
@@ -15,8 +16,10 @@ from hpcps_kernels.specs import (
     loss,
     meet,
     online,
+    packed,
     reduce,
     rows,
+    sketch,
     sparse,
     text,
     update,
@@ -24,6 +27,7 @@ from hpcps_kernels.specs import (
 
 FAMILIES = (
     codec,
+    draw,
     embedding,
     factor,
     gradient,
@@ -34,8 +38,10 @@ FAMILIES = (
     loss,
     meet,
     online,
+    packed,
     reduce,
     rows,
+    sketch,
     sparse,
     text,
     update,

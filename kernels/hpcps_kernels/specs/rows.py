@@ -21,6 +21,7 @@ SPECS = (
         ),
     ),
     Spec("gather_rows", "rows", (out("out", "A", "m", "W"), read("table", "A", "N", "W"), _INDEX), splits="m"),
+    Spec("gather_leading", "rows", (out("out", "A", "m", "W"), read("table", "A", "N", "P"), _INDEX), splits="m"),
     Spec("scatter_rows", "rows", (inout("table", "A", "N", "W"), read("rows", "A", "m", "W"), _INDEX)),
     Spec("scatter_add_rows", "rows", (inout("table", "A", "N", "W"), read("rows", "A", "m", "W"), _INDEX), "A"),
     Spec(

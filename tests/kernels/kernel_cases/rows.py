@@ -26,6 +26,10 @@ def _moved(kernel: str, m: int, n: int, w: int, dtype: str) -> Case:
     return Case(kernel, {"m": m, "N": n, "W": w}, {"A": dtype}, make={"index": below(n)})
 
 
+def _leading(m: int, n: int, w: int, beside: int, dtype: str) -> Case:
+    return Case("gather_leading", {"m": m, "N": n, "W": w, "P": w + beside}, {"A": dtype}, make={"index": below(n)})
+
+
 def _added_fixed(m: int, n: int, w: int, dtype: str) -> Case:
     lengths, make = {"m": m, "N": n, "W": w}, {"index": below(n)}
     return Case("scatter_add_rows_fixed", lengths, {"F": dtype}, {"scale": 2.0**30 / 3}, make)
@@ -63,6 +67,7 @@ CASES = [
     ),
     *(_csr(*size, values, dtype) for size in SIZES for values in FLOATS for dtype in FLOATS),
     *(_moved(kernel, *size, dtype) for kernel in MOVES for size in ROW_SIZES for dtype in (*FLOATS, "int64")),
+    *(_leading(*size, beside, dtype) for size in ROW_SIZES for beside in (0, 1, 33) for dtype in (*FLOATS, "int64")),
     *(_added_fixed(*size, dtype) for size in ROW_SIZES for dtype in FLOATS),
     *(
         _localized(n, keys, dtype)

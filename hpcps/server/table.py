@@ -1,0 +1,229 @@
+"""The tables of a shard: rows by int64 key, with their optimiser state. All work on rows and keys is the kernels'.
+
+A :class:`Table` has memory for the keys that were pushed alone; a :class:`WholeTable` is given whole. Both do to a row
+what one large array updated by the same calls would see done to it, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+from hpcps_kernels.row_index import RowIndex
+from numpy.typing import DTypeLike
+
+from hpcps.comm.transport import Array
+from hpcps.first import FirstRows
+from hpcps.optim import Optimizer
+from hpcps.server.growing import GrowingRows
+
+BLOCK = 1 << 16
+"""Rows that are handed out or moved at a time."""
+SKETCH_ROWS = 4
+MOST_PUSHES_COUNTED = 65535
+PUSHES, LAST_STEP = 0, 1
+
+
+class Table:
+    """Rows that are made by the first push of their key; until then a pull gives their first values, and keeps nothing.
+
+    ``first``: how rows begin. ``admit_after``: so many pushes of a key are dropped before its row is made; they are
+    counted in ``sketch_cells`` (a power of two) times 8 bytes whatever the number of keys, at times too high, which
+    makes a row early, and from 0 again after an eviction. ``tracks_use``: keep what `evict` asks for, 16 bytes a row.
+    ``capacity``: how many rows there is an index for at first; it grows. ``threads`` share large pulls.
+
+    A row and its state lie side by side: one place in memory, which is what a row picked at random costs. Not safe to
+    call from several threads.
+    """
+
+    def __init__(
+        self,
+        first: FirstRows,
+        dtype: DTypeLike,
+        optimizer: Optimizer,
+        kernels: Any,
+        *,
+        admit_after: int = 0,
+        tracks_use: bool = False,
+        capacity: int = 1024,
+        sketch_cells: int = 1 << 20,
+        threads: int = 1,
+    ) -> None:
+        if not 0 <= admit_after < MOST_PUSHES_COUNTED:
+            raise ValueError(f"a row is admitted after 0 to {MOST_PUSHES_COUNTED - 1} pushes, not {admit_after}")
+        self.width, self.dtype = first.width, np.dtype(dtype)
+        self.dropped = 0
+        """Rows of pushes that were dropped, over all pushes."""
+        self._first, self._optimizer, self._kernels, self._threads = first, optimizer, kernels, threads
+        states = len(optimizer.init(np.empty((0, self.width), dtype)))
+        self._packed = GrowingRows(self.width * (1 + states), dtype)
+        self._keys = GrowingRows(1, np.int64)
+        self._uses = GrowingRows(2, np.int64) if tracks_use else None
+        self._index = RowIndex(kernels, capacity)
+        self._admit_after = admit_after
+        self._sketch = np.zeros((SKETCH_ROWS, sketch_cells), np.uint16) if admit_after else None
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows that there are, their state, their index, and of the counts of others."""
+        row_bytes = sum(column.row_bytes for column in self._columns())
+        return len(self) * row_bytes + self._index.nbytes + (0 if self._sketch is None else self._sketch.nbytes)
+
+    def pull(self, keys: Array, out: Array | None = None) -> Array:
+        """The rows (k, W) of keys (k,) int64, any values: a copy, or written to ``out``."""
+        rows = np.empty((len(keys), self.width), self.dtype) if out is None else out
+        slots = self._index.find(keys)
+        missing = np.flatnonzero(slots < 0)
+        if len(missing) == len(keys):
+            self._first.fill(rows, keys, self._kernels)
+            return rows
+        slots[missing] = 0
+        self._kernels.gather_leading(rows, self._packed.array, slots, threads=self._threads)
+        if len(missing):
+            made = np.empty((len(missing), self.width), self.dtype)
+            self._first.fill(made, keys[missing], self._kernels)
+            self._kernels.scatter_rows(rows, made, missing)
+        return rows
+
+    def push(self, keys: Array, gradient: Array, gradient_scale: float, step: int) -> None:
+        """Update the rows of keys (k,) int64, all distinct, by a gradient (k, W); see `optim.Optimizer`.
+
+        Raises MemoryError where new rows do not fit; nothing has changed then.
+        """
+        self._reserve(len(self) + len(keys))
+        if self._sketch is None:
+            slots = self._insert(keys)
+        else:
+            slots, gradient = self._admit(keys, gradient, self._sketch)
+        self._optimizer.update_packed(self._packed.array, gradient, slots, gradient_scale, step)
+        if self._uses is not None:
+            self._note(self._uses.array, slots, step)
+
+    def evict(self, min_pushes: int = 0, since_step: int = 0) -> int:
+        """Take away the rows that were pushed fewer than ``min_pushes`` times since they were made, or not at
+        ``since_step`` or later; returns how many. Their memory goes back to the system. A pass over all rows.
+
+        Raises ValueError for a table without ``tracks_use``.
+        """
+        if self._uses is None:
+            raise ValueError("a table whose rows are to be evicted must be made with tracks_use")
+        before, count = len(self), 0
+        for start in range(0, before, BLOCK):
+            uses = self._uses.array[start : min(start + BLOCK, before)]
+            is_kept = (uses[:, PUSHES] >= min_pushes) & (uses[:, LAST_STEP] >= since_step)
+            kept = np.flatnonzero(is_kept) + start
+            self._move(kept, count)
+            count += len(kept)
+        for column in self._columns():
+            column.give_back(count)
+        self._index = RowIndex(self._kernels, max(count, 1))
+        for start in range(0, count, BLOCK):
+            self._index.insert(self._keys.array[start : min(start + BLOCK, count), 0])
+        if self._sketch is not None:
+            self._sketch.fill(0)
+        return before - count
+
+    def blocks(self) -> Iterator[tuple[Array, Array]]:
+        """All rows, in pieces: keys (k,) int64 and rows (k, W), copies. The table may not change meanwhile."""
+        for start in range(0, len(self), BLOCK):
+            part = slice(start, min(start + BLOCK, len(self)))
+            yield self._keys.array[part, 0].copy(), self._packed.array[part, : self.width].copy()
+
+    def _columns(self) -> list[GrowingRows]:
+        return [self._packed, self._keys, *([] if self._uses is None else [self._uses])]
+
+    def _reserve(self, rows: int) -> None:
+        for column in self._columns():
+            column.reserve(rows)
+
+    def _insert(self, keys: Array) -> Array:
+        """The slots of keys; rows are made for new ones, whose slots follow each other."""
+        before = len(self)
+        slots = self._index.insert(keys)
+        if len(self) > before:
+            self._make(keys[slots >= before], slice(before, len(self)))
+        return slots
+
+    def _make(self, keys: Array, where: slice) -> None:
+        rows = np.empty((len(keys), self.width), self.dtype)
+        self._first.fill(rows, keys, self._kernels)
+        np.concatenate([rows, *self._optimizer.init(rows).values()], axis=1, out=self._packed.array[where])
+        self._keys.array[where, 0] = keys
+        if self._uses is not None:
+            self._uses.array[where] = 0
+
+    def _admit(self, keys: Array, gradient: Array, sketch: Array) -> tuple[Array, Array]:
+        """The slots of the keys that have been pushed often enough, and their gradient."""
+        slots = self._index.find(keys)
+        unknown = np.flatnonzero(slots < 0)
+        if not len(unknown):
+            return slots, gradient
+        counts = np.empty(len(unknown), np.int64)
+        self._kernels.sketch_count(counts, sketch, keys[unknown])
+        admitted = unknown[counts > self._admit_after]
+        slots[admitted] = self._insert(keys[admitted])
+        self.dropped += len(unknown) - len(admitted)
+        kept = np.flatnonzero(slots >= 0)
+        rows = np.empty((len(kept), self.width), self.dtype)
+        self._kernels.gather_rows(rows, gradient, kept)
+        return slots[kept], rows
+
+    def _note(self, all_uses: Array, slots: Array, step: int) -> None:
+        uses = np.empty((len(slots), 2), np.int64)
+        self._kernels.gather_rows(uses, all_uses, slots)
+        uses[:, PUSHES] += 1
+        uses[:, LAST_STEP] = step
+        self._kernels.scatter_rows(all_uses, uses, slots)
+
+    def _move(self, slots: Array, to: int) -> None:
+        """Rows of rising slots become those from ``to`` on, which is not beyond the first of them."""
+        for column in self._columns():
+            rows = np.empty((len(slots), column.array.shape[1]), column.array.dtype)
+            self._kernels.gather_rows(rows, column.array, slots)
+            column.array[to : to + len(slots)] = rows
+
+
+class WholeTable:
+    """A table of keys 0 .. R - 1 that is there whole: ``rows`` (R, W), changed in place."""
+
+    dropped = 0
+
+    def __init__(self, rows: Array, optimizer: Optimizer, kernels: Any, threads: int = 1) -> None:
+        self.width, self.dtype = rows.shape[1], rows.dtype
+        self._rows, self._state = rows, optimizer.init(rows)
+        self._optimizer, self._kernels, self._threads = optimizer, kernels, threads
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows and their state."""
+        return self._rows.nbytes * (1 + len(self._state))
+
+    def pull(self, keys: Array, out: Array | None = None) -> Array:
+        """The rows (k, W) of keys (k,) int64: a copy, or written to ``out``. Raises IndexError for a key outside."""
+        rows = np.empty((len(keys), self.width), self.dtype) if out is None else out
+        self._kernels.gather_rows(rows, self._rows, keys, threads=self._threads)
+        return rows
+
+    def push(self, keys: Array, gradient: Array, gradient_scale: float, step: int) -> None:
+        """As of `Table`. Raises IndexError for a key outside 0 .. R - 1; nothing has changed then."""
+        self._optimizer.update_rows(self._rows, self._state, gradient, keys, gradient_scale, step)
+
+    def evict(self, min_pushes: int = 0, since_step: int = 0) -> int:
+        """Nothing: a whole table keeps its rows."""
+        return 0
+
+    def blocks(self) -> Iterator[tuple[Array, Array]]:
+        """As of `Table`."""
+        for start in range(0, len(self), BLOCK):
+            rows = self._rows[start : start + BLOCK].copy()
+            yield np.arange(start, start + len(rows)), rows
+
+
+AnyTable: TypeAlias = Table | WholeTable
