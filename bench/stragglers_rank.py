@@ -17,7 +17,7 @@ from pathlib import Path
 import hpcps_kernels
 import numpy as np
 
-from hpcps import models, optim
+from hpcps import optim
 from hpcps.comm import mpi
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.mpi import MpiTransport
