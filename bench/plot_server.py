@@ -39,7 +39,7 @@ MODELS = {
     "dense": "dense, 4 MiB",
     "logistic": "logistic: rows of 1",
     "fm": "fm: rows of 1 + 8",
-    "embedding": "embedding: rows of 16, and 1 MiB dense",
+    "embedding": "embedding: rows of 16, 1 MiB dense",
 }
 
 
@@ -88,7 +88,7 @@ def ring_or_server(rows: list[Row]) -> Any:
         panels[-1][column].set_ylabel("MiB a step, busiest host")
         panels[-1][column].set_xlabel("hosts")
         panels[0][column].set_title(MODELS.get(model, model))
-    panels[0][0].legend(frameon=False)
+    panels[0][-1].legend(frameon=False)
     return figure
 
 
