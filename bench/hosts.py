@@ -19,6 +19,7 @@ from pathlib import Path
 BURST_BYTES = 256 * 1024
 """What a link that has rested carries at once, without waiting for its rate."""
 LIMIT_BYTES = 300 * 1024
+"""What may wait for a link; more is lost, and sent again."""
 HEADERS = 1514 / 1448
 """Bytes that the token bucket counts for each byte of payload: Ethernet, IPv4 and TCP with time stamps, MTU 1500."""
 SETUP_TIMEOUT_S = 20
@@ -57,9 +58,10 @@ def why_not() -> str:
 class Hosts:
     """Hosts ``h1 .. hN`` for as long as a ``with`` lasts; ``rate`` in tc's words, "1gbit", or empty for no limit."""
 
-    def __init__(self, count: int, rate: str = "") -> None:
+    def __init__(self, count: int, rate: str = "", queue_bytes: int = LIMIT_BYTES) -> None:
         self.count = count
         self.rate = rate
+        self._queue_bytes = queue_bytes
         self._prefix = f"hpcps{os.getpid()}"
         self._switch = f"{self._prefix}sw"
         self._folder = Path(tempfile.mkdtemp(prefix="hpcps-hosts-"))
@@ -142,7 +144,7 @@ class Hosts:
         _ip("-n", name, "link", "set", "eth0", "up")
         if self.rate:
             for inside, device in ((name, "eth0"), (self._switch, port)):
-                shape = ["tbf", "rate", self.rate, "burst", str(BURST_BYTES), "limit", str(LIMIT_BYTES)]
+                shape = ["tbf", "rate", self.rate, "burst", str(BURST_BYTES), "limit", str(self._queue_bytes)]
                 _call("tc", "-n", inside, "qdisc", "add", "dev", device, "root", *shape)
         etc = Path("/etc/netns", name)  # `ip netns exec` puts these over those in /etc
         etc.mkdir(parents=True)

@@ -31,7 +31,8 @@ from hpcps.sums import Decoder, Sum
 from hpcps.tensors import Stored
 
 SHARDED_TABLES_WORKERS = 4
-"""From here on shards of tables send fewer bytes than an all-gather: of k rows a worker 2 k, against (P - 1) k."""
+"""From here on tables on shards are faster than an all-gather. Of k rows a worker they send 2 k (P - 1) / P, against
+(P - 1) k, which is less from 3 on, but in more messages, one after the other (docs/SERVER.md)."""
 
 Keep = Callable[[str, bytes], None]
 """Puts a file of this name and content into the run's folder."""
