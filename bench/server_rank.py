@@ -16,6 +16,7 @@ import numpy as np
 
 from hpcps import optim
 from hpcps.comm import mpi
+from hpcps.comm.memory import Memory
 from hpcps.comm.mpi import MpiTransport
 from hpcps.comm.order import in_turn
 from hpcps.config import Optimizer
@@ -39,15 +40,15 @@ def calls(size_bytes: int) -> int:
     return max(10, min(2000, (256 << 20) // max(size_bytes, 1)))
 
 
-def start(transport: MpiTransport, params: Params) -> RemoteClient | None:
+def start(transport: MpiTransport, params: Params, memory: Memory | None = None) -> RemoteClient | None:
     """The worker's client; on the other rank serves until the worker has finished, and then None."""
     decoder, count = Decoder(False, np.float32, KERNELS), len(params.dense.flat)
     optimizer = optim.make(Optimizer(kind="sgd", learning_rate=RATE), KERNELS)
     if transport.rank == 0:
-        return RemoteClient(transport, params, [slice(0, count)], [1], 0, decoder)
+        return RemoteClient(transport, params, [slice(0, count)], [1], 0, decoder, memory=memory)
     tables = {name: params.table(name) for name in params.tables}
     shard = Shard(params.dense.flat, optimizer, decoder, Merger(KERNELS), in_turn(1), 1.0, tables)
-    Server(transport, shard, 0, [0], decoder, [1]).run()
+    Server(transport, shard, 0, [0], decoder, [1], memory=memory).run()
     return None
 
 
@@ -62,13 +63,18 @@ def timed(call: Callable[[], None], count: int) -> list[float]:
     return seconds
 
 
-def dense(transport: MpiTransport, size_bytes: int) -> list[dict[str, object]]:
-    """A push of a gradient and a pull of fresh parameters, together."""
-    params = Params.zeros({"dense": (size_bytes // 4,)}, np.float32)
-    client = start(transport, params)
+def dense(transport: MpiTransport, size_bytes: int, is_shared: bool) -> list[dict[str, object]]:
+    """A push of a gradient and a pull of fresh parameters, together: in memory that both ranks see, or by messages."""
+    count = size_bytes // 4
+    params, gradient = Params.zeros({"dense": (count,)}, np.float32), np.empty(count, np.float32)
+    if is_shared:
+        common = transport.memory.common(count, np.float32)
+        assert common is not None
+        params, gradient = params.on(common), transport.empty(count, np.float32)
+    client = start(transport, params, transport.memory if is_shared else None)
     if client is None:
         return []
-    gradient = (np.arange(size_bytes // 4) % 7).astype(np.float32)
+    gradient[:] = np.arange(count) % 7
     step = 0
 
     def push_pull() -> None:
@@ -80,7 +86,8 @@ def dense(transport: MpiTransport, size_bytes: int) -> list[dict[str, object]]:
     seconds = timed(push_pull, calls(size_bytes))
     wrong = np.count_nonzero(params.flat != -RATE * step * gradient)
     client.finish()
-    return [{"what": "dense push and pull", "size": size_bytes, "seconds": seconds, "wrong": int(wrong)}]
+    what = "dense push and pull" + (", shared memory" if is_shared else ", messages")
+    return [{"what": what, "size": size_bytes, "seconds": seconds, "wrong": int(wrong)}]
 
 
 def sparse(transport: MpiTransport, width: int) -> list[dict[str, object]]:
@@ -125,8 +132,13 @@ def main(kind: str, numbers: list[int]) -> None:
     transport = mpi.world(TIMEOUT_S)
     found = []
     for number in numbers:
-        found += (dense if kind == "dense" else sparse)(transport, number)
-        transport.barrier()
+        if kind == "dense":
+            for is_shared in (True, False):
+                found += dense(transport, number, is_shared)
+                transport.barrier()
+        else:
+            found += sparse(transport, number)
+            transport.barrier()
     if transport.rank == 0:
         print(json.dumps(found))
         sys.stdout.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,16 @@ Array = np.ndarray[Any, Any]
 State = dict[str, Array]
 Init = Callable[[Array], State]
 Update = Callable[[Array, State, Array, float, int], None]
+Prepare = Callable[[Array, State, Array, float], Callable[[int], None]]
 UpdateRows = Callable[[Array, State, Array, Array, float, int], None]
 Numbers = Callable[[int], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """``init(params) -> state``, ``update(params, state, gradient, gradient_scale, step)`` and
-    ``update_rows(params, state, gradient, index, gradient_scale, step)``.
+    """``init(params) -> state``, ``update(params, state, gradient, gradient_scale, step)``,
+    ``prepare(params, state, gradient, gradient_scale) -> update(step)`` where the arrays are the same in every step,
+    and ``update_rows(params, state, gradient, index, gradient_scale, step)``.
 
     Every array of ``state`` has the shape and float dtype of ``params``. ``update`` takes ``params`` and ``gradient``
     of (n,); ``update_rows`` takes a table of (N, W) and changes its rows ``index`` (k,) int64, all distinct, by a
@@ -37,16 +40,21 @@ class Optimizer:
 
     init: Init
     update: Update
+    prepare: Prepare
     update_rows: UpdateRows
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """A kernel, the arrays of its state, and its numbers at a step, in the kernel's order, up to gradient_scale."""
+    """A kernel, the arrays of its state, and its numbers at a step, in the kernel's order, up to gradient_scale.
+
+    ``counts_steps``: whether they depend on the step.
+    """
 
     kernel: str
     states: tuple[str, ...]
     numbers: Numbers
+    counts_steps: bool = False
 
 
 def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
@@ -60,17 +68,37 @@ def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
     def update(params: Array, state: State, gradient: Array, gradient_scale: float, step: int) -> None:
         dense(params, *[state[s] for s in rule.states], gradient, *rule.numbers(step), gradient_scale, threads=threads)
 
+    def prepare(params: Array, state: State, gradient: Array, gradient_scale: float) -> Callable[[int], None]:
+        known = partial(change, params, state, gradient, gradient_scale)
+        if options.clip_norm or threads > 1 or rule.counts_steps:
+            return known
+        arrays = params, *[state[s] for s in rule.states], gradient
+        numbers = map(float, (*rule.numbers(0), gradient_scale))
+        return _once_checked(known, partial(dense.unchecked, *arrays, *numbers))
+
     def update_rows(
         params: Array, state: State, gradient: Array, index: Array, gradient_scale: float, step: int
     ) -> None:
         states = [state[s] for s in rule.states]
         by_rows(params, *states, gradient, index, *rule.numbers(step), gradient_scale, threads=threads)
 
-    return Optimizer(
-        _ftrl_init(options) if options.kind == "ftrl" else init,
-        _clipped(update, options.clip_norm, kernels.square_norm) if options.clip_norm else update,
-        update_rows,
-    )
+    change = _clipped(update, options.clip_norm, kernels.square_norm) if options.clip_norm else update
+    return Optimizer(_ftrl_init(options) if options.kind == "ftrl" else init, change, prepare, update_rows)
+
+
+def _once_checked(checked: Callable[[int], None], unchecked: Callable[[], None]) -> Callable[[int], None]:
+    """An update whose arguments are checked the first time alone: they are the same ever after."""
+    is_checked = False
+
+    def update(step: int) -> None:
+        nonlocal is_checked
+        if is_checked:
+            unchecked()
+        else:
+            checked(step)
+            is_checked = True
+
+    return update
 
 
 def _rule(o: Options) -> _Rule:
@@ -89,8 +117,8 @@ def _rule(o: Options) -> _Rule:
         return _Rule("ftrl", ("z", "squares"), lambda step: (o.learning_rate, o.beta, *penalty))
     moments, shared = ("first", "second"), (o.learning_rate, o.beta1, o.beta2, o.epsilon)
     if o.kind == "adamw":
-        return _Rule("adamw", moments, lambda step: (*shared, o.weight_decay, step))
-    return _Rule("adam", moments, lambda step: (*shared, step, *penalty))
+        return _Rule("adamw", moments, lambda step: (*shared, o.weight_decay, step), counts_steps=True)
+    return _Rule("adam", moments, lambda step: (*shared, step, *penalty), counts_steps=True)
 
 
 def _ftrl_init(options: Options) -> Init:

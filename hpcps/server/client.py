@@ -8,15 +8,17 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array, Transport
 from hpcps.errors import CommError
 from hpcps.params import Params
 from hpcps.rows import Rows
 from hpcps.server import messages
 from hpcps.server.messages import ALL_ROWS, ANSWER_TAG, REQUEST_TAG, Counts, Header, Kind
-from hpcps.server.post import Inbox, Letter, Outbox
+from hpcps.server.nearby import nearby
+from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.serve import Server
-from hpcps.server.sharding import keys_of_shard, rows_of_shard
+from hpcps.server.sharding import keys_of_shard
 from hpcps.server.store import Shard
 from hpcps.sums import Decoder, Summed
 
@@ -36,11 +38,13 @@ class Client(Protocol):
     """A worker's connection to all shards. Not thread-safe; a push, then a pull, then the next push.
 
     ``slack``: how many steps of any other worker the parameters may miss; -1: any number. With ``slack`` 0 a gradient
-    is added to the other workers' of its step, else it is applied at once; it may be another in each step.
+    is added to the other workers' of its step, else it is applied at once; it may be another in each step, but is one
+    for a push and its pull.
     """
 
     def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
-        """Start to push the gradient of ``step`` (from 1). Does not block. It may not be changed before the pull."""
+        """Start to push the gradient of ``step`` (from 1). Does not block. It may not be changed before the pull; then
+        it may hold anything."""
 
     def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> None:
         """Make this worker's parameters contain ``step``: dense ones, and of each table the rows ``keys`` (distinct);
@@ -60,7 +64,7 @@ class RemoteClient:
     worker waits.
 
     ``params``: the worker's copy, written when an answer arrives. ``pieces``: of how many arrays this worker's gradient
-    is.
+    is. ``memory``: what the ranks of the node share, if arrays are to be named that lie there; the shards have it too.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class RemoteClient:
         worker: int,
         decoder: Decoder,
         server: Server | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._transport = transport
         self._dense = params.dense.flat
@@ -81,30 +86,43 @@ class RemoteClient:
         self._worker = worker
         self._server = server
         self._decoder = decoder
-        self._outboxes = [Outbox(transport, rank, REQUEST_TAG) for rank in servers]
-        self._inboxes = [
-            Inbox(transport, rank, ANSWER_TAG, self._dense.dtype, shard.stop - shard.start, self._dense[shard])
-            for rank, shard in zip(servers, shards, strict=True)
+        self._nearby = [nearby(memory, rank) for rank in servers]
+        self._outboxes = [
+            Outbox(transport, rank, REQUEST_TAG, near) for rank, near in zip(servers, self._nearby, strict=True)
         ]
+        self._targets = [self._dense[shard] for shard in shards]
+        self._inboxes = [
+            Inbox(transport, rank, ANSWER_TAG, self._dense.dtype, len(target), target, near)
+            for rank, target, near in zip(servers, self._targets, self._nearby, strict=True)
+        ]
+        self._fresh: list[Letter | None] = [None] * len(servers)
+        self._pushed: Summed | None = None
+        self._slack = 0
+        self._forms: list[Form] = []
+        self._no_rows: list[list[Array]] = [[] for _ in servers]
+        self._is_listening = True
         self._waited_s = 0.0
 
     def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
-        pieces = 1 if gradient.dense.ndim == 1 else len(gradient.dense)
-        kind = Kind.PUSH if self._tables else Kind.PUSH_PULL
-        encodings = self._decoder.dtype, self._decoder.rows_dtype
-        for number, outbox in enumerate(self._outboxes):
-            header = Header(kind, self._worker, number, step, 0, *encodings, pieces, gradient.scale, slack=slack)
-            header.at_once = slack != 0
-            follow = self._follow(header, gradient, number) if self._tables else ()
-            outbox.send(header, gradient.dense[..., self._shards[number]], follow)
+        if self._tables:
+            for number, outbox in enumerate(self._outboxes):
+                header = self._push_header(Kind.PUSH, number, gradient, slack)
+                header.step = step
+                follow = self._follow(header, gradient, number)
+                outbox.send(header, gradient.dense[..., self._shards[number]], follow)
+            return
+        if not self._is_prepared(gradient, slack):
+            self._prepare(gradient, slack)
+        for form in self._forms:
+            form.send(step)
 
     def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> None:
         started = time.perf_counter()
         is_asked = not self._tables
         if is_asked and keys is None and slack != 0:
-            self._take_up(step, [[] for _ in self._servers])  # what the push has asked for; now all workers' steps
+            self._take_up(step, self._no_rows)  # what the push has asked for; now all workers' steps
             is_asked = False
-        wanted = [self._wanted(keys, number) for number in range(len(self._servers))]
+        wanted = [self._wanted(keys, number) for number in range(len(self._servers))] if self._tables else self._no_rows
         if not is_asked:
             for number, rows in enumerate(wanted):
                 self._ask(number, step, None if keys is None else rows, 0 if keys is None else slack)
@@ -122,7 +140,7 @@ class RemoteClient:
             self._expect(letter, Kind.COUNTS, 0, number)
             found[number] = Counts.unpacked(letter.more[: 8 * letter.header.keys].view(np.int64))
 
-        self._receive(take, is_last=True)
+        self._receive(take)
         for outbox in self._outboxes:
             outbox.flush()
         if self._server is not None:
@@ -133,6 +151,27 @@ class RemoteClient:
         received_bytes = sum(box.received_bytes for box in self._inboxes)
         sent_bytes, requests = sum(box.sent_bytes for box in self._outboxes), sum(box.letters for box in self._outboxes)
         return Traffic(self._waited_s, sent_bytes, received_bytes, requests)
+
+    def _is_prepared(self, gradient: Summed, slack: int) -> bool:
+        """Whether the last gradient lay in the same array, and was pushed in the same way."""
+        last = self._pushed
+        is_same = last is not None and gradient.dense is last.dense and gradient.scale == last.scale
+        return is_same and slack == self._slack
+
+    def _prepare(self, gradient: Summed, slack: int) -> None:
+        """Make the letters of a gradient that is pushed from this array again and again."""
+        self._pushed, self._slack = gradient, slack
+        self._forms = [
+            outbox.form(self._push_header(Kind.PUSH_PULL, number, gradient, slack), gradient.dense[..., shard])
+            for number, (outbox, shard) in enumerate(zip(self._outboxes, self._shards, strict=True))
+        ]
+
+    def _push_header(self, kind: Kind, number: int, gradient: Summed, slack: int) -> Header:
+        pieces = 1 if gradient.dense.ndim == 1 else len(gradient.dense)
+        encodings = self._decoder.dtype, self._decoder.rows_dtype
+        header = Header(kind, self._worker, number, 0, 0, *encodings, pieces, gradient.scale, slack=slack)
+        header.at_once = slack != 0
+        return header
 
     def _follow(self, header: Header, gradient: Summed, number: int) -> list[Array]:
         """The keys and rows for one shard."""
@@ -147,7 +186,7 @@ class RemoteClient:
         header = Header(Kind.PULL, self._worker, number, step, keys=ALL_ROWS, slack=slack)
         keys = None
         if rows is not None and self._tables:
-            keys = messages.pack_keys([own // len(self._servers) for own in rows])
+            keys = messages.pack_keys(rows if len(self._servers) == 1 else [own // len(self._servers) for own in rows])
             header.keys = len(keys)
         self._outboxes[number].send(header, follow=messages.sections(keys, []))
 
@@ -157,14 +196,15 @@ class RemoteClient:
         found = []
         for keys, values in rows.values():
             own = keys_of_shard(keys, number, shards)
-            found.append(Rows(keys[own] // shards, np.ascontiguousarray(values[own])))
+            numbers = keys[own] if shards == 1 else keys[own] // shards
+            found.append(Rows(numbers, np.ascontiguousarray(values[own])))
         return found
 
     def _wanted(self, keys: Mapping[str, Array] | None, number: int) -> list[Array]:
         """The rows of each table that are to come from a shard."""
         shards = len(self._servers)
         if keys is None:
-            return [np.arange(len(table))[rows_of_shard(number, shards)] for table in self._tables.values()]
+            return [np.arange(number, len(table), shards) for table in self._tables.values()]
         return [keys[name][keys_of_shard(keys[name], number, shards)] for name in self._tables]
 
     def _take_up(self, step: int, wanted: list[list[Array]]) -> None:
@@ -172,17 +212,26 @@ class RemoteClient:
 
         def take(number: int, letter: Letter) -> None:
             self._expect(letter, Kind.PARAMETERS, step, number)
-            target = self._dense[self._shards[number]]
-            if letter.dense.ctypes.data != target.ctypes.data:
-                target[:] = letter.dense
+            self._refresh(number, letter)
             tables, keys = self._tables.values(), wanted[number]
             if keys:
                 widths = [table.shape[1] for table in tables]
-                rows = messages.take_rows(letter.more, [len(own) for own in keys], widths, target.dtype)
+                rows = messages.take_rows(letter.more, [len(own) for own in keys], widths, self._dense.dtype)
                 for table, own, values in zip(tables, keys, rows, strict=True):
-                    table[own] = values
+                    self._decoder.scatter_rows(table, values, own)
 
         self._receive(take)
+
+    def _refresh(self, number: int, letter: Letter) -> None:
+        """Copy a shard's dense parameters, unless they have come to where they are to be: as a long letter's do, and
+        those that both ranks share."""
+        if letter is self._fresh[number]:
+            return
+        target = self._targets[number]
+        if letter.dense.ctypes.data != target.ctypes.data:
+            target[:] = letter.dense
+        elif letter.header.region:
+            self._fresh[number] = letter
 
     def _serve_all(self, server: Server, step: int) -> None:
         """Serve this rank's shard until all workers have what they need to go on: they may go on to a collective, in
@@ -195,8 +244,17 @@ class RemoteClient:
         if header.kind is not kind or header.step != step:
             raise CommError(f"shard {number} answered {header.kind.name} of step {header.step} at step {step}")
 
-    def _receive(self, take: Take, is_last: bool = False) -> None:
+    def _receive(self, take: Take) -> None:
         """One letter of each shard, as they come; this rank's own shard is served meanwhile."""
+        if not self._is_listening:  # not before there is something to wait for: the shards are at work meanwhile
+            for inbox in self._inboxes:
+                inbox.listen()
+        self._is_listening = False
+        if len(self._inboxes) == 1 and self._server is None:
+            self._transport.wait(self._inboxes[0].ticket)
+            while not self._taken(0, take):
+                self._transport.wait(self._inboxes[0].ticket)
+            return
         waiting = list(range(len(self._inboxes)))
         while waiting:
             tickets = [self._inboxes[number].ticket for number in waiting]
@@ -205,15 +263,18 @@ class RemoteClient:
             if position >= len(tickets):
                 assert self._server is not None
                 self._server.go_on(position - len(tickets))
-                continue
-            inbox = self._inboxes[waiting[position]]
-            letter = inbox.take()
-            if letter is not None:
-                take(waiting[position], letter)
-                inbox.give_back(letter)
-                if not is_last:
-                    inbox.listen()
+            elif self._taken(waiting[position], take):
                 del waiting[position]
+
+    def _taken(self, number: int, take: Take) -> bool:
+        """Whether the letter of a shard is whole now; then it has been taken."""
+        inbox = self._inboxes[number]
+        letter = inbox.take()
+        if letter is None:
+            return False
+        take(number, letter)
+        inbox.give_back(letter)
+        return True
 
 
 class DirectClient:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,8 +34,8 @@ class Shard:
     """Dense parameters of (n,), its rows of the tables (R, W), and their optimiser state.
 
     A worker pushes its gradient of step 1, 2, …, each either to be added to the other workers' of that step, or to be
-    applied at once. ``clocks[w]``: up to which step of worker w the parameters contain all. Gradients of one step that are
-    added are so in ``order``, worker after worker, as soon as it allows, so that the bits do not depend on who came
+    applied at once. ``clocks[w]``: up to which step of worker w the parameters contain all. Gradients of one step that
+    are added are so in ``order``, worker after worker, as soon as it allows, so that the bits do not depend on who came
     first; they are applied when each worker has pushed that step in one way or the other.
 
     ``delay`` changes gradients that were computed from old parameters. ``on_update`` is told of every update.
@@ -76,6 +76,8 @@ class Shard:
         self._delay = delay or Undelayed()
         self._on_update = on_update
         self._steps: dict[int, _Step] = {}
+        self._is_alone = workers == 1 and len(self._adds[0]) == 1
+        self._last_gradient: Array | None = None
 
     def push(self, worker: int, step: int, gradient: Summed, at_once: bool = False) -> bool:
         """Take one worker's gradient. Returns whether it is still needed: it may not be changed until the step's
@@ -89,10 +91,13 @@ class Shard:
             return False
         if step != self._pushed[worker] + 1:
             raise CommError(f"worker {worker} pushed step {step} to a shard that has had step {self._pushed[worker]}")
-        pieces = gradient.dense if gradient.dense.ndim == 2 else gradient.dense.reshape(1, -1)
-        if len(pieces) != len(self._adds[worker]):
-            raise CommError(f"worker {worker} pushed {len(pieces)} pieces, not {len(self._adds[worker])}")
+        pieces = 1 if gradient.dense.ndim == 1 else len(gradient.dense)
+        if pieces != len(self._adds[worker]):
+            raise CommError(f"worker {worker} pushed {pieces} pieces, not {len(self._adds[worker])}")
         self._pushed[worker] = step
+        if self._is_alone and not at_once:
+            self._apply_alone(gradient)
+            return False
         together = self._steps.get(step)
         if at_once:
             if self._decoder.exact or not self._is_in_turn:
@@ -120,25 +125,57 @@ class Shard:
     def pull(self, worker: int, keys: Mapping[str, Array] | None) -> dict[str, Array]:
         """Rows (k, W) of each table for a worker, copies; all rows if None; it gets the dense parameters as well.
         Raises CommError for rows that are not there."""
-        self._seen[worker] = self.updates
-        self._delay.seen(worker, self.params)
-        if not self.tables:
-            return {}
+        self.seen(worker)
+        if keys is None:
+            return {name: table.copy() for name, table in self.tables.items()}
+        shapes = {name: (len(keys[name]), table.shape[1]) for name, table in self.tables.items()}
+        rows = {name: np.empty(shape, self.tables[name].dtype) for name, shape in shapes.items()}
+        self.gather(list(rows.values()), keys)
+        return rows
+
+    def gather(self, rows: Sequence[Array], keys: Mapping[str, Array]) -> None:
+        """Overwrite ``rows``, (k, W) for each table, with the rows ``keys``. Raises CommError for rows that are not
+        there."""
         try:
-            return {name: table.copy() if keys is None else table[keys[name]] for name, table in self.tables.items()}
+            for out, (name, table) in zip(rows, self.tables.items(), strict=True):
+                self._decoder.gather_rows(out, table, keys[name])
         except IndexError as error:
             raise CommError(f"a worker asked for a row that the shard does not have: {error}") from error
+
+    def seen(self, worker: int) -> None:
+        """A worker gets the parameters as they are."""
+        self._seen[worker] = self.updates
+        self._delay.seen(worker, self.params)
 
     def apply(self, update: Update) -> None:
         """Change the parameters."""
         if update.number != self.updates + 1:
             raise CommError(f"update {update.number} came to a shard that has had {self.updates}")
         self.updates = update.number
-        self._optimizer.update(self.params, self.state, update.dense, self._gradient_scale, self.updates)
-        for name, (keys, values) in update.rows.items():
-            self._update_table(name, keys, values)
+        self._change(update.dense, update.rows)
         if self._on_update is not None:
             self._on_update(update)
+
+    def _change(self, dense: Array, rows: ByTable) -> None:
+        if dense is not self._last_gradient:  # one worker's comes in the same array in every step
+            self._last_gradient = dense
+            self._update = self._optimizer.prepare(self.params, self.state, dense, self._gradient_scale)
+        self._update(self.updates)
+        if rows:
+            for name, (keys, values) in rows.items():
+                self._update_table(name, keys, values)
+
+    def _apply_alone(self, gradient: Summed) -> None:
+        """There is nothing to be added to the gradient."""
+        dense = gradient.dense if gradient.dense.ndim == 1 else gradient.dense[0]
+        self.staleness[0] += 1
+        rows = self._decoded(gradient.rows, gradient.scale)
+        if self._on_update is not None:
+            self.apply(Update(self.updates + 1, dense, rows))
+        else:
+            self.updates += 1
+            self._change(dense, rows)
+        self.clocks[0] = self._pushed[0]
 
     def _apply_at_once(self, worker: int, gradient: Summed) -> None:
         age = self.updates - self._seen[worker]
@@ -186,7 +223,7 @@ class Shard:
         together.scale = gradient.scale
 
     def _decoded(self, rows: ByTable, scale: float) -> ByTable:
-        if not self._decoder.exact:
+        if not self._decoder.exact or not rows:
             return rows
         return {name: one._replace(values=self._decoder.values(one.values, scale)) for name, one in rows.items()}
 
