@@ -1,7 +1,7 @@
 """What the two ranks of ``server.py`` do: rank 0 is a worker, rank 1 holds a shard.
 
-``python server_rank.py dense SIZES`` (bytes, separated by commas) or ``sparse WIDTHS``. Rank 0 prints one line of
-JSON: a list of {"what", "size", "seconds": one a call, "wrong"}.
+``python server_rank.py dense SIZES`` (bytes, separated by commas), ``messages SIZES``, ``peer SIZES`` or ``sparse
+WIDTHS``. Rank 0 prints one line of JSON: a list of {"what", "size", "seconds": one a call, "wrong"}.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import hpcps_kernels
 import numpy as np
@@ -86,8 +87,31 @@ def dense(transport: MpiTransport, size_bytes: int, is_shared: bool) -> list[dic
     seconds = timed(push_pull, calls(size_bytes))
     wrong = np.count_nonzero(params.flat != -RATE * step * gradient)
     client.finish()
-    what = "dense push and pull" + (", shared memory" if is_shared else ", messages")
+    what = "push and pull" if is_shared else "push and pull, by messages"
     return [{"what": what, "size": size_bytes, "seconds": seconds, "wrong": int(wrong)}]
+
+
+def peer(transport: MpiTransport, size_bytes: int) -> list[dict[str, object]]:
+    """The same bytes there and back by blocking calls of mpi4py, and nothing done with them: the library's limit."""
+    comm, there, back = (
+        transport.comm,
+        np.arange(size_bytes // 4, dtype=np.float32),
+        np.empty(size_bytes // 4, np.float32),
+    )
+    count = calls(size_bytes)
+    if transport.rank == 1:
+        for _ in range(count + WARM_UPS):
+            comm.Recv(back, 0)
+            comm.Send(back, 0)
+        return []
+
+    def there_and_back() -> None:
+        comm.Send(there, 1)
+        comm.Recv(back, 1)
+
+    seconds = timed(there_and_back, count)
+    wrong = int(np.count_nonzero(back != there))
+    return [{"what": "mpi4py Send and Recv", "size": size_bytes, "seconds": seconds, "wrong": wrong}]
 
 
 def sparse(transport: MpiTransport, width: int) -> list[dict[str, object]]:
@@ -127,18 +151,21 @@ def sparse(transport: MpiTransport, width: int) -> list[dict[str, object]]:
     ]
 
 
+CASES = {
+    "dense": partial(dense, is_shared=True),
+    "messages": partial(dense, is_shared=False),
+    "peer": peer,
+    "sparse": sparse,
+}
+
+
 def main(kind: str, numbers: list[int]) -> None:
     """All of them, one after the other."""
     transport = mpi.world(TIMEOUT_S)
     found = []
     for number in numbers:
-        if kind == "dense":
-            for is_shared in (True, False):
-                found += dense(transport, number, is_shared)
-                transport.barrier()
-        else:
-            found += sparse(transport, number)
-            transport.barrier()
+        found += CASES[kind](transport, number)
+        transport.barrier()
     if transport.rank == 0:
         print(json.dumps(found))
         sys.stdout.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -16,7 +17,7 @@ from hpcps.collectives.engine import Engine
 from hpcps.comm import compressed
 from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
-from hpcps.comm.memory import private
+from hpcps.comm.memory import Memory, private
 from hpcps.comm.transport import Array, Transport
 from hpcps.comm.tree import TreeAllreduce
 from hpcps.errors import ConfigError
@@ -60,6 +61,34 @@ def no_keep(name: str, content: bytes) -> None:
     """For what keeps nothing."""
 
 
+class Shared(NamedTuple):
+    """What workers and shards of one node have together, instead of sending it."""
+
+    memory: Memory
+    gradient: Array
+    """Of the dense parameters, for this rank's sum: the shards read it"""
+
+
+def share_with_shards(job: Job, params: Params) -> tuple[Params, Shared | None]:
+    """The parameters in memory that workers and shards have together, so that what a shard updates is fresh at every
+    worker, and memory for gradients; or the parameters as they are, and None. A collective of all ranks.
+
+    It takes one node, and steps of which each is added up: then parameters change only while all workers wait.
+    """
+    is_server = job.strategy == "server" and job.roles.servers > 0
+    if not is_server or job.slack != 0 or params.tables or job.config.train.reproducible:
+        return params, None
+    memory, dtype = job.transport.memory, params.flat.dtype
+    common = memory.common(len(params.flat), dtype) if len(memory.nodes) == 1 else None
+    if common is None:
+        return params, None
+    if job.transport.rank == 0:
+        common[:] = params.flat
+    gradient = job.transport.empty(len(params.flat), dtype)
+    job.transport.barrier()
+    return params.on(common), Shared(memory, gradient)
+
+
 def where_all_see_it(job: Job, workers: Transport, params: Params) -> Params:
     """The parameters in memory that the workers of a node share, for a sharded update. A collective."""
     is_small = params.flat.nbytes < SHARDED_BYTES
@@ -75,8 +104,9 @@ def decoder(job: Job) -> Decoder:
     return Decoder(job.config.train.reproducible, job.config.train.dtype, job.kernels)
 
 
-def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int) -> Sum:
-    """Memory for this worker's part gradients, and how they are added; what is all-reduced lies where all see it."""
+def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int, shared: Shared | None = None) -> Sum:
+    """Memory for this worker's part gradients, and how they are added; what is all-reduced lies where all see it, and
+    what is pushed where shards do, if there is such memory."""
     train, plan = job.config.train, job.parts
 
     def visible(count: int, dtype: DTypeLike) -> Array:
@@ -89,7 +119,8 @@ def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int) -> S
         memory = (parameters, train.dtype, visible)
         return TreeSum(plan.owned, plan.total, job.threads, *memory, job.kernels, agree_on_largest)
     others = [private(parameters, train.dtype) for _ in plan.owned[1:]]
-    return FloatSum([workers.empty(parameters, train.dtype), *others], job.kernels)
+    first = workers.empty(parameters, train.dtype) if shared is None else shared.gradient
+    return FloatSum([first, *others], job.kernels)
 
 
 def make_engine(job: Job, workers: Transport) -> Engine:
@@ -119,11 +150,18 @@ def make_reduction(job: Job, engine: Engine, count: int) -> Reduction:
 
 
 def make_exchange(
-    job: Job, workers: Transport, engine: Engine, model: Model, params: Params, gradients: Sum, keep: Keep
+    job: Job,
+    workers: Transport,
+    engine: Engine,
+    model: Model,
+    params: Params,
+    gradients: Sum,
+    keep: Keep,
+    shared: Shared | None = None,
 ) -> tuple[Exchange, Ready | None]:
     """How this worker's gradients become fresh parameters; and what a model that finishes them stage by stage calls."""
     if job.strategy == "server":
-        return make_server_exchange(job, params, gradients, keep), None
+        return make_server_exchange(job, params, gradients, keep, shared), None
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
     dense = params.dense
     is_one_sum = not job.config.train.reproducible and len(gradients.shares) == 1
@@ -169,18 +207,23 @@ def make_table_exchange(job: Job, workers: Transport, params: Params, optimizer:
     return GatheredTables(gather, params, optimizer, decoder(job), merger, job.gradient_scale)
 
 
-def make_server_exchange(job: Job, params: Params, gradients: Sum, keep: Keep) -> ServerExchange:
+def make_server_exchange(
+    job: Job, params: Params, gradients: Sum, keep: Keep, shared: Shared | None = None
+) -> ServerExchange:
     """Gradients to shards, parameters from them."""
     options = job.config.server
     shards = job.roles.servers or options.count
-    client = make_client(job, job.roles, params, shard_slices(len(params.dense.flat), shards), keep)
+    client = make_client(job, job.roles, params, shard_slices(len(params.dense.flat), shards), keep, shared)
     where = "of all ranks" if job.roles.are_colocated else "alone" if job.roles.servers else "of this process"
     staleness = f"staleness {options.staleness}" if isinstance(options.staleness, int) else "asynchronous"
-    way = f"push to {shards} shard{'s' * (shards > 1)} {where}, pull from there; {staleness}"
+    through = ", in the node's memory" if shared is not None else ""
+    way = f"push to {shards} shard{'s' * (shards > 1)} {where}, pull from there{through}; {staleness}"
     return ServerExchange(client, gradients, Merger(job.kernels), way, job.slack, options.warmup_steps)
 
 
-def make_client(job: Job, planned: Roles, params: Params, where: list[slice], keep: Keep) -> Client:
+def make_client(
+    job: Job, planned: Roles, params: Params, where: list[slice], keep: Keep, shared: Shared | None = None
+) -> Client:
     """The way to the shards, of which number s has ``where[s]`` of the dense parameters: on their ranks, or, for a rank
     alone, in its own process."""
     dense, rank = params.dense.flat, job.transport.rank
@@ -189,22 +232,28 @@ def make_client(job: Job, planned: Roles, params: Params, where: list[slice], ke
         shards = [make_shard(job, dense[part], tables if number == 0 else {}) for number, part in enumerate(where)]
         return DirectClient(shards, where)
     ranks = [planned.server_rank(shard) for shard in range(len(where))]
-    server = make_server(job, params, where, ranks.index(rank), keep) if planned.are_colocated else None
-    return RemoteClient(job.transport, params, where, ranks, rank, decoder(job), server)
+    server = make_server(job, params, where, ranks.index(rank), keep, shared) if planned.are_colocated else None
+    memory = None if shared is None else shared.memory
+    return RemoteClient(job.transport, params, where, ranks, rank, decoder(job), server, memory)
 
 
-def make_server(job: Job, params: Params, where: list[slice], number: int, keep: Keep) -> Server:
-    """Shard ``number``, and what serves it. ``keep`` takes its record, if there is to be one."""
+def make_server(
+    job: Job, params: Params, where: list[slice], number: int, keep: Keep, shared: Shared | None = None
+) -> Server:
+    """Shard ``number``, and what serves it; on ``params`` themselves where they are shared. ``keep`` takes its record,
+    if there is to be one."""
     own = rows_of_shard(number, len(where))
     tables = {name: params.table(name)[own].copy() for name in params.tables}
-    shard = make_shard(job, params.dense.flat[where[number]].copy(), tables)
+    dense = params.dense.flat[where[number]]
+    shard = make_shard(job, dense.copy() if shared is None else dense, tables)
     workers, options = list(range(job.roles.workers)), job.config.server
     turns: Turns = AsTheyCome()
     if options.record:
         turns = Recorded(lambda record: keep(order_file(number), record))
     if options.replay:
         turns = load_turns(Path(options.replay), number, len(workers))
-    return Server(job.transport, shard, number, workers, decoder(job), job.order.counts, turns)
+    memory = None if shared is None else shared.memory
+    return Server(job.transport, shard, number, workers, decoder(job), job.order.counts, turns, memory)
 
 
 def make_shard(job: Job, params: Array, tables: dict[str, Array]) -> Shard:

@@ -62,9 +62,12 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
     check_alike(job.together, params, "begin")
     agree(job.together, lambda: folder.begin(to_toml(config)) if is_first else None)
 
+    params, shared = joining.share_with_shards(job, params)
     if job.workers is not None:
         params = joining.where_all_see_it(job, job.workers, params)
-    found = work(job, dataset, model, params, folder) if job.workers is not None else serve(job, params, folder)
+        found = work(job, dataset, model, params, folder, shared)
+    else:
+        found = serve(job, params, folder, shared)
     told = job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8))
     summary = {**json.loads(told.tobytes()), "wall_s": round(time.perf_counter() - started, 3)}
 
@@ -134,7 +137,9 @@ def check_alike(together: Together, params: Params, when: str) -> None:
         raise error
 
 
-def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFolder) -> dict[str, Any]:
+def work(
+    job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFolder, shared: joining.Shared | None
+) -> dict[str, Any]:
     """A worker's run, from the first step to the last. Returns what there is to say of it."""
     assert job.workers is not None
     config = job.config
@@ -142,8 +147,8 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
     tables = Tables(model, params, job.kernels)
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
     engine = joining.make_engine(job, job.workers)
-    gradients = joining.make_sum(job, job.workers, engine, len(params.dense.flat))
-    exchange, ready = joining.make_exchange(job, job.workers, engine, model, params, gradients, folder.keep)
+    gradients = joining.make_sum(job, job.workers, engine, len(params.dense.flat), shared)
+    exchange, ready = joining.make_exchange(job, job.workers, engine, model, params, gradients, folder.keep, shared)
     seed = config.train.seed
     worker = Worker(model, params, how, job.parts, dataset.train, gradients.shares, seed, pool, ready)
     plan = Plan(
@@ -166,11 +171,11 @@ def work(job: Job, dataset: Dataset, model: Model, params: Params, folder: RunFo
     return summary(job, dataset, params, trainer, measures, exchange)
 
 
-def serve(job: Job, params: Params, folder: RunFolder) -> dict[str, Any]:
+def serve(job: Job, params: Params, folder: RunFolder, shared: joining.Shared | None) -> dict[str, Any]:
     """A server's run."""
     number = job.transport.rank - job.roles.workers
     where = shard_slices(len(params.dense.flat), job.roles.servers)
-    joining.make_server(job, params, where, number, folder.keep).run()
+    joining.make_server(job, params, where, number, folder.keep, shared).run()
     return {}
 
 
