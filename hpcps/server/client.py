@@ -23,6 +23,7 @@ from hpcps.server.store import Shard
 from hpcps.sums import Decoder, Summed
 
 Take = Callable[[int, Letter], None]
+_KEYS_DTYPE = np.dtype(np.int64)
 
 
 class Traffic(NamedTuple):
@@ -183,12 +184,14 @@ class RemoteClient:
         return messages.sections(keys, [own.values for own in rows])
 
     def _ask(self, number: int, step: int, rows: list[Array] | None, slack: int) -> None:
+        outbox, shards = self._outboxes[number], len(self._servers)
         header = Header(Kind.PULL, self._worker, number, step, keys=ALL_ROWS, slack=slack)
-        keys = None
+        section: list[Array] = []
         if rows is not None and self._tables:
-            keys = messages.pack_keys(rows if len(self._servers) == 1 else [own // len(self._servers) for own in rows])
-            header.keys = len(keys)
-        self._outboxes[number].send(header, follow=messages.sections(keys, []))
+            header.keys = len(rows) + sum(map(len, rows))
+            section = outbox.lend([(header.keys, 1)], _KEYS_DTYPE)
+            messages.pack_keys(rows if shards == 1 else [own // shards for own in rows], section[0].reshape(-1))
+        outbox.send(header, follow=section)
 
     def _split(self, rows: Mapping[str, Rows], number: int) -> list[Rows]:
         """The rows of each table that a shard has, by their numbers there."""

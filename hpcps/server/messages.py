@@ -220,9 +220,9 @@ def take_rows(buffer: Array, counts: Sequence[int], widths: Sequence[int], dtype
     return rows
 
 
-def pack_keys(keys: Sequence[Array]) -> Array:
-    """The section of keys: one array (k,) int64 for each table."""
-    return np.concatenate([np.array([len(own) for own in keys], np.int64), *keys])
+def pack_keys(keys: Sequence[Array], out: Array | None = None) -> Array:
+    """The section of keys: one array (k,) int64 for each table. Written to ``out``, if given."""
+    return np.concatenate([np.array([len(own) for own in keys], np.int64), *keys], out=out)
 
 
 def unpack_keys(section: Array, tables: int) -> list[Array]:

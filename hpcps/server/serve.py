@@ -124,14 +124,17 @@ class Server:
         if letter.header.kind is Kind.FINISH:
             self._finish(worker)
             return
-        if self._handle(worker, letter):
+        is_kept = self._handle(worker, letter)
+        self._answer_all()
+        if worker in self._waiting:
+            self._keep_wanted(worker)
+        if is_kept:
             self._kept.append((inbox, letter))
         else:
             inbox.give_back(letter)
             while self._kept and self._shard.is_settled:
                 box, old = self._kept.pop()
                 box.give_back(old)
-        self._answer_all()
         self._repeated[worker] = letter if self._may_repeat(worker, letter) else None
         inbox.listen()
 
@@ -193,9 +196,15 @@ class Server:
         if header.kind is not Kind.PUSH:
             wanted: Wanted = None
             if keys is not None and header.keys != ALL_ROWS:
-                wanted = {name: own.copy() for name, own in zip(self._shard.tables, keys[0], strict=True)}
+                wanted = dict(zip(self._shard.tables, keys[0], strict=True))
             self._waiting[worker] = header.step, header.slack, wanted
         return is_kept
+
+    def _keep_wanted(self, worker: int) -> None:
+        """What a worker asked for is in its letter, which is given back before it can be answered."""
+        step, slack, wanted = self._waiting[worker]
+        if wanted is not None:
+            self._waiting[worker] = step, slack, {name: keys.copy() for name, keys in wanted.items()}
 
     def _answer_all(self) -> None:
         """Answer the workers that wait for what the parameters contain now."""
