@@ -38,9 +38,7 @@ class Nearby:
         region, offset = place
         size_bytes, starts = self._regions[region - 1] if 0 < region <= len(self._regions) else (0, [])
         if not 0 <= offset <= size_bytes - count * dtype.itemsize or offset % dtype.itemsize:
-            raise CommError(
-                f"{count} numbers are said to lie at {offset} of region {region}, which has {size_bytes} bytes"
-            )
+            raise CommError(f"{count} numbers cannot lie at {offset} in region {region} of {size_bytes} bytes")
         return array_at(starts[self._peers] + offset, count * dtype.itemsize).view(dtype)
 
 
