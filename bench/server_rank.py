@@ -1,7 +1,7 @@
 """What the two ranks of ``server.py`` do: rank 0 is a worker, rank 1 holds a shard.
 
-``python server_rank.py dense SIZES`` (bytes, separated by commas) or ``sparse WIDTHS``. Rank 0 prints one line of
-JSON: a list of {"what", "size", "seconds": one a call, "wrong"}.
+``python server_rank.py dense SIZES`` (bytes, separated by commas), ``messages SIZES``, ``peer SIZES`` or ``sparse
+WIDTHS``. Rank 0 prints one line of JSON: a list of {"what", "size", "seconds": one a call, "wrong"}.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import hpcps_kernels
 import numpy as np
 
 from hpcps import aligned, optim
 from hpcps.comm import mpi
+from hpcps.comm.memory import Memory
 from hpcps.comm.mpi import MpiTransport
 from hpcps.comm.order import in_turn
 from hpcps.comm.transport import Array
@@ -41,17 +43,19 @@ def calls(size_bytes: int) -> int:
     return max(10, min(2000, (256 << 20) // max(size_bytes, 1)))
 
 
-def start(transport: MpiTransport, dense: Array, rows: PulledRows | None) -> RemoteClient | None:
+def start(
+    transport: MpiTransport, dense: Array, rows: PulledRows | None, memory: Memory | None = None
+) -> RemoteClient | None:
     """The worker's client; on the other rank serves until the worker has finished, and then None."""
     decoder, count = Decoder(False, np.float32, KERNELS), len(dense)
     optimizer = optim.make(Optimizer(kind="sgd", learning_rate=RATE), KERNELS)
     if transport.rank == 0:
-        return RemoteClient(transport, dense, rows, [slice(0, count)], [1], 0, decoder)
+        return RemoteClient(transport, dense, rows, [slice(0, count)], [1], 0, decoder, memory=memory)
     widths = {} if rows is None else rows.widths
     firsts = {name: FirstRows((ROWS, width), seed=0) for name, width in widths.items()}
     tables = {name: Table(first, np.float32, optimizer, KERNELS) for name, first in firsts.items()}
     shard = Shard(dense, optimizer, decoder, Merger(KERNELS), in_turn(1), 1.0, tables)
-    Server(transport, shard, 0, [0], decoder, [1]).run()
+    Server(transport, shard, 0, [0], decoder, [1], memory=memory).run()
     return None
 
 
@@ -66,13 +70,18 @@ def timed(call: Callable[[], None], count: int) -> list[float]:
     return seconds
 
 
-def dense(transport: MpiTransport, size_bytes: int) -> list[dict[str, object]]:
-    """A push of a gradient and a pull of fresh parameters, together."""
-    params = aligned.zeros(size_bytes // 4, np.float32)
-    client = start(transport, params, None)
+def dense(transport: MpiTransport, size_bytes: int, is_shared: bool) -> list[dict[str, object]]:
+    """A push of a gradient and a pull of fresh parameters, together: in memory that both ranks see, or by messages."""
+    count = size_bytes // 4
+    params, gradient = aligned.zeros(count, np.float32), np.empty(count, np.float32)
+    if is_shared:
+        common = transport.memory.common(count, np.float32)
+        assert common is not None
+        params, gradient = common, transport.empty(count, np.float32)
+    client = start(transport, params, None, transport.memory if is_shared else None)
     if client is None:
         return []
-    gradient = (np.arange(size_bytes // 4) % 7).astype(np.float32)
+    gradient[:] = np.arange(count) % 7
     step = 0
 
     def push_pull() -> None:
@@ -84,7 +93,31 @@ def dense(transport: MpiTransport, size_bytes: int) -> list[dict[str, object]]:
     seconds = timed(push_pull, calls(size_bytes))
     wrong = np.count_nonzero(params != -RATE * step * gradient)
     client.finish()
-    return [{"what": "dense push and pull", "size": size_bytes, "seconds": seconds, "wrong": int(wrong)}]
+    what = "push and pull" if is_shared else "push and pull, by messages"
+    return [{"what": what, "size": size_bytes, "seconds": seconds, "wrong": int(wrong)}]
+
+
+def peer(transport: MpiTransport, size_bytes: int) -> list[dict[str, object]]:
+    """The same bytes there and back by blocking calls of mpi4py, and nothing done with them: the library's limit."""
+    comm, there, back = (
+        transport.comm,
+        np.arange(size_bytes // 4, dtype=np.float32),
+        np.empty(size_bytes // 4, np.float32),
+    )
+    count = calls(size_bytes)
+    if transport.rank == 1:
+        for _ in range(count + WARM_UPS):
+            comm.Recv(back, 0)
+            comm.Send(back, 0)
+        return []
+
+    def there_and_back() -> None:
+        comm.Send(there, 1)
+        comm.Recv(back, 1)
+
+    seconds = timed(there_and_back, count)
+    wrong = int(np.count_nonzero(back != there))
+    return [{"what": "mpi4py Send and Recv", "size": size_bytes, "seconds": seconds, "wrong": wrong}]
 
 
 def sparse(transport: MpiTransport, width: int) -> list[dict[str, object]]:
@@ -126,12 +159,20 @@ def sparse(transport: MpiTransport, width: int) -> list[dict[str, object]]:
     ]
 
 
+CASES = {
+    "dense": partial(dense, is_shared=True),
+    "messages": partial(dense, is_shared=False),
+    "peer": peer,
+    "sparse": sparse,
+}
+
+
 def main(kind: str, numbers: list[int]) -> None:
     """All of them, one after the other."""
     transport = mpi.world(TIMEOUT_S)
     found = []
     for number in numbers:
-        found += (dense if kind == "dense" else sparse)(transport, number)
+        found += CASES[kind](transport, number)
         transport.barrier()
     if transport.rank == 0:
         print(json.dumps(found))

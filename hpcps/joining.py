@@ -25,7 +25,7 @@ from hpcps.models import Model
 from hpcps.params import Params
 from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, of_pieces, of_sums, started_by
 from hpcps.rows import Merger
-from hpcps.serving import Held, Keep, decoder
+from hpcps.serving import Held, Keep, Shared, decoder
 from hpcps.sums import FloatSum, Sum, TreeSum
 
 BUCKET_BYTES = 512 << 10
@@ -43,8 +43,9 @@ def where_all_see_it(job: Job, workers: Transport, params: Params) -> Params:
     return params.on(flat)
 
 
-def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int) -> Sum:
-    """Memory for this worker's part gradients, and how they are added; what is all-reduced lies where all see it."""
+def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int, shared: Shared | None = None) -> Sum:
+    """Memory for this worker's part gradients, and how they are added; what is all-reduced lies where all see it, and
+    what is pushed where shards do, if there is such memory."""
     train, plan = job.config.train, job.parts
 
     def visible(count: int, dtype: DTypeLike) -> Array:
@@ -57,7 +58,8 @@ def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int) -> S
         memory = (parameters, train.dtype, visible)
         return TreeSum(plan.owned, plan.total, job.threads, *memory, job.kernels, agree_on_largest)
     others = [aligned.empty(parameters, train.dtype) for _ in plan.owned[1:]]
-    return FloatSum([workers.empty(parameters, train.dtype), *others], job.kernels)
+    first = workers.empty(parameters, train.dtype) if shared is None else shared.gradient
+    return FloatSum([first, *others], job.kernels)
 
 
 def make_engine(job: Job, workers: Transport) -> Engine:

@@ -63,9 +63,9 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
     check_alike(job.together, held.params, "begin")
     agree(job.together, lambda: folder.begin(to_toml(config)) if is_first else None)
 
+    held = serving.share_with_shards(job, held)
     if job.workers is not None:
         held = held._replace(params=joining.where_all_see_it(job, job.workers, held.params))
-    if job.workers is not None:
         trained = Trained(held.params, facts, dataset.classes, dataset.shift, dataset.scale)
         found = work(job, dataset, model, held, trained, folder)
     else:
@@ -149,7 +149,7 @@ def work(job: Job, dataset: Dataset, model: Model, held: Held, trained: Trained,
     tables = tables_of(job, model, held)
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
     engine = joining.make_engine(job, job.workers)
-    gradients = joining.make_sum(job, job.workers, engine, len(params.dense.flat))
+    gradients = joining.make_sum(job, job.workers, engine, len(params.dense.flat), held.shared)
     exchange, ready = joining.make_exchange(job, job.workers, engine, model, held, gradients, folder.keep)
     seed = config.train.seed
     worker = Worker(model, params, how, job.parts, dataset.train, gradients.shares, seed, pool, ready)

@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from hpcps import optim
+from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array
 from hpcps.errors import ConfigError
 from hpcps.exchange import ServerExchange
@@ -38,6 +39,14 @@ Keep = Callable[[str, bytes], None]
 """Puts a file of this name and content into the run's folder."""
 
 
+class Shared(NamedTuple):
+    """What workers and shards of one node have together, instead of sending it."""
+
+    memory: Memory
+    gradient: Array
+    """Of the dense parameters, for this rank's sum: the shards read it"""
+
+
 class Held(NamedTuple):
     """The parameters of a model: those that every worker holds, and the tables that are on shards."""
 
@@ -46,6 +55,8 @@ class Held(NamedTuple):
     """How the rows of the tables on shards begin"""
     rows: PulledRows | None
     """Where rows of theirs are once they have been pulled"""
+    shared: Shared | None = None
+    """With the shards, which then update ``params`` themselves"""
 
     @property
     def size(self) -> int:
@@ -77,6 +88,26 @@ def hold(job: Job, model: Model, rng: np.random.Generator) -> Held:
     return Held(first.dense, first.tables, PulledRows(widths, first.dense.flat.dtype, job.kernels))
 
 
+def share_with_shards(job: Job, held: Held) -> Held:
+    """The same with dense parameters in memory that workers and shards have together, so that what a shard updates is
+    fresh at every worker, and memory for gradients; where there can be. A collective of all ranks.
+
+    It takes one node, and steps of which each is added up: then parameters change only while all workers wait.
+    """
+    params, is_server = held.params, job.strategy == "server" and job.roles.servers > 0
+    if not is_server or job.slack != 0 or job.config.train.reproducible or not len(params.flat):
+        return held
+    memory, dtype = job.transport.memory, params.flat.dtype
+    common = memory.common(len(params.flat), dtype) if len(memory.nodes) == 1 else None
+    if common is None:
+        return held
+    if job.transport.rank == 0:
+        common[:] = params.flat
+    gradient = job.transport.empty(len(params.flat), dtype)
+    job.transport.barrier()
+    return held._replace(params=params.on(common), shared=Shared(memory, gradient))
+
+
 def has_shards_of_tables(job: Job) -> bool:
     """Whether tables, if there are any, are on shards: in a server run, or where that costs fewer bytes."""
     by_choice = job.config.train.strategy == "auto" and job.roles.workers >= SHARDED_TABLES_WORKERS
@@ -95,7 +126,8 @@ def make_server_exchange(job: Job, held: Held, gradients: Sum, keep: Keep) -> Se
     client = _make_client(job, job.roles, held, shard_slices(len(held.params.flat), shards), keep)
     where = "of all ranks" if job.roles.are_colocated else "alone" if job.roles.servers else "of this process"
     staleness = f"staleness {options.staleness}" if isinstance(options.staleness, int) else "asynchronous"
-    way = f"push to {shards} shard{'s' * (shards > 1)} {where}, pull from there; {staleness}"
+    through = ", in the node's memory" if held.shared is not None else ""
+    way = f"push to {shards} shard{'s' * (shards > 1)} {where}, pull from there{through}; {staleness}"
     return ServerExchange(client, gradients, Merger(job.kernels), way, job.slack, options.warmup_steps)
 
 
@@ -108,16 +140,18 @@ def make_row_exchange(job: Job, held: Held, gradients: Sum) -> ServerExchange:
 
 
 def make_server(job: Job, held: Held, where: slice, number: int, keep: Keep) -> Server:
-    """Shard ``number``, which holds ``where`` of the dense parameters, and what serves it. ``keep`` takes its record,
-    if there is to be one."""
-    shard = _make_shard(job, held.params.flat[where].copy(), held.elsewhere)
+    """Shard ``number``, which holds ``where`` of the dense parameters, those that are shared themselves, and what
+    serves it. ``keep`` takes its record, if there is to be one."""
+    dense = held.params.flat[where]
+    shard = _make_shard(job, dense.copy() if held.shared is None else dense, held.elsewhere)
     workers, options = range(job.roles.workers), job.config.server
     turns: Turns = AsTheyCome()
     if options.record:
         turns = Recorded(lambda record: keep(file_name(number), record))
     if options.replay:
         turns = load_turns(Path(options.replay), number, len(workers))
-    return Server(job.transport, shard, number, workers, decoder(job), job.order.counts, turns)
+    memory = None if held.shared is None else held.shared.memory
+    return Server(job.transport, shard, number, workers, decoder(job), job.order.counts, turns, memory)
 
 
 def _make_client(job: Job, planned: Roles, held: Held, where: list[slice], keep: Keep) -> Client:
@@ -133,7 +167,8 @@ def _make_client(job: Job, planned: Roles, held: Held, where: list[slice], keep:
     if planned.are_colocated:
         number = ranks.index(rank)
         server = make_server(job, held, where[number], number, keep)
-    return RemoteClient(job.transport, dense, held.rows, where, ranks, rank, decoder(job), server)
+    memory = None if held.shared is None else held.shared.memory
+    return RemoteClient(job.transport, dense, held.rows, where, ranks, rank, decoder(job), server, memory)
 
 
 def _make_shard(job: Job, params: Array, tables: Mapping[str, FirstRows]) -> Shard:

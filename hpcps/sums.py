@@ -75,12 +75,14 @@ class Sum(Protocol):
 
 
 class Decoder:
-    """What the receiver of sums needs: dtypes, how to add, and how to get the gradient back from rows."""
+    """What the receiver of sums needs: dtypes, how to add and to move rows, how to get gradients back from them."""
 
     def __init__(self, exact: bool, dtype: DTypeLike, kernels: Any) -> None:
         self.dtype = np.dtype(dtype)
         self.rows_dtype = np.dtype(np.int64 if exact else dtype)
         self.add_into: Callable[[Array, Array], None] = kernels.add_into
+        self.gather_rows: Callable[[Array, Array, Array], None] = kernels.gather_rows
+        self.scatter_rows: Callable[[Array, Array, Array], None] = kernels.scatter_rows
         self.exact = exact
         self._from_fixed = kernels.from_fixed
 

@@ -1,4 +1,4 @@
-"""The all-reduce bench runs and keeps its promises; what it measures here means nothing."""
+"""Benches run and keep their promises; what they measure here means nothing."""
 
 import json
 import subprocess
@@ -69,3 +69,21 @@ def test_wrong_elements_are_counted(monkeypatch):
     assert rank.wrong(x, total) == 0
     x[[5, 9_999]] += 1
     assert rank.wrong(x, total) == 2
+
+
+def test_pushes_and_pulls_beside_plain_messages(tmp_path):
+    words = ["--sizes", "1024,100000", "--widths", "3", "--rounds", "1", "--json", str(tmp_path / "a.json")]
+    command = [sys.executable, str(BENCH.with_name("server.py")), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    dense = ["push and pull", "push and pull, by messages", "mpi4py Send and Recv"]
+    sparse = [("sparse push, 3 wide", 200_000), ("sparse pull, 3 wide", 200_000)]
+    assert [(row["case"], row["size"]) for row in rows] == [
+        (case, n) for case in dense for n in (1024, 100_000)
+    ] + sparse
+    for row in rows:
+        assert row["wrong"] == 0
+        assert 0 < row["min_s"] <= row["median_s"] <= row["p99_s"]
+    assert all("peer_s" in row for row in rows[:4])
+    assert "ps_lite_earlier_s" in rows[0]

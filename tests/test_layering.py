@@ -84,6 +84,7 @@ ARROWS = {
         "job",
         "joining",
         "loader",
+        "machine",
         "models",
         "params",
         "report",

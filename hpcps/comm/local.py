@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,7 +85,7 @@ class LocalTransport(Transport):
         self.size = len(members)
         self.timeout_s = world.timeout_s
         self._context = context
-        self._groups = 0
+        self._groups: Counter[tuple[int, ...]] = Counter()
         self._box = world.boxes[members[rank]]
 
     def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
@@ -120,9 +120,9 @@ class LocalTransport(Transport):
         return position
 
     def group(self, ranks: Sequence[int]) -> Transport:
-        self._groups += 1
         members = [self.members[rank] for rank in ranks]
-        context = (self._context, self._groups, tuple(members))
+        self._groups[tuple(members)] += 1  # others may have been in other groups
+        context = (self._context, self._groups[tuple(members)], tuple(members))
         group = LocalTransport(self.world, members, list(ranks).index(self.rank), context)
         group.in_flight = self.in_flight
         return group

@@ -55,6 +55,11 @@ class Memory(ABC):
         """An array of ``count`` elements, the same on all ranks of the node, that the others see; zero at first. Where
         there is too little memory of that kind it is the rank's own. It stays for as long as this object."""
 
+    @abstractmethod
+    def common(self, count: int, dtype: DTypeLike) -> Array | None:
+        """One array of ``count`` elements, zero at first, for all ranks of the node together: what one writes the
+        others read. None, on all of them, where there is too little memory. It stays for as long as this object."""
+
 
 class ProcessMemory(Memory):
     """Memory shared by processes of one node."""
@@ -80,6 +85,19 @@ class ProcessMemory(Memory):
         self.regions.append((size_bytes, [piece.ctypes.data for piece in pieces]))
         return pieces[self.near.rank].view(dtype)
 
+    def common(self, count: int, dtype: DTypeLike) -> Array | None:
+        size_bytes = count * np.dtype(dtype).itemsize
+        try:
+            share = max(1, -(-size_bytes // (PAGE_BYTES * self.near.size))) * PAGE_BYTES
+            whole = _map_together(self.near, share * self.near.size)
+        except CommError as error:
+            if not error.known_to_all:
+                raise
+            return None
+        self._kept.append([whole])
+        self.regions.append((size_bytes, [whole.ctypes.data] * self.near.size))
+        return whole[:size_bytes].view(dtype)
+
 
 class ThreadMemory(Memory):
     """Memory of threads of one process, which see all of it.
@@ -97,10 +115,13 @@ class ThreadMemory(Memory):
         mine = aligned.zeros(size_bytes, np.uint8)
         self._kept.append(mine)
         addresses = Meeting(self.near).gather(np.array([mine.ctypes.data]))
-        return [_at(int(address), size_bytes) for address in addresses]
+        return [array_at(int(address), size_bytes) for address in addresses]
 
     def empty(self, count: int, dtype: DTypeLike) -> Array:
         return aligned.zeros(count, dtype)
+
+    def common(self, count: int, dtype: DTypeLike) -> Array | None:
+        return self.pieces(count * np.dtype(dtype).itemsize)[0].view(dtype)
 
 
 def nodes_of(transport: Transport) -> list[list[int]]:
@@ -174,6 +195,7 @@ def _not_shared() -> None:
     raise CommError("the ranks of this node do not see the same memory")
 
 
-def _at(address: int, size_bytes: int) -> Array:
+def array_at(address: int, size_bytes: int) -> Array:
+    """(size_bytes,) uint8 at an address of this process; whoever asks sees to it that the memory stays."""
     array: Array = np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(address))
     return array

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 from hpcps.comm import launcher
 from hpcps.comm.memory import Memory, ProcessMemory
-from hpcps.comm.transport import TIMEOUT_S, Array, Ticket, Transport, timeout_message
+from hpcps.comm.transport import TIMEOUT_S, Array, StartAgain, Ticket, Transport, timeout_message
 from hpcps.errors import CommTimeout, HpcpsError, PeerLost
 
 SPINS = 2000
@@ -41,6 +42,21 @@ class MpiTicket(Ticket):
             raise _lost(self.rank, [self], error) from error
 
 
+class RepeatedTicket(MpiTicket):
+    """A persistent MPI request, started by calling it. It is freed when nobody has it any more, or at exit."""
+
+    __slots__ = ("__weakref__", "_start")
+
+    def __init__(self, request: Any, rank: int, peer: int, what: str) -> None:
+        super().__init__(request, rank, peer, what)
+        self._start = request.Start
+        weakref.finalize(self, _free, request)
+
+    def __call__(self) -> Ticket:
+        self._start()
+        return self
+
+
 class MpiTransport(Transport):
     """The ranks of an MPI communicator."""
 
@@ -58,6 +74,12 @@ class MpiTransport(Transport):
     def irecv(self, buffer: Array, source: int, tag: int) -> Ticket:
         return MpiTicket(self.comm.Irecv(buffer, source, tag), self.rank, source, "receive from")
 
+    def repeated_send(self, buffer: Array, to: int, tag: int) -> StartAgain:
+        return RepeatedTicket(self.comm.Send_init(buffer, to, tag), self.rank, to, "send to")
+
+    def repeated_receive(self, buffer: Array, source: int, tag: int) -> StartAgain:
+        return RepeatedTicket(self.comm.Recv_init(buffer, source, tag), self.rank, source, "receive from")
+
     def wait(self, *tickets: Ticket) -> None:
         try:
             for ticket in tickets:
@@ -71,6 +93,9 @@ class MpiTransport(Transport):
             raise _lost(self.rank, tickets, error) from error
 
     def wait_any(self, tickets: Sequence[Ticket]) -> int:
+        if len(tickets) == 1:
+            self.wait(tickets[0])
+            return 0
         for _ in range(self._spins // max(1, len(tickets))):
             for position, ticket in enumerate(tickets):
                 if ticket.done():
@@ -185,6 +210,11 @@ def _start(mpi: Any) -> None:
             del os.environ[name]
     if not mpi.Is_initialized():
         mpi.Init_thread(mpi.THREAD_SERIALIZED)  # one thread of a rank talks at a time; locks inside MPI cost time
+
+
+def _free(request: Any) -> None:
+    if not _mpi().Is_finalized():
+        request.Free()
 
 
 def _lost(rank: int, tickets: Sequence[Ticket], error: Exception) -> PeerLost:

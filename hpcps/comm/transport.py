@@ -8,8 +8,8 @@ All waits end: with the buffer moved, with :class:`~hpcps.errors.CommTimeout` af
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +40,9 @@ class Ticket(ABC):
         """Whether the message has moved. Never blocks."""
 
 
+StartAgain = Callable[[], Ticket]
+
+
 class Transport(ABC):
     """Ranks ``0 .. size - 1`` and the messages between them.
 
@@ -61,6 +64,15 @@ class Transport(ABC):
     @abstractmethod
     def irecv(self, buffer: Array, source: int, tag: int) -> Ticket:
         """Start receiving into ``buffer`` from rank ``source``. Does not block."""
+
+    def repeated_send(self, buffer: Array, to: int, tag: int) -> StartAgain:
+        """What starts sending ``buffer``, as it is then, each time it is called: for messages of which there are many.
+        It is called again when the ticket that it gave is done."""
+        return partial(self.isend, buffer, to, tag)
+
+    def repeated_receive(self, buffer: Array, source: int, tag: int) -> StartAgain:
+        """What starts receiving into ``buffer`` each time it is called; as :meth:`repeated_send`."""
+        return partial(self.irecv, buffer, source, tag)
 
     @abstractmethod
     def wait(self, *tickets: Ticket) -> None:

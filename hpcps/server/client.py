@@ -8,18 +8,22 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from hpcps.comm.transport import Array, Transport
+from hpcps.comm.memory import Memory
+from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
 from hpcps.rows import PulledRows, Rows
 from hpcps.server import messages
 from hpcps.server.messages import ANSWER_TAG, REQUEST_TAG, Counts, Header, Kind
-from hpcps.server.post import Inbox, Letter, Outbox
+from hpcps.server.nearby import nearby
+from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.serve import Server
 from hpcps.server.sharding import keys_of_shard
 from hpcps.server.store import Shard
 from hpcps.sums import Decoder, Summed
 
 Take = Callable[[int, Letter], None]
+NO_KEYS: Mapping[str, Array] = {}
+_KEYS_DTYPE = np.dtype(np.int64)
 
 
 class Traffic(NamedTuple):
@@ -65,7 +69,8 @@ class RemoteClient:
     worker waits.
 
     ``dense``: the worker's copy of the dense parameters, (n,), of which shard s has ``shards[s]``; ``rows``: where
-    rows go, if the model has tables. Both are written as answers arrive.
+    rows go, if the model has tables. Both are written as answers arrive. ``memory``: what the ranks of the node share,
+    if arrays are to be named that lie there; the shards have it too.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class RemoteClient:
         worker: int,
         decoder: Decoder,
         server: Server | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._transport = transport
         self._dense = dense
@@ -87,35 +93,48 @@ class RemoteClient:
         self._worker = worker
         self._server = server
         self._decoder = decoder
-        self._outboxes = [Outbox(transport, rank, REQUEST_TAG) for rank in servers]
-        self._inboxes = [
-            Inbox(transport, rank, ANSWER_TAG, dense.dtype, shard.stop - shard.start, dense[shard])
-            for rank, shard in zip(servers, shards, strict=True)
+        self._nearby = [nearby(memory, rank) for rank in servers]
+        wait = transport.wait if server is None else self._wait_serving
+        self._outboxes = [
+            Outbox(transport, rank, REQUEST_TAG, near, wait) for rank, near in zip(servers, self._nearby, strict=True)
         ]
+        self._targets = [self._dense[shard] for shard in shards]
+        self._inboxes = [
+            Inbox(transport, rank, ANSWER_TAG, self._dense.dtype, len(target), target, near)
+            for rank, target, near in zip(servers, self._targets, self._nearby, strict=True)
+        ]
+        self._fresh: list[Letter | None] = [None] * len(servers)
+        self._pushed: Summed | None = None
+        self._slack = 0
+        self._forms: list[Form] = []
         self._step = 0
+        self._is_listening = True
         self._waited_s = 0.0
         if rows is not None:
             rows.pull = self.fetch
 
     def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
-        pieces = 1 if gradient.dense.ndim == 1 else len(gradient.dense)
-        kind = Kind.PUSH_PULL if self._rows is None else Kind.PUSH
-        encodings = self._decoder.dtype, self._decoder.rows_dtype
-        for number, outbox in enumerate(self._outboxes):
-            header = Header(kind, self._worker, number, step, 0, *encodings, pieces, gradient.scale, slack=slack)
-            header.at_once = slack != 0
-            follow = self._follow(header, gradient, number) if self._rows is not None else ()
-            outbox.send(header, gradient.dense[..., self._shards[number]], follow)
+        if self._rows is not None:
+            for number, outbox in enumerate(self._outboxes):
+                header = self._push_header(Kind.PUSH, number, gradient, slack)
+                header.step = step
+                follow = self._follow(header, gradient, number)
+                outbox.send(header, gradient.dense[..., self._shards[number]], follow)
+            return
+        if not self._is_prepared(gradient, slack):
+            self._prepare(gradient, slack)
+        for form in self._forms:
+            form.send(step)
 
     def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> None:
         started = time.perf_counter()
         self._step = step
         if self._rows is None:  # the push has asked
-            self._take_up(step, {})
+            self._take_up(step, NO_KEYS)
         if self._rows is not None or (keys is None and slack != 0):
             slack = 0 if keys is None else slack
-            self._ask(step, keys or {}, slack)
-            self._take_up(step, keys or {})
+            self._ask(step, keys or NO_KEYS, slack)
+            self._take_up(step, keys or NO_KEYS)
         if self._server is not None and slack == 0:
             self._serve_all(self._server, step)
         self._waited_s += time.perf_counter() - started
@@ -141,7 +160,7 @@ class RemoteClient:
             self._expect(letter, Kind.COUNTS, 0, number)
             found[number] = Counts.unpacked(letter.more[: 8 * letter.header.keys].view(np.int64))
 
-        self._receive(take, is_last=True)
+        self._receive(take)
         for outbox in self._outboxes:
             outbox.flush()
         if self._server is not None:
@@ -152,6 +171,27 @@ class RemoteClient:
         received_bytes = sum(box.received_bytes for box in self._inboxes)
         sent_bytes, requests = sum(box.sent_bytes for box in self._outboxes), sum(box.letters for box in self._outboxes)
         return Traffic(self._waited_s, sent_bytes, received_bytes, requests)
+
+    def _is_prepared(self, gradient: Summed, slack: int) -> bool:
+        """Whether the last gradient lay in the same array, and was pushed in the same way."""
+        last = self._pushed
+        is_same = last is not None and gradient.dense is last.dense and gradient.scale == last.scale
+        return is_same and slack == self._slack
+
+    def _prepare(self, gradient: Summed, slack: int) -> None:
+        """Make the letters of a gradient that is pushed from this array again and again."""
+        self._pushed, self._slack = gradient, slack
+        self._forms = [
+            outbox.form(self._push_header(Kind.PUSH_PULL, number, gradient, slack), gradient.dense[..., shard])
+            for number, (outbox, shard) in enumerate(zip(self._outboxes, self._shards, strict=True))
+        ]
+
+    def _push_header(self, kind: Kind, number: int, gradient: Summed, slack: int) -> Header:
+        pieces = 1 if gradient.dense.ndim == 1 else len(gradient.dense)
+        encodings = self._decoder.dtype, self._decoder.rows_dtype
+        header = Header(kind, self._worker, number, 0, 0, *encodings, pieces, gradient.scale, slack=slack)
+        header.at_once = slack != 0
+        return header
 
     def _follow(self, header: Header, gradient: Summed, number: int) -> list[Array]:
         """The keys and rows for one shard."""
@@ -165,11 +205,13 @@ class RemoteClient:
     def _ask(self, step: int, keys: Mapping[str, Array], slack: int) -> None:
         for number, outbox in enumerate(self._outboxes):
             header = Header(Kind.PULL, self._worker, number, step, slack=slack)
-            packed = None
+            section: list[Array] = []
             if keys:
-                packed = messages.pack_keys([own[self._of_shard(own, number)] for own in keys.values()])
-                header.keys = len(packed)
-            outbox.send(header, follow=messages.sections(packed, []))
+                wanted = [own[self._of_shard(own, number)] for own in keys.values()]
+                header.keys = len(wanted) + sum(map(len, wanted))
+                section = outbox.lend([(header.keys, 1)], _KEYS_DTYPE)
+                messages.pack_keys(wanted, section[0].reshape(-1))
+            outbox.send(header, follow=section)
 
     def _of_shard(self, keys: Array, number: int) -> Array | slice:
         return keys_of_shard(keys, number, len(self._servers))
@@ -184,27 +226,60 @@ class RemoteClient:
 
     def _take_up(self, step: int, keys: Mapping[str, Array]) -> None:
         """Copy each shard's answer into the parameters, and the rows of these keys to where rows go, as it comes."""
-        rooms = {}
-        if self._rows is not None:
-            rooms = {name: self._rows.room(name, len(own)) for name, own in keys.items()}
+        rooms = {} if self._rows is None else {name: self._rows.room(name, len(own)) for name, own in keys.items()}
 
         def take(number: int, letter: Letter) -> None:
             self._expect(letter, Kind.PARAMETERS, step, number)
-            target = self._dense[self._shards[number]]
-            if letter.dense.ctypes.data != target.ctypes.data:
-                target[:] = letter.dense
+            self._refresh(number, letter)
             if rooms:
-                places = [self._of_shard(own, number) for own in keys.values()]
-                counts = [len(own[place]) for own, place in zip(keys.values(), places, strict=True)]
-                widths = [room.shape[1] for room in rooms.values()]
-                rows = messages.take_rows(letter.more, counts, widths, target.dtype)
-                for room, place, values in zip(rooms.values(), places, rows, strict=True):
-                    room[place] = values
+                self._place(rooms, keys, number, letter)
 
         self._receive(take)
         for name, room in rooms.items():
             assert self._rows is not None
             self._rows.put(name, keys[name], room)
+
+    def _place(self, rooms: Mapping[str, Array], keys: Mapping[str, Array], number: int, letter: Letter) -> None:
+        """Put the rows of a letter where their keys stand among all that were asked for."""
+        places = [self._of_shard(own, number) for own in keys.values()]
+        counts = [len(own[place]) for own, place in zip(keys.values(), places, strict=True)]
+        widths = [room.shape[1] for room in rooms.values()]
+        rows = messages.take_rows(letter.more, counts, widths, self._dense.dtype)
+        for room, place, values in zip(rooms.values(), places, rows, strict=True):
+            if isinstance(place, slice):
+                room[place] = values
+            else:
+                self._decoder.scatter_rows(room, values, place)
+
+    def _refresh(self, number: int, letter: Letter) -> None:
+        """Copy a shard's dense parameters, unless they have come to where they are to be: as a long letter's do, and
+        those that both ranks share."""
+        if letter is self._fresh[number]:
+            return
+        target = self._targets[number]
+        if letter.dense.ctypes.data != target.ctypes.data:
+            target[:] = letter.dense
+        elif letter.header.region:
+            self._fresh[number] = letter
+
+    def _wait_serving(self, *tickets: Ticket) -> None:
+        """Wait for messages to leave; what they wait for may be this rank's own shard."""
+        waiting = list(tickets)
+        while waiting:
+            position = self._wait_for_one(waiting)
+            if position is not None:
+                del waiting[position]
+
+    def _wait_for_one(self, tickets: list[Ticket]) -> int | None:
+        """Block until one of the tickets is done; returns its position, or None where this rank's shard was served
+        instead."""
+        if self._server is None:
+            return self._transport.wait_any(tickets)
+        position = self._transport.wait_any(tickets + self._server.tickets())
+        if position < len(tickets):
+            return position
+        self._server.go_on(position - len(tickets))
+        return None
 
     def _serve_all(self, server: Server, step: int) -> None:
         """Serve this rank's shard until all workers have what they need to go on: they may go on to a collective, in
@@ -217,25 +292,32 @@ class RemoteClient:
         if header.kind is not kind or header.step != step:
             raise CommError(f"shard {number} answered {header.kind.name} of step {header.step} at step {step}")
 
-    def _receive(self, take: Take, is_last: bool = False) -> None:
+    def _receive(self, take: Take) -> None:
         """One letter of each shard, as they come; this rank's own shard is served meanwhile."""
+        if not self._is_listening:  # not before there is something to wait for: the shards are at work meanwhile
+            for inbox in self._inboxes:
+                inbox.listen()
+        self._is_listening = False
+        if len(self._inboxes) == 1 and self._server is None:
+            self._transport.wait(self._inboxes[0].ticket)
+            while not self._taken(0, take):
+                self._transport.wait(self._inboxes[0].ticket)
+            return
         waiting = list(range(len(self._inboxes)))
         while waiting:
-            tickets = [self._inboxes[number].ticket for number in waiting]
-            own = self._server.tickets() if self._server is not None else []
-            position = self._transport.wait_any(tickets + own if own else tickets)
-            if position >= len(tickets):
-                assert self._server is not None
-                self._server.go_on(position - len(tickets))
-                continue
-            inbox = self._inboxes[waiting[position]]
-            letter = inbox.take()
-            if letter is not None:
-                take(waiting[position], letter)
-                inbox.give_back(letter)
-                if not is_last:
-                    inbox.listen()
+            position = self._wait_for_one([self._inboxes[number].ticket for number in waiting])
+            if position is not None and self._taken(waiting[position], take):
                 del waiting[position]
+
+    def _taken(self, number: int, take: Take) -> bool:
+        """Whether the letter of a shard is whole now; then it has been taken."""
+        inbox = self._inboxes[number]
+        letter = inbox.take()
+        if letter is None:
+            return False
+        take(number, letter)
+        inbox.give_back(letter)
+        return True
 
 
 class DirectClient:

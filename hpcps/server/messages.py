@@ -1,33 +1,44 @@
-"""The messages between workers and shards, version 4.
+"""The messages between workers and shards, version 5.
 
 A *letter* is a header of 128 bytes and up to three sections: numbers of dense parameters, keys, and rows of tables. All
 numbers are little-endian. A letter of up to FRONT_BYTES is one message: the header, then the sections one after the
 other. Of a longer one the header travels alone; then comes the dense section, if it has any, as a message of its own,
 then keys and rows, if there are any, as one more. Each section, and each table's rows, begins at a multiple of 64
-bytes of its message.
+bytes of its message. A dense section that lies in memory which both ranks see does not travel at all: the header says
+where it lies.
 
 ====== ======= ============ =========================================================================
 offset type    name         meaning
 ====== ======= ============ =========================================================================
 0      4 bytes magic        ``HPPS``
-4      u16     version      4
+4      u16     version      5
 6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull, 5 meet;
                             shard to worker: 16 parameters, 17 counts (answers finish), 18 met (answers meet)
 8      u32     worker       number of the worker among the workers
 12     u32     shard        number of the shard
-16     i64     step         push: the step of the gradient, from 1; pull: the last step of this worker;
+16     i64     count        elements of the dense section
+24     u16     encoding     of the dense section: 0 float32, 1 float64, 2 int64
+26     u16     rows         encoding of the rows: as of the dense section, or 2 int64 fixed point
+28     u32     pieces       push: into how many arrays of one length the dense section is cut; else 1
+32     f64     scale        fixed point: what the rows were multiplied by (a power of two); else 1
+40     i64     keys         elements of the section of keys; 0: there is none
+48     i64     slack        pull: how many steps of any other worker may be missing; -1: any number
+56     i64     more         bytes of the sections of keys and rows
+64     u32     at once      push: 0: to be added to the other workers' pushes of this step, 1: to be applied at once
+68     u32     region       0: the dense section travels; else it lies in region ``region`` - 1 of the node's memory
+72     i64     offset       where it begins in the sender's piece of that region, in bytes
+80             40 bytes     zero
+120    i64     step         push: the step of the gradient, from 1; pull: the last step of this worker;
                             parameters: as in the pull
-24     i64     count        elements of the dense section
-32     u16     encoding     of the dense section: 0 float32, 1 float64, 2 int64
-34     u16     rows         encoding of the rows: as of the dense section, or 2 int64 fixed point
-36     u32     pieces       push: into how many arrays of one length the dense section is cut; else 1
-40     f64     scale        fixed point: what the rows were multiplied by (a power of two); else 1
-48     i64     keys         elements of the section of keys; 0: there is none
-56     i64     slack        pull: how many steps of any other worker may be missing; -1: any number
-64     i64     more         bytes of the sections of keys and rows
-72     u32     at once      push: 0: to be added to the other workers' pushes of this step, 1: to be applied at once
-76     52 bytes             zero
 ====== ======= ============ =========================================================================
+
+What changes from letter to letter of one kind is often the step alone, so it comes last: a letter whose first 120 bytes
+are those of the one before needs no other look.
+
+A *region* is what ``hpcps/comm/memory.py`` calls so: ranks of one node number theirs alike. A gradient that is named by
+its place may be read, and added to, by the shard until the worker has the answer that contains its step. Parameters
+that are may be read by the worker until its next push; so a shard names its own only where all pushes are added up, and
+it refuses one that is to be applied at once. Where the worker's parameters are the shard's nothing is copied at all.
 
 The dense section of a push is the worker's gradient; in a reproducible run it is the worker's pieces, one after the
 other: the subtrees of grains that it owns whole (``hpcps/comm/order.py``). The shard adds the pieces of all workers in
@@ -57,7 +68,7 @@ from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 
 MAGIC = b"HPPS"
-VERSION = 4
+VERSION = 5
 HEADER_BYTES = 128
 FRONT_BYTES = 8192
 ALIGNMENT_BYTES = 64
@@ -65,7 +76,8 @@ REQUEST_TAG = 16
 ANSWER_TAG = 17
 UNBOUNDED = -1
 
-_HEADER = struct.Struct("<4sHHIIqqHHIdqqqI52x")
+_HEADER = struct.Struct("<4sHHIIqHHIdqqqIIq40xq")
+STEP_OFFSET = 120
 _FLOAT32: np.dtype[Any] = np.dtype("<f4")
 _ENCODINGS = [_FLOAT32, np.dtype("<f8"), np.dtype("<i8")]
 _CODES = {dtype: code for code, dtype in enumerate(_ENCODINGS)}
@@ -104,11 +116,13 @@ class Header:
     slack: int = 0
     more: int = 0
     at_once: bool = False
+    region: int = 0
+    offset: int = 0
 
     @property
     def dense_bytes(self) -> int:
-        """Bytes of the dense section."""
-        return self.count * self.dtype.itemsize
+        """Bytes of the dense section that travel."""
+        return 0 if self.region else self.count * self.dtype.itemsize
 
     @property
     def is_one_message(self) -> bool:
@@ -119,16 +133,16 @@ class Header:
 def write(buffer: Array, header: Header) -> None:
     """Put the header in front of ``buffer`` (uint8)."""
     h = header
-    place = h.worker, h.shard, h.step, h.count, _CODES[h.dtype], _CODES[h.rows_dtype]
-    rest = h.pieces, h.scale, h.keys, h.slack, h.more, h.at_once
-    _HEADER.pack_into(buffer.data, 0, MAGIC, VERSION, h.kind, *place, *rest)
+    dense = h.worker, h.shard, h.count, _CODES[h.dtype], _CODES[h.rows_dtype], h.pieces
+    rest = h.scale, h.keys, h.slack, h.more, h.at_once, h.region, h.offset, h.step
+    _HEADER.pack_into(buffer.data, 0, MAGIC, VERSION, h.kind, *dense, *rest)
 
 
 def read(buffer: Array) -> Header:
     """The header in front of a message that has arrived. Raises CommError if it is not one of ours."""
     fields = _HEADER.unpack_from(buffer.data)
-    magic, version, kind, worker, shard, step, count, encoding, rows, pieces, scale, keys, *rest = fields
-    slack, more, at_once = rest
+    magic, version, kind, worker, shard, count, encoding, rows, pieces, scale, keys, *rest = fields
+    slack, more, at_once, region, offset, step = rest
     if magic != MAGIC or version != VERSION:
         raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
     if kind not in _KINDS or max(encoding, rows) >= len(_ENCODINGS) or keys < 0:
@@ -136,7 +150,8 @@ def read(buffer: Array) -> Header:
     if count < 0 or more < 0 or keys * 8 > more or pieces < 1 or count % pieces:
         raise CommError(f"{count} numbers came in {pieces} pieces, with {keys} keys in {more} bytes")
     encodings = _ENCODINGS[encoding], _ENCODINGS[rows]
-    return Header(_KINDS[kind], worker, shard, step, count, *encodings, pieces, scale, keys, slack, more, at_once == 1)
+    sizes = step, count, *encodings, pieces, scale, keys, slack, more
+    return Header(_KINDS[kind], worker, shard, *sizes, at_once == 1, region, offset)
 
 
 @dataclass
@@ -207,9 +222,9 @@ def take_rows(buffer: Array, counts: Sequence[int], widths: Sequence[int], dtype
     return rows
 
 
-def pack_keys(keys: Sequence[Array]) -> Array:
-    """The section of keys: one array (k,) int64 for each table."""
-    return np.concatenate([np.array([len(own) for own in keys], np.int64), *keys])
+def pack_keys(keys: Sequence[Array], out: Array | None = None) -> Array:
+    """The section of keys: one array (k,) int64 for each table. Written to ``out``, if given."""
+    return np.concatenate([np.array([len(own) for own in keys], np.int64), *keys], out=out)
 
 
 def unpack_keys(section: Array, tables: int) -> list[Array]:

@@ -7,12 +7,14 @@ from typing import Protocol
 
 import numpy as np
 
+from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
 from hpcps.rows import ByTable, Rows
 from hpcps.server import messages
 from hpcps.server.messages import ANSWER_TAG, REQUEST_TAG, Counts, Header, Kind
-from hpcps.server.post import Inbox, Letter, Outbox
+from hpcps.server.nearby import nearby
+from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.store import Shard
 from hpcps.sums import Decoder, Summed
 
@@ -52,7 +54,8 @@ class AsTheyCome:
 class Server:
     """Serves one shard to ``workers`` (their ranks, in worker order) until each of them has finished.
 
-    ``pieces``: of how many arrays each worker's gradient is.
+    ``pieces``: of how many arrays each worker's gradient is. ``memory``: as the workers' clients have it. With it no
+    push may ask to be applied at once, for workers may read the parameters while the shard does not know of it.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Server:
         decoder: Decoder,
         pieces: Sequence[int],
         turns: Turns | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._transport = transport
         self._shard = shard
@@ -71,12 +75,16 @@ class Server:
         self._rows_dtype = decoder.rows_dtype
         self._widths = [table.width for table in shard.tables.values()]
         self._turns: Turns = turns or AsTheyCome()
-        count = len(shard.params)
+        count, self._is_seen = len(shard.params), memory is not None
+        near = [nearby(memory, rank) for rank in workers]
         self._inboxes = [
-            Inbox(transport, rank, REQUEST_TAG, decoder.dtype, own * count)
-            for rank, own in zip(workers, pieces, strict=True)
+            Inbox(transport, rank, REQUEST_TAG, decoder.dtype, own * count, None, one)
+            for rank, own, one in zip(workers, pieces, near, strict=True)
         ]
-        self._outboxes = [Outbox(transport, rank, ANSWER_TAG) for rank in workers]
+        self._outboxes = [Outbox(transport, rank, ANSWER_TAG, one) for rank, one in zip(workers, near, strict=True)]
+        self._answers: dict[int, Form] = {}
+        self._repeated: list[Letter | None] = [None] * len(workers)
+        self._gradients: dict[int, Summed] = {}
         self._open = list(range(len(workers)))
         self._kept: list[tuple[Inbox, Letter]] = []
         self._waiting: dict[int, tuple[int, int, Wanted]] = {}
@@ -112,6 +120,9 @@ class Server:
             return
         self._letters += 1
         self._turns.taken(worker)
+        if letter is self._repeated[worker]:
+            self._take_again(worker, inbox, letter)
+            return
         if letter.header.kind is Kind.FINISH:
             self._finish(worker)
             return
@@ -120,15 +131,35 @@ class Server:
             inbox.listen()
             self._meet(worker)
             return
-        if self._handle(worker, letter):
+        is_kept = self._handle(worker, letter)
+        self._answer_all()
+        if worker in self._waiting:
+            self._keep_wanted(worker)
+        if is_kept:
             self._kept.append((inbox, letter))
         else:
             inbox.give_back(letter)
             while self._kept and self._shard.is_settled:
                 box, old = self._kept.pop()
                 box.give_back(old)
+        self._repeated[worker] = letter if self._may_repeat(worker, letter) else None
         inbox.listen()
-        self._answer_all()
+
+    def _take_again(self, worker: int, inbox: Inbox, letter: Letter) -> None:
+        """A push and pull like the last of the only worker, which has been looked at: the answer first."""
+        step = letter.header.step
+        self._shard.push(worker, step, self._gradients[worker])
+        self._met[worker] = step
+        self._shard.seen(worker)
+        self._answers[worker].send(step)
+        inbox.give_back(letter)
+        inbox.listen()
+
+    def _may_repeat(self, worker: int, letter: Letter) -> bool:
+        """Whether a letter like this one can be taken without another look at it."""
+        header, is_alone = letter.header, len(self._inboxes) == 1 and not self._widths
+        is_synchronous = header.slack == 0 and not self._has_at_once
+        return is_alone and is_synchronous and header.kind is Kind.PUSH_PULL and worker in self._answers
 
     def has_met(self, step: int) -> bool:
         """Whether all workers have been given parameters that contain all of ``step``."""
@@ -169,14 +200,24 @@ class Server:
             if header.pieces > 1:
                 dense = dense.reshape(header.pieces, header.count // header.pieces)
             rows = self._rows(letter, keys, behind) if header.keys else NO_ROWS
+            if header.at_once and self._is_seen:
+                raise CommError(
+                    f"worker {worker} pushed to be applied at once to parameters that others may be reading"
+                )
             self._has_at_once |= header.at_once
-            is_kept = self._shard.push(worker, header.step, Summed(dense, header.scale, rows), header.at_once)
+            gradient = self._gradients[worker] = Summed(dense, header.scale, rows)
+            is_kept = self._shard.push(worker, header.step, gradient, header.at_once)
         if header.kind is not Kind.PUSH:
             wanted = NOTHING
             if header.keys and header.kind is Kind.PULL:
-                wanted = {name: own.copy() for name, own in zip(self._shard.tables, keys, strict=True)}
+                wanted = dict(zip(self._shard.tables, keys, strict=True))
             self._waiting[worker] = header.step, header.slack, wanted
         return is_kept
+
+    def _keep_wanted(self, worker: int) -> None:
+        """What a worker asked for is in its letter, which is given back before it can be answered."""
+        step, slack, wanted = self._waiting[worker]
+        self._waiting[worker] = step, slack, {name: keys.copy() for name, keys in wanted.items()}
 
     def _answer_all(self) -> None:
         """Answer the workers that wait for what the parameters contain now."""
@@ -201,13 +242,28 @@ class Server:
         """Send fresh parameters to a worker. They are copied where they may change before they have left: unless all
         workers' pushes are added up, and none can be without this worker's next."""
         shard, outbox = self._shard, self._outboxes[worker]
-        outbox.flush()
-        rows = shard.pull(worker, wanted)
+        shard.seen(worker)
         params = shard.params
         if self._has_at_once or slack != 0:
+            outbox.flush()
             if worker not in self._copies:
                 self._copies[worker] = np.empty_like(params)
             self._copies[worker][:] = params
             params = self._copies[worker]
-        header = Header(Kind.PARAMETERS, worker, self._number, step, dtype=params.dtype, rows_dtype=params.dtype)
-        outbox.send(header, params, messages.sections(None, rows))
+        elif not self._widths:
+            if worker not in self._answers:
+                self._answers[worker] = outbox.form(self._answer_header(worker, 0), params)
+            self._answers[worker].send(step)
+            return
+        outbox.send(self._answer_header(worker, step), params, self._rows_for(outbox, wanted))
+
+    def _answer_header(self, worker: int, step: int) -> Header:
+        dtype = self._shard.params.dtype
+        return Header(Kind.PARAMETERS, worker, self._number, step, dtype=dtype, rows_dtype=dtype)
+
+    def _rows_for(self, outbox: Outbox, wanted: Wanted) -> Sequence[Array]:
+        """The rows that a worker asked for, in memory of its outbox."""
+        tables = self._shard.tables
+        rows = outbox.lend([(len(own), tables[name].width) for name, own in wanted.items()], self._shard.params.dtype)
+        self._shard.gather(rows, wanted)
+        return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -79,6 +79,8 @@ class Shard:
         self._on_update = on_update
         self._evict_after = evict_after
         self._steps: dict[int, _Step] = {}
+        self._is_alone = workers == 1 and len(self._adds[0]) == 1
+        self._last_gradient: Array | None = None
 
     def push(self, worker: int, step: int, gradient: Summed, at_once: bool = False) -> bool:
         """Take one worker's gradient. Returns whether it is still needed: it may not be changed until the step's
@@ -92,10 +94,13 @@ class Shard:
             return False
         if step != self._pushed[worker] + 1:
             raise CommError(f"worker {worker} pushed step {step} to a shard that has had step {self._pushed[worker]}")
-        pieces = gradient.dense if gradient.dense.ndim == 2 else gradient.dense.reshape(1, -1)
-        if len(pieces) != len(self._adds[worker]):
-            raise CommError(f"worker {worker} pushed {len(pieces)} pieces, not {len(self._adds[worker])}")
+        pieces = 1 if gradient.dense.ndim == 1 else len(gradient.dense)
+        if pieces != len(self._adds[worker]):
+            raise CommError(f"worker {worker} pushed {pieces} pieces, not {len(self._adds[worker])}")
         self._pushed[worker] = step
+        if self._is_alone and not at_once:
+            self._apply_alone(gradient)
+            return False
         together = self._steps.get(step)
         if at_once:
             if self._decoder.exact or not self._is_in_turn:
@@ -121,30 +126,58 @@ class Shard:
         return slack == UNBOUNDED or min(self.clocks) >= step - slack
 
     def pull(self, worker: int, keys: Mapping[str, Array]) -> list[Array]:
-        """A worker gets the dense parameters, and the rows (k, W) of these keys of each table, copies.
+        """A worker gets the dense parameters, and the rows (k, W) of these keys of each table, copies."""
+        self.seen(worker)
+        rows = [np.empty((len(own), self.tables[name].width), self.params.dtype) for name, own in keys.items()]
+        self.gather(rows, keys)
+        return rows
 
-        Raises CommError for rows that are not there.
-        """
-        self._seen[worker] = self.updates
-        self._delay.seen(worker, self.params)
+    def gather(self, rows: Sequence[Array], keys: Mapping[str, Array]) -> None:
+        """Overwrite ``rows``, (k, W) for each table, with the rows of these keys. Raises CommError for rows that are
+        not there."""
         try:
-            return [self.tables[name].pull(own) for name, own in keys.items()]
+            for out, (name, own) in zip(rows, keys.items(), strict=True):
+                self.tables[name].pull(own, out)
         except IndexError as error:
             raise CommError(f"a worker asked for a row that the shard does not have: {error}") from error
+
+    def seen(self, worker: int) -> None:
+        """A worker gets the parameters as they are."""
+        self._seen[worker] = self.updates
+        self._delay.seen(worker, self.params)
 
     def apply(self, update: Update) -> None:
         """Change the parameters."""
         if update.number != self.updates + 1:
             raise CommError(f"update {update.number} came to a shard that has had {self.updates}")
         self.updates = update.number
-        self._optimizer.update(self.params, self.state, update.dense, self._gradient_scale, self.updates)
-        for name, (keys, values) in update.rows.items():
-            self._update_table(name, keys, values)
+        self._change(update.dense, update.rows)
+        if self._on_update is not None:
+            self._on_update(update)
+
+    def _change(self, dense: Array, rows: ByTable) -> None:
+        if dense is not self._last_gradient:  # one worker's comes in the same array in every step
+            self._last_gradient = dense
+            self._update = self._optimizer.prepare(self.params, self.state, dense, self._gradient_scale)
+        self._update(self.updates)
+        if rows:
+            for name, (keys, values) in rows.items():
+                self._update_table(name, keys, values)
         if self._evict_after and self.updates % self._evict_after == 0:
             for table in self.tables.values():
                 table.evict(since_step=self.updates - self._evict_after + 1)
+
+    def _apply_alone(self, gradient: Summed) -> None:
+        """There is nothing to be added to the gradient."""
+        dense = gradient.dense if gradient.dense.ndim == 1 else gradient.dense[0]
+        self.staleness[0] += 1
+        rows = self._decoded(gradient.rows, gradient.scale)
         if self._on_update is not None:
-            self._on_update(update)
+            self.apply(Update(self.updates + 1, dense, rows))
+        else:
+            self.updates += 1
+            self._change(dense, rows)
+        self.clocks[0] = self._pushed[0]
 
     def _apply_at_once(self, worker: int, gradient: Summed) -> None:
         age = self.updates - self._seen[worker]
@@ -192,7 +225,7 @@ class Shard:
         together.scale = gradient.scale
 
     def _decoded(self, rows: ByTable, scale: float) -> ByTable:
-        if not self._decoder.exact:
+        if not self._decoder.exact or not rows:
             return rows
         return {name: one._replace(values=self._decoder.values(one.values, scale)) for name, one in rows.items()}
 

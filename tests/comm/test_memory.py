@@ -61,7 +61,7 @@ def test_an_array_lies_in_a_region_where_all_find_it(on_ranks, kind, count, dtyp
         transport.barrier()
         other = (transport.rank + 1) % transport.size
         if kind is ProcessMemory:
-            found = np.frombuffer(memory._at(starts[other] + offset, mine.nbytes), dtype)
+            found = np.frombuffer(memory.array_at(starts[other] + offset, mine.nbytes), dtype)
             assert (found == other).all()
         transport.barrier()
 

@@ -302,7 +302,7 @@ def test_a_message_of_anything_else_is_refused():
     message = np.zeros(FRONT_BYTES, np.uint8)
     messages.write(message, Header(Kind.PUSH_PULL, 0, 0, 1, 4, pieces=2))
     assert messages.read(message).count == 4
-    damaged = {0: 1, 4: 1, 6: 99, 24: 5, 31: 255, 32: 77, 34: 77, 36: 3, 48: 9, 55: 255, 71: 255}
+    damaged = {0: 1, 4: 1, 6: 99, 16: 5, 23: 255, 24: 77, 26: 77, 28: 3, 40: 9, 47: 255, 63: 255}
     for place, value in damaged.items():
         before = message.copy()
         message[place] = value
