@@ -151,7 +151,8 @@ def make_server(job: Job, held: Held, where: slice, number: int, keep: Keep) -> 
     if options.replay:
         turns = load_turns(Path(options.replay), number, len(workers))
     memory = None if held.shared is None else held.shared.memory
-    return Server(job.transport, shard, number, workers, decoder(job), job.order.counts, turns, memory)
+    rest = workers, decoder(job), job.order.counts, turns, memory
+    return Server(job.transport, shard, number, *rest, copies=job.slack != 0)
 
 
 def _make_client(job: Job, planned: Roles, held: Held, where: list[slice], keep: Keep) -> Client:

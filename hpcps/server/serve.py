@@ -56,6 +56,8 @@ class Server:
 
     ``pieces``: of how many arrays each worker's gradient is. ``memory``: as the workers' clients have it. With it no
     push may ask to be applied at once, for workers may read the parameters while the shard does not know of it.
+    ``copies``: some pushes will ask for that, so that parameters may change while an answer is under way: answers are
+    copies, as they are after the first such push anyway.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Server:
         pieces: Sequence[int],
         turns: Turns | None = None,
         memory: Memory | None = None,
+        copies: bool = False,
     ) -> None:
         self._transport = transport
         self._shard = shard
@@ -89,7 +92,7 @@ class Server:
         self._kept: list[tuple[Inbox, Letter]] = []
         self._waiting: dict[int, tuple[int, int, Wanted]] = {}
         self._copies: dict[int, Array] = {}
-        self._has_at_once = False
+        self._may_change = copies
         self._met = [0] * len(workers)
         self._came: set[int] = set()
         self._letters = 0
@@ -158,7 +161,7 @@ class Server:
     def _may_repeat(self, worker: int, letter: Letter) -> bool:
         """Whether a letter like this one can be taken without another look at it."""
         header, is_alone = letter.header, len(self._inboxes) == 1 and not self._widths
-        is_synchronous = header.slack == 0 and not self._has_at_once
+        is_synchronous = header.slack == 0 and not self._may_change
         return is_alone and is_synchronous and header.kind is Kind.PUSH_PULL and worker in self._answers
 
     def has_met(self, step: int) -> bool:
@@ -204,7 +207,7 @@ class Server:
                 raise CommError(
                     f"worker {worker} pushed to be applied at once to parameters that others may be reading"
                 )
-            self._has_at_once |= header.at_once
+            self._may_change |= header.at_once
             gradient = self._gradients[worker] = Summed(dense, header.scale, rows)
             is_kept = self._shard.push(worker, header.step, gradient, header.at_once)
         if header.kind is not Kind.PUSH:
@@ -244,7 +247,7 @@ class Server:
         shard, outbox = self._shard, self._outboxes[worker]
         shard.seen(worker)
         params = shard.params
-        if self._has_at_once or slack != 0:
+        if self._may_change or slack != 0:
             outbox.flush()
             if worker not in self._copies:
                 self._copies[worker] = np.empty_like(params)
