@@ -52,17 +52,17 @@ def log_loss(scores: Array, labels: Array) -> float:
     return float(np.mean(np.logaddexp(0, scores) - labels * scores))
 
 
-def criteo(n: int, seed: int = 0) -> Rows:
-    """n rows with one hashed feature for each of the fields; about a quarter of the labels are 1."""
+def criteo(n: int, seed: int = 0, bits: int = HASH_BITS) -> Rows:
+    """n rows with one of 2^bits hashed features for each of the fields; about a quarter of the labels are 1."""
     rng = np.random.default_rng(seed)
     values_of = np.exp(np.linspace(np.log(4), np.log(10**6), FIELDS))  # how many values a field has
     drawn = np.exp(rng.random((n, FIELDS)) * np.log(values_of)).astype(np.uint64)
     keys = (drawn * np.uint64(FIELDS) + np.arange(FIELDS, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-    indices = np.sort((keys >> np.uint64(64 - HASH_BITS)).astype(np.int32), axis=1)
-    indices = _distinct(indices, 2**HASH_BITS)
+    indices = np.sort((keys >> np.uint64(64 - bits)).astype(np.int32), axis=1)
+    indices = _distinct(indices, 2**bits)
     indptr = np.arange(n + 1, dtype=np.int64) * FIELDS
     rows = Rows(indptr, indices.reshape(-1), np.ones(indices.size, np.float32), np.empty(n, np.float32))
-    truth = np.random.default_rng(1).standard_normal(2**HASH_BITS) * 0.25
+    truth = np.random.default_rng(1).standard_normal(2**bits) * 0.25
     return rows._replace(labels=_drawn_labels(rng, rows.scores(truth, -1.4)))
 
 

@@ -68,3 +68,13 @@ def test_ring_or_server(tmp_path):
         assert row["median_s"] > 0
     assert rows[0]["sent"] == pytest.approx(4 << 20, rel=0.5)  # a host's share, twice, and the headers
     assert "| dense | 2 |" in table
+
+
+def test_clicks(tmp_path):
+    words = ["--rows", "3000", "--held-out", "500", "--batch", "500", "--rates", "0.1", "--no-peers"]
+    rows, table = bench(tmp_path / "a.json", "clicks.py", *words, "--only", "thread")
+    assert [row["case"] for row in rows] == ["hpcps, 1 process, 1 thread", "hpcps, 1 process, 2 threads"]
+    for row in rows:
+        assert row["rows_per_s"] > 0
+        assert 0 < row["test_loss"] < 0.7
+    assert "| hpcps, 1 process, 1 thread |" in table
