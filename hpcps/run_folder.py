@@ -4,7 +4,7 @@
 ``config.toml``           the whole configuration, defaults included
 ``metrics.jsonl``         one line a report
 ``model.safetensors``     the parameters, and beside them what prediction needs
-``order-S.npy``           of a recorded run: in which order shard S took what workers sent
+``order-S.bin``           of a recorded run: in which order shard S took what workers sent
 ``summary.json``          written last: a folder without it is not finished
 ========================= ===========================================================================
 """
@@ -31,7 +31,7 @@ from hpcps.tensors import Stored, stored_here, write_tensors
 Array = np.ndarray[Any, Any]
 
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
-ORDERS = "order-*.npy"
+ORDERS = "order-*.bin"
 _KNOWN = {CONFIG, METRICS, MODEL, SUMMARY}
 _EXTRA = "hpcps."  # prefix of the tensors that are not parameters
 

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from hpcps.data.blocks import Array
+from hpcps.data.files import PARSING
 from hpcps.data.pieces import Piece, Rows
 
 SHAPES = {"digits": {"train": (1437, 64), "test": (360, 64)}}
@@ -48,5 +49,5 @@ class BuiltinSource(msgspec.Struct, frozen=True, tag="builtin"):
 @cache
 def _members(name: str) -> dict[str, Array]:
     content = resources.files("hpcps.data").joinpath(f"{name}.npz").read_bytes()
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+    with PARSING, np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return {key: archive[key] for key in archive.files}

@@ -6,6 +6,7 @@ import glob
 import gzip
 import os
 import re
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from hpcps.errors import DataError, HpcpsError
 
 GZIP_MAGIC = b"\x1f\x8b"
 DEFLATE_MOST = 1032  # DEFLATE turns one byte into at most this many
+PARSING = threading.Lock()
+"""Held while an .npy header is parsed: ``ast`` is not safe to call from several threads (CPython issue 106905)."""
+
 SUFFIXES = (".csv", ".tsv", ".libsvm", ".svm", ".svmlight", ".npz", ".npy", ".idx", ".data")
 TRAIN_WORD = re.compile(r"(^|[^a-z])train(ing)?([^a-z]|$)", re.IGNORECASE)
 TEST_WORD = re.compile(r"(^|[^a-z])(test(ing)?|t10k)([^a-z]|$)", re.IGNORECASE)

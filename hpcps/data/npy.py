@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from hpcps.data.files import reading
+from hpcps.data.files import PARSING, reading
 from hpcps.data.stored import ArraySource, StoredArray, most_unpacked, pair
 from hpcps.errors import DataError
 
@@ -65,7 +65,8 @@ def parse_header(name: str, header: bytes) -> tuple[str, tuple[int, ...], bool]:
     try:
         if b"\\" in header:
             raise ValueError("a backslash")
-        fields = ast.literal_eval(header.decode("latin-1").strip())
+        with PARSING:
+            fields = ast.literal_eval(header.decode("latin-1").strip())
         descr, shape, fortran = fields["descr"], fields["shape"], fields["fortran_order"]
         if type(shape) is not tuple or any(type(n) is not int or not 0 <= n < 1 << 62 for n in shape):
             raise ValueError("its shape")

@@ -3,7 +3,6 @@ the last bit."""
 
 from __future__ import annotations
 
-import io
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +12,13 @@ import numpy as np
 from hpcps.comm.transport import Array
 from hpcps.errors import CommError, ConfigError
 
+MAGIC = b"HPORDER1"
+_DTYPE = np.dtype("<u2")
+
 
 class Recorded:
-    """Letters are taken as they come, and whose they were is noted down; ``keep`` gets that as the bytes of a .npy
-    file."""
+    """Letters are taken as they come, and whose they were is noted down; ``keep`` gets that as the bytes of a file:
+    MAGIC, then the numbers of the workers as little-endian u16."""
 
     def __init__(self, keep: Callable[[bytes], None]) -> None:
         self._taken = array("H")
@@ -29,9 +31,7 @@ class Recorded:
         self._taken.append(worker)
 
     def finished(self) -> None:
-        file = io.BytesIO()
-        np.save(file, np.array(self._taken, "<u2"), allow_pickle=False)
-        self._keep(file.getvalue())
+        self._keep(MAGIC + np.array(self._taken, _DTYPE).tobytes())
 
 
 class Replayed:
@@ -56,20 +56,18 @@ class Replayed:
 
 def file_name(shard: int) -> str:
     """What the record of a shard is called in a run's folder."""
-    return f"order-{shard}.npy"
+    return f"order-{shard}.bin"
 
 
 def load(folder: Path, shard: int, workers: int) -> Replayed:
     """The record of a shard. Raises ConfigError where there is none, or it is of another number of workers."""
     path = folder / file_name(shard)
     try:
-        with path.open("rb") as file:
-            found = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"server.replay: {path}: no record of a shard's order ({error})") from error
-    if found.ndim != 1 or found.dtype != np.dtype("<u2") or (found.size and found.max() >= workers):
-        raise ConfigError(f"server.replay: {path}: not the record of a shard with {workers} workers")
-    finishes = np.bincount(found, minlength=workers)
-    if (finishes == 0).any():
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"server.replay: {path}: no record of a shard's order ({error.strerror})") from error
+    found = np.frombuffer(content[len(MAGIC) :][: len(content) // 2 * 2 - len(MAGIC)], _DTYPE)
+    is_record = content.startswith(MAGIC) and len(content) % 2 == 0
+    if not is_record or len(np.unique(found)) != workers or found.max() != workers - 1:
         raise ConfigError(f"server.replay: {path}: not the record of a shard with {workers} workers")
     return Replayed(found)

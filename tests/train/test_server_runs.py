@@ -55,7 +55,7 @@ def test_a_recorded_run_is_repeated_to_the_last_bit(tmp_path, example, more):
 
 
 def test_a_record_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(ConfigError, match=r"server\.replay: .*order-0\.npy: no record"):
+    with pytest.raises(ConfigError, match=r"server\.replay: .*order-0\.bin: no record"):
         train(tmp_path / "run", "server.staleness=async", f"server.replay={tmp_path}", ranks=3)
 
 
