@@ -114,9 +114,9 @@ class Lane:
         """Make ready what :meth:`compute` calls, for these batches and for others in the same arrays."""
         if self._grains is not None:
             assert self._share.adds is not None
-            self._together = partial(
-                self._grains, self._params, batches[0], self._bounds, self._share.adds, self._share.stack
-            )
+            arguments = self._params, batches[0], self._bounds, self._share.adds, self._share.stack
+            prepare = getattr(self._model, "prepare_grains", None)
+            self._together = partial(self._grains, *arguments) if prepare is None else prepare(*arguments)
         elif self._tables.names:
             rows = [self._tables.room_for_rows(batch) for batch in batches]
             self._rows = [as_rows(batch, own) for batch, own in zip(batches, rows, strict=True)]

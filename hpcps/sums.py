@@ -155,7 +155,8 @@ class TreeSum:
             for n, own in enumerate(adds)
         ]
         left = [len(one) for one in sums]
-        self._flat = [share.stack[:count].reshape(-1) for share, count in zip(self.shares, left, strict=True)]
+        flat = [share.stack[:count].reshape(-1) for share, count in zip(self.shares, left, strict=True)]
+        self._are_finite = [kernels.all_finite.bind(one) for one in flat]
         self.buffer = memory[: left[0]]
         self._memory = memory
         if len(sums) > 1:  # what the threads have added is then added up
@@ -163,9 +164,10 @@ class TreeSum:
             self.buffer = visible(len(wanted) * parameters, dtype).reshape(len(wanted), parameters)
             self._from = np.concatenate([top + np.arange(count) for top, count in zip(tops, left, strict=False)])
             self._adds = np.array(adds_of(wanted, [one for own in sums for one in own]), np.int64)
+        self._dense_alone = Summed(self.buffer, 1.0)
 
     def take(self, share: int, rows: Sequence[ByTable] = ()) -> None:
-        is_finite = self._kernels.all_finite(self._flat[share])
+        is_finite = self._are_finite[share]()
         for values in (table.values for one in rows for table in one.values()):
             largest = self._kernels.max_abs(values.reshape(-1))
             is_finite &= math.isfinite(largest)
@@ -178,7 +180,7 @@ class TreeSum:
         if len(self.shares) > 1:
             self._kernels.sum_tree(self.buffer, self._memory, self._from, self._adds)
         if not self._rows:
-            return Summed(self.buffer, 1.0)
+            return self._dense_alone
         scale = fixed_point_scale(self._agree(self._largest), self._total)
         rows: dict[str, Rows] = self._merger.merge_fixed(self._rows, scale)
         self._largest, self._rows = 0.0, []

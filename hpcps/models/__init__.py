@@ -85,7 +85,8 @@ class Model(Protocol):
     without arguments that does what ``loss_gradient`` does with these arrays, each time with what is then in them.
 
     A model without tables may have a method ``grain_gradients`` (:data:`GrainGradients`). In a reproducible run it is
-    called instead of ``loss_gradient``, once for all grains of a thread.
+    called instead of ``loss_gradient``, once for all grains of a thread. It may have ``prepare_grains``, which is to it
+    as ``prepare`` is to ``loss_gradient``.
     """
 
     task: Task

@@ -70,13 +70,7 @@ class Linear(_Convex):
     def prepare(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> Callable[[], float]:
         labels = _floats(batch.labels, self._dtype)
         kernel, arguments = self._call(params, batch, gradient_out, labels)
-        bound: Callable[[], float] = kernel.bind(*arguments)
-
-        def with_floats() -> float:
-            labels[:] = batch.labels
-            return bound()
-
-        return bound if labels is batch.labels else with_floats
+        return _with_floats(kernel.bind(*arguments), labels, batch)
 
     def _call(self, params: Arrays, batch: Batch, gradient_out: Arrays, labels: Array) -> Call:
         outs, weights = _pair(gradient_out), _pair(params)
@@ -84,11 +78,15 @@ class Linear(_Convex):
         return self._kernels.dense_loss_gradient, (*outs, *data, *weights, self.loss_name, self._delta)
 
     def grain_gradients(self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array) -> Array:
-        losses = np.empty(len(adds))
-        labels = _floats(batch.labels, self._dtype)
-        data = batch.samples, labels, self._unweighted, params["weight"], params["bias"]
-        self._kernels.dense_grains(stack, losses, *data, bounds, adds, self.loss_name, self._delta)
-        return losses
+        return self.prepare_grains(params, batch, bounds, adds, stack)()
+
+    def prepare_grains(
+        self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array
+    ) -> Callable[[], Array]:
+        losses, labels = np.empty(len(adds)), _floats(batch.labels, self._dtype)
+        data = batch.samples, labels, self._unweighted, *_pair(params)
+        kernel = self._kernels.dense_grains.bind(stack, losses, *data, bounds, adds, self.loss_name, self._delta)
+        return _giving(_with_floats(kernel, labels, batch), losses)
 
     def scores(self, params: Arrays, samples: Any) -> Array:
         scores = np.empty(len(samples), self._dtype)
@@ -138,10 +136,14 @@ class Softmax(_Convex):
         return self._kernels.softmax_loss_gradient, (*outs, batch.samples, batch.labels, self._unweighted, *weights)
 
     def grain_gradients(self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array) -> Array:
+        return self.prepare_grains(params, batch, bounds, adds, stack)()
+
+    def prepare_grains(
+        self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array
+    ) -> Callable[[], Array]:
         losses = np.empty(len(adds))
-        data = batch.samples, batch.labels, self._unweighted, params["weight"], params["bias"]
-        self._kernels.softmax_grains(stack, losses, *data, bounds, adds)
-        return losses
+        data = batch.samples, batch.labels, self._unweighted, *_pair(params)
+        return _giving(self._kernels.softmax_grains.bind(stack, losses, *data, bounds, adds), losses)
 
     def scores(self, params: Arrays, samples: Any) -> Array:
         scores = np.empty((len(samples), len(params["bias"])), self._dtype)
@@ -179,6 +181,28 @@ def _pair(arrays: Arrays) -> tuple[Array, Array]:
 
 def _rows(samples: Sparse) -> tuple[Array, Array, Array]:
     return samples.indptr, samples.columns[0], samples.values
+
+
+def _with_floats(bound: Callable[[], Any], labels: Array, batch: Batch) -> Callable[[], Any]:
+    """``bound``, for which ``labels`` must hold the batch's as floats."""
+    if labels is batch.labels:
+        return bound
+
+    def call() -> Any:
+        labels[:] = batch.labels
+        return bound()
+
+    return call
+
+
+def _giving(bound: Callable[[], Any], losses: Array) -> Callable[[], Array]:
+    """``bound``, which writes losses: a function that gives them."""
+
+    def call() -> Array:
+        bound()
+        return losses
+
+    return call
 
 
 def _floats(labels: Array, dtype: np.dtype[Any]) -> Array:
