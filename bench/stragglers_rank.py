@@ -124,7 +124,8 @@ def work(transport: MpiTransport, plan: Plan, kind: str, slack: int, samples: Ar
     gradient = Params.zeros({"weight": (CLASSES, FEATURES), "bias": (CLASSES,)}, np.float32)
     model = Softmax(FEATURES, CLASSES, "float32", KERNELS)
     server, whole = transport.size - 1, slice(0, len(params.flat))
-    client = RemoteClient(transport, params, [whole], [server], transport.rank, Decoder(False, np.float32, KERNELS))
+    decoder = Decoder(False, np.float32, KERNELS)
+    client = RemoteClient(transport, params.flat, None, [whole], [server], transport.rank, decoder)
     rng = np.random.default_rng([plan.seed, transport.rank, 1])
     steps = most_steps(plan)
     longer = slowness(plan, kind, transport.rank, steps)
@@ -159,7 +160,7 @@ def serve(transport: MpiTransport, plan: Plan, held_out: Batch) -> dict[str, obj
     parts = optimizer, decoder, Merger(KERNELS), in_turn(workers), scale
     shard = Shard(params.flat, *parts, on_update=course.updated)
     course.ages_now = shard.staleness
-    server = Server(transport, shard, 0, list(range(workers)), decoder, [1] * workers)
+    server = Server(transport, shard, 0, list(range(workers)), decoder, [1] * workers, copies=True)
     transport.barrier()
     course.begin(time.monotonic(), plan.seconds)
     server.run()

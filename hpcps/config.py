@@ -102,6 +102,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     count: Positive = 1
     colocated: bool = False
+    replicas: Annotated[int, Meta(ge=0, le=1)] = 0
     staleness: Count | Literal["async"] = 0
     warmup_steps: Count = 0
     admit_after: Annotated[int, Meta(ge=0, lt=65535)] = 0
@@ -190,6 +191,7 @@ HELP = {
     "train.report_every": "steps between progress lines (0: once an epoch)",
     "server.count": "server shards, each on a rank of its own",
     "server.colocated": "every rank is a worker and holds a shard; there are no ranks of servers alone",
+    "server.replicas": "0 | 1: copies of each shard, on the rank of the next, that follow it update by update",
     "server.staleness": "0: synchronous | N: a worker may miss the last N steps of others | async",
     "server.warmup_steps": "the first steps are synchronous, whatever the staleness",
     "server.admit_after": "pushes of a key that are dropped, and counted, before it gets a row of its own, < 65535",
@@ -472,8 +474,6 @@ def _check_compress(config: Config, source: str) -> None:
     why = ""
     if train.reproducible:
         why = "train.reproducible: exact sums are not rounded"
-    elif train.strategy == "server":
-        why = "train.strategy = 'server': only the all-reduce has codes; use 'ring'"
     elif train.dtype == "float64" and kind != "topk":
         why = "train.dtype = 'float64': its codes stand for float32; use 'float32', or compress.kind = 'topk'"
     if why:

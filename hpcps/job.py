@@ -13,6 +13,7 @@ from hpcps.comm.order import Order, in_turn, order
 from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.transport import Transport
 from hpcps.config import Config
+from hpcps.errors import ConfigError
 from hpcps.parts import Parts
 from hpcps.server.messages import UNBOUNDED
 from hpcps.server.sharding import Roles, roles
@@ -73,6 +74,10 @@ def prepare(transport: Transport, config: Config) -> Job:
     def plan() -> tuple[Roles, Parts]:
         models.check_kind(config.model.kind)
         planned = roles(transport.size, servers, config.server.colocated)
+        if config.server.replicas and planned.servers < 2:
+            raise ConfigError(
+                "server.replicas = 1 needs shards on two ranks: use server.count = 2 or more, or server.colocated"
+            )
         worker = min(transport.rank, planned.workers - 1)  # a server looks at the last worker's plan
         return planned, cut(config, [threads(rank) for rank in range(planned.workers)], worker)
 

@@ -96,6 +96,8 @@ def make_exchange(
     ``keep`` takes the records of shards on this rank.
     """
     params = held.params
+    if job.config.compress.kind != "none" and workers.size == 1 and job.roles.servers == 0:
+        report.note(f"compress.kind = {job.config.compress.kind!r}: one worker sends nothing, and rounds nothing", True)
     if job.strategy == "server":
         return serving.make_server_exchange(job, held, gradients, keep), None
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
@@ -111,8 +113,6 @@ def make_exchange(
     reductions = [make_reduction(job, engine, where.stop - where.start) for _, where in wheres]
     what = dense.flat, gradients.buffer, optimizer, job.gradient_scale
     buckets = [Bucket(where, one, *what) for (_, where), one in zip(wheres, reductions, strict=True)]
-    if job.config.compress.kind != "none" and workers.size == 1:
-        report.note(f"compress.kind = {job.config.compress.kind!r}: one worker sends nothing, and rounds nothing", True)
     names = ", ".join(dict.fromkeys(one.name for one in reductions))
     way = f"{names}, {len(buckets)} buckets" if len(buckets) > 1 else names
     shards = serving.make_row_exchange(job, held, gradients) if held.elsewhere else None

@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from hpcps import optim
+from hpcps.comm.codes import Code
 from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array
 from hpcps.errors import ConfigError
@@ -20,8 +21,10 @@ from hpcps.job import Job
 from hpcps.models import Model
 from hpcps.params import Params
 from hpcps.rows import Merger, PulledRows
+from hpcps.server import filters
 from hpcps.server.client import Client, DirectClient, RemoteClient
 from hpcps.server.delay import Compensated, Delay, Scaled, Undelayed
+from hpcps.server.replica import Replication
 from hpcps.server.serve import AsTheyCome, Server, Turns
 from hpcps.server.sharding import Roles, roles, shard_slices
 from hpcps.server.store import Shard
@@ -95,7 +98,8 @@ def share_with_shards(job: Job, held: Held) -> Held:
     It takes one node, and steps of which each is added up: then parameters change only while all workers wait.
     """
     params, is_server = held.params, job.strategy == "server" and job.roles.servers > 0
-    if not is_server or job.slack != 0 or job.config.train.reproducible or not len(params.flat):
+    travels = job.config.train.reproducible or job.config.compress.kind != "none"
+    if not is_server or job.slack != 0 or travels or not len(params.flat):
         return held
     memory, dtype = job.transport.memory, params.flat.dtype
     common = memory.common(len(params.flat), dtype) if len(memory.nodes) == 1 else None
@@ -126,8 +130,10 @@ def make_server_exchange(job: Job, held: Held, gradients: Sum, keep: Keep) -> Se
     client = _make_client(job, job.roles, held, shard_slices(len(held.params.flat), shards), keep)
     where = "of all ranks" if job.roles.are_colocated else "alone" if job.roles.servers else "of this process"
     staleness = f"staleness {options.staleness}" if isinstance(options.staleness, int) else "asynchronous"
+    code = _make_code(job)
+    coded = f" as {code.name}" if code is not None and job.roles.servers else ""
     through = ", in the node's memory" if held.shared is not None else ""
-    way = f"push to {shards} shard{'s' * (shards > 1)} {where}, pull from there{through}; {staleness}"
+    way = f"push{coded} to {shards} shard{'s' * (shards > 1)} {where}, pull from there{through}; {staleness}"
     return ServerExchange(client, gradients, Merger(job.kernels), way, job.slack, options.warmup_steps)
 
 
@@ -151,8 +157,20 @@ def make_server(job: Job, held: Held, where: slice, number: int, keep: Keep) -> 
     if options.replay:
         turns = load_turns(Path(options.replay), number, len(workers))
     memory = None if held.shared is None else held.shared.memory
+    replication = _make_replication(job, held, shard, number) if options.replicas else None
     rest = workers, decoder(job), job.order.counts, turns, memory
-    return Server(job.transport, shard, number, *rest, copies=job.slack != 0)
+    code = _make_code(job)
+    return Server(job.transport, shard, number, *rest, copies=job.slack != 0, replication=replication, code=code)
+
+
+def _make_replication(job: Job, held: Held, shard: Shard, number: int) -> Replication:
+    """A copy of the shard before this one, and the way to the one behind."""
+    shards = job.roles.servers
+    before, behind = (number - 1) % shards, (number + 1) % shards
+    where = shard_slices(len(held.params.flat), shards)[before]
+    copy = _make_shard(job, held.params.flat[where].copy(), held.elsewhere)
+    ranks = job.roles.server_rank(before), job.roles.server_rank(behind)
+    return Replication(job.transport, number, shard, copy, *ranks)
 
 
 def _make_client(job: Job, planned: Roles, held: Held, where: list[slice], keep: Keep) -> Client:
@@ -169,7 +187,16 @@ def _make_client(job: Job, planned: Roles, held: Held, where: list[slice], keep:
         number = ranks.index(rank)
         server = make_server(job, held, where[number], number, keep)
     memory = None if held.shared is None else held.shared.memory
-    return RemoteClient(job.transport, dense, held.rows, where, ranks, rank, decoder(job), server, memory)
+    rest = decoder(job), server, memory, _make_code(job)
+    return RemoteClient(job.transport, dense, held.rows, where, ranks, rank, *rest)
+
+
+def _make_code(job: Job) -> Code | None:
+    """What gradients are pushed as, if not as they are."""
+    compress = job.config.compress
+    if job.strategy != "server" or compress.kind == "none":
+        return None
+    return filters.make(compress.kind, compress.block, compress.fraction, job.config.train.dtype, job.kernels)
 
 
 def _make_shard(job: Job, params: Array, tables: Mapping[str, FirstRows]) -> Shard:

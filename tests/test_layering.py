@@ -43,7 +43,7 @@ ARROWS = {
     "report": {"comm", "config", "data", "models", "run_folder", "worker"},
     "trainer": {"comm", "errors", "exchange", "pace", "parts", "report", "sums", "worker"},
     "machine": {"together"},
-    "job": {"comm", "config", "machine", "models", "parts", "server", "together", "kernels"},
+    "job": {"comm", "config", "errors", "machine", "models", "parts", "server", "together", "kernels"},
     "serving": {
         "comm",
         "errors",

@@ -8,12 +8,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from hpcps.comm.codes import Code
 from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
 from hpcps.rows import PulledRows, Rows
 from hpcps.server import messages
-from hpcps.server.messages import ANSWER_TAG, REQUEST_TAG, Counts, Header, Kind
+from hpcps.server.filters import Encoder
+from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, Counts, Header, Kind
 from hpcps.server.nearby import nearby
 from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.serve import Server
@@ -70,7 +72,7 @@ class RemoteClient:
 
     ``dense``: the worker's copy of the dense parameters, (n,), of which shard s has ``shards[s]``; ``rows``: where
     rows go, if the model has tables. Both are written as answers arrive. ``memory``: what the ranks of the node share,
-    if arrays are to be named that lie there; the shards have it too.
+    if arrays are to be named that lie there; ``code``: what gradients are pushed as. The shards have both, too.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class RemoteClient:
         decoder: Decoder,
         server: Server | None = None,
         memory: Memory | None = None,
+        code: Code | None = None,
     ) -> None:
         self._transport = transport
         self._dense = dense
@@ -103,6 +106,7 @@ class RemoteClient:
             Inbox(transport, rank, ANSWER_TAG, self._dense.dtype, len(target), target, near)
             for rank, target, near in zip(servers, self._targets, self._nearby, strict=True)
         ]
+        self._encoders = [Encoder(code, len(target), decoder.dtype) for target in self._targets] if code else []
         self._fresh: list[Letter | None] = [None] * len(servers)
         self._pushed: Summed | None = None
         self._slack = 0
@@ -119,11 +123,13 @@ class RemoteClient:
                 header = self._push_header(Kind.PUSH, number, gradient, slack)
                 header.step = step
                 follow = self._follow(header, gradient, number)
-                outbox.send(header, gradient.dense[..., self._shards[number]], follow)
+                outbox.send(header, self._dense_of(gradient, number), follow)
             return
         if not self._is_prepared(gradient, slack):
             self._prepare(gradient, slack)
-        for form in self._forms:
+        for number, form in enumerate(self._forms):
+            if self._encoders:
+                self._dense_of(gradient, number)
             form.send(step)
 
     def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> None:
@@ -164,6 +170,8 @@ class RemoteClient:
         for outbox in self._outboxes:
             outbox.flush()
         if self._server is not None:
+            while not self._server.is_finished:
+                self._server.go_on(self._transport.wait_any(self._server.tickets()))
             self._server.flush()
         return [found[number] for number in range(len(self._servers))]
 
@@ -182,13 +190,22 @@ class RemoteClient:
         """Make the letters of a gradient that is pushed from this array again and again."""
         self._pushed, self._slack = gradient, slack
         self._forms = [
-            outbox.form(self._push_header(Kind.PUSH_PULL, number, gradient, slack), gradient.dense[..., shard])
-            for number, (outbox, shard) in enumerate(zip(self._outboxes, self._shards, strict=True))
+            outbox.form(self._push_header(Kind.PUSH_PULL, number, gradient, slack), self._place_of(gradient, number))
+            for number, outbox in enumerate(self._outboxes)
         ]
+
+    def _place_of(self, gradient: Summed, number: int) -> Array:
+        """Where what is pushed to a shard lies."""
+        return self._encoders[number].message if self._encoders else gradient.dense[..., self._shards[number]]
+
+    def _dense_of(self, gradient: Summed, number: int) -> Array:
+        """What is pushed to a shard."""
+        own = gradient.dense[..., self._shards[number]]
+        return self._encoders[number].encode(own) if self._encoders else own
 
     def _push_header(self, kind: Kind, number: int, gradient: Summed, slack: int) -> Header:
         pieces = 1 if gradient.dense.ndim == 1 else len(gradient.dense)
-        encodings = self._decoder.dtype, self._decoder.rows_dtype
+        encodings = CODES if self._encoders else self._decoder.dtype, self._decoder.rows_dtype
         header = Header(kind, self._worker, number, 0, 0, *encodings, pieces, gradient.scale, slack=slack)
         header.at_once = slack != 0
         return header

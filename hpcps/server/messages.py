@@ -13,11 +13,12 @@ offset type    name         meaning
 0      4 bytes magic        ``HPPS``
 4      u16     version      5
 6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull, 5 meet;
-                            shard to worker: 16 parameters, 17 counts (answers finish), 18 met (answers meet)
+                            shard to worker: 16 parameters, 17 counts (answers finish), 18 met (answers meet);
+                            between shards: 32 update, 33 followed (answers update), 2 finish
 8      u32     worker       number of the worker among the workers
 12     u32     shard        number of the shard
 16     i64     count        elements of the dense section
-24     u16     encoding     of the dense section: 0 float32, 1 float64, 2 int64
+24     u16     encoding     of the dense section: 0 float32, 1 float64, 2 int64, 3 codes, which are bytes
 26     u16     rows         encoding of the rows: as of the dense section, or 2 int64 fixed point
 28     u32     pieces       push: into how many arrays of one length the dense section is cut; else 1
 32     f64     scale        fixed point: what the rows were multiplied by (a power of two); else 1
@@ -42,7 +43,8 @@ it refuses one that is to be applied at once. Where the worker's parameters are 
 
 The dense section of a push is the worker's gradient; in a reproducible run it is the worker's pieces, one after the
 other: the subtrees of grains that it owns whole (``hpcps/comm/order.py``). The shard adds the pieces of all workers in
-tree order. That of an answer are the shard's dense parameters.
+tree order. Or it is the gradient in codes, see ``hpcps/server/filters.py``. That of an answer are the shard's dense
+parameters.
 
 Keys are i64 throughout: the number of keys of each table, in the order of the model's tables, then the keys, table
 after table. The row of key r is on shard r modulo S. The
@@ -52,6 +54,10 @@ rows of an answer are the parameters of the keys asked for.
 A shard drops a push of a step that it has had from this worker, so a push may be sent again. When all workers have
 finished it answers each with its counts, as the section of keys: see ``Counts``. When all workers have asked to meet it
 tells each.
+
+With replicas a shard sends each update to its follower, on tag UPDATE_TAG of ``hpcps/server/replica.py``: the sum of
+the gradients and rows of which it consists, ``step`` its number. The follower answers on FOLLOWED_TAG. A finish of a
+shard has a digest of what it has come to as its section of keys, and is answered by a finish.
 """
 
 from __future__ import annotations
@@ -79,7 +85,8 @@ UNBOUNDED = -1
 _HEADER = struct.Struct("<4sHHIIqHHIdqqqIIq40xq")
 STEP_OFFSET = 120
 _FLOAT32: np.dtype[Any] = np.dtype("<f4")
-_ENCODINGS = [_FLOAT32, np.dtype("<f8"), np.dtype("<i8")]
+CODES = np.dtype(np.uint8)
+_ENCODINGS = [_FLOAT32, np.dtype("<f8"), np.dtype("<i8"), CODES]
 _CODES = {dtype: code for code, dtype in enumerate(_ENCODINGS)}
 
 
@@ -94,6 +101,8 @@ class Kind(IntEnum):
     PARAMETERS = 16
     COUNTS = 17
     MET = 18
+    UPDATE = 32
+    FOLLOWED = 33
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -145,7 +154,7 @@ def read(buffer: Array) -> Header:
     slack, more, at_once, region, offset, step = rest
     if magic != MAGIC or version != VERSION:
         raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
-    if kind not in _KINDS or max(encoding, rows) >= len(_ENCODINGS) or keys < 0:
+    if kind not in _KINDS or encoding >= len(_ENCODINGS) or rows >= _CODES[CODES] or keys < 0:
         raise CommError(f"a message of unknown kind {kind} or encoding {encoding}, {rows}, or with {keys} keys, came")
     if count < 0 or more < 0 or keys * 8 > more or pieces < 1 or count % pieces:
         raise CommError(f"{count} numbers came in {pieces} pieces, with {keys} keys in {more} bytes")

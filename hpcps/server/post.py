@@ -246,6 +246,10 @@ class Outbox:
         self._lent = lent
         return lent
 
+    def has_left(self) -> bool:
+        """Whether all that was sent has left its memory. Never blocks."""
+        return all(ticket.done() for ticket in self._tickets)
+
     def flush(self) -> None:
         """Block until all that was sent has left its memory."""
         if self._tickets:

@@ -7,14 +7,17 @@ from typing import Protocol
 
 import numpy as np
 
+from hpcps import aligned
+from hpcps.comm.codes import Code
 from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
 from hpcps.rows import ByTable, Rows
 from hpcps.server import messages
-from hpcps.server.messages import ANSWER_TAG, REQUEST_TAG, Counts, Header, Kind
+from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, Counts, Header, Kind
 from hpcps.server.nearby import nearby
 from hpcps.server.post import Form, Inbox, Letter, Outbox
+from hpcps.server.replica import Replication
 from hpcps.server.store import Shard
 from hpcps.sums import Decoder, Summed
 
@@ -57,7 +60,8 @@ class Server:
     ``pieces``: of how many arrays each worker's gradient is. ``memory``: as the workers' clients have it. With it no
     push may ask to be applied at once, for workers may read the parameters while the shard does not know of it.
     ``copies``: some pushes will ask for that, so that parameters may change while an answer is under way: answers are
-    copies, as they are after the first such push anyway.
+    copies, as they are after the first such push anyway. ``replication``: of this shard, and of another on this rank.
+    ``code``: what gradients are pushed as.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class Server:
         turns: Turns | None = None,
         memory: Memory | None = None,
         copies: bool = False,
+        replication: Replication | None = None,
+        code: Code | None = None,
     ) -> None:
         self._transport = transport
         self._shard = shard
@@ -80,8 +86,11 @@ class Server:
         self._turns: Turns = turns or AsTheyCome()
         count, self._is_seen = len(shard.params), memory is not None
         near = [nearby(memory, rank) for rank in workers]
+        self._code = code
+        self._decoded = [aligned.empty(count, decoder.dtype) for _ in workers] if code else []
+        dtype, most = (decoder.dtype, count) if code is None else (CODES, code.message_bytes(count))
         self._inboxes = [
-            Inbox(transport, rank, REQUEST_TAG, decoder.dtype, own * count, None, one)
+            Inbox(transport, rank, REQUEST_TAG, dtype, own * most, None, one)
             for rank, own, one in zip(workers, pieces, near, strict=True)
         ]
         self._outboxes = [Outbox(transport, rank, ANSWER_TAG, one) for rank, one in zip(workers, near, strict=True)]
@@ -96,27 +105,33 @@ class Server:
         self._met = [0] * len(workers)
         self._came: set[int] = set()
         self._letters = 0
+        self._replication = replication
 
     def run(self) -> None:
         """Block until every worker has said that it is finished. Raises CommTimeout, PeerLost, CommError."""
-        while self._open:
+        while not self.is_finished:
             self.go_on(self._transport.wait_any(self.tickets()))
         self.flush()
 
     @property
     def is_finished(self) -> bool:
-        """Whether every worker has said that it is finished."""
-        return not self._open
+        """Whether every worker has said that it is finished, and so have the ranks of replicas."""
+        return not self._open and (self._replication is None or self._replication.is_finished)
 
     def tickets(self) -> list[Ticket]:
         """What the server waits for: when the i-th is done, :meth:`go_on` with i."""
-        worker = self._turns.next() if self._open else None
-        return [self._inboxes[w].ticket for w in (self._open if worker is None else (worker,))]
+        tickets = [self._inboxes[worker].ticket for worker in self._next()]
+        return tickets if self._replication is None else tickets + self._replication.tickets()
 
     def go_on(self, position: int) -> None:
         """Take what has come with the ticket at ``position`` of :meth:`tickets`."""
-        turn = self._turns.next()
-        worker = self._open[position] if turn is None else turn
+        workers = self._next()
+        if position >= len(workers):
+            assert self._replication is not None
+            self._replication.go_on(position - len(workers))
+            self._answer_all()
+            return
+        worker = workers[position]
         inbox = self._inboxes[worker]
         letter = inbox.take()
         if letter is None:
@@ -160,9 +175,14 @@ class Server:
 
     def _may_repeat(self, worker: int, letter: Letter) -> bool:
         """Whether a letter like this one can be taken without another look at it."""
-        header, is_alone = letter.header, len(self._inboxes) == 1 and not self._widths
-        is_synchronous = header.slack == 0 and not self._may_change
+        header, is_alone = letter.header, len(self._inboxes) == 1 and not self._widths and self._replication is None
+        is_synchronous = header.slack == 0 and not self._may_change and self._code is None
         return is_alone and is_synchronous and header.kind is Kind.PUSH_PULL and worker in self._answers
+
+    def _next(self) -> Sequence[int]:
+        """The workers whose letters may be taken next."""
+        turn = self._turns.next() if self._open else None
+        return self._open if turn is None else (turn,)
 
     def has_met(self, step: int) -> bool:
         """Whether all workers have been given parameters that contain all of ``step``."""
@@ -172,12 +192,16 @@ class Server:
         """Block until all answers have left."""
         for outbox in self._outboxes:
             outbox.flush()
+        if self._replication is not None:
+            self._replication.flush()
 
     def _finish(self, worker: int) -> None:
         self._open.remove(worker)
         if self._open:
             return
         self._turns.finished()
+        if self._replication is not None:
+            self._replication.finish()
         shard = self._shard
         received, sent = sum(box.received_bytes for box in self._inboxes), sum(b.sent_bytes for b in self._outboxes)
         counts = Counts(shard.updates, shard.duplicates, self._letters, received, sent, dict(shard.staleness)).packed()
@@ -199,9 +223,7 @@ class Server:
         keys, behind = messages.unpack(letter.more, header, len(self._widths))
         is_kept = False
         if header.kind is not Kind.PULL:
-            dense = letter.dense
-            if header.pieces > 1:
-                dense = dense.reshape(header.pieces, header.count // header.pieces)
+            dense = self._dense(worker, letter)
             rows = self._rows(letter, keys, behind) if header.keys else NO_ROWS
             if header.at_once and self._is_seen:
                 raise CommError(
@@ -217,6 +239,16 @@ class Server:
             self._waiting[worker] = header.step, header.slack, wanted
         return is_kept
 
+    def _dense(self, worker: int, letter: Letter) -> Array:
+        """The dense gradient of a push: (n,), or pieces of it (m, n)."""
+        header = letter.header
+        if self._code is not None:
+            self._code.decode(self._decoded[worker], letter.dense)
+            return self._decoded[worker]
+        if header.pieces == 1:
+            return letter.dense
+        return letter.dense.reshape(header.pieces, header.count // header.pieces)
+
     def _keep_wanted(self, worker: int) -> None:
         """What a worker asked for is in its letter, which is given back before it can be answered."""
         step, slack, wanted = self._waiting[worker]
@@ -224,7 +256,7 @@ class Server:
 
     def _answer_all(self) -> None:
         """Answer the workers that wait for what the parameters contain now."""
-        if self._waiting:
+        if self._waiting and (self._replication is None or self._replication.is_followed()):
             contains = self._shard.contains
             ready = [worker for worker, (step, slack, _) in self._waiting.items() if contains(step, slack)]
             for worker in ready:

@@ -76,7 +76,7 @@ class Shard:
         self._is_in_turn = order == in_turn(workers)
         self._gradient_scale = gradient_scale
         self._delay = delay or Undelayed()
-        self._on_update = on_update
+        self.on_update = on_update
         self._evict_after = evict_after
         self._steps: dict[int, _Step] = {}
         self._is_alone = workers == 1 and len(self._adds[0]) == 1
@@ -152,8 +152,8 @@ class Shard:
             raise CommError(f"update {update.number} came to a shard that has had {self.updates}")
         self.updates = update.number
         self._change(update.dense, update.rows)
-        if self._on_update is not None:
-            self._on_update(update)
+        if self.on_update is not None:
+            self.on_update(update)
 
     def _change(self, dense: Array, rows: ByTable) -> None:
         if dense is not self._last_gradient:  # one worker's comes in the same array in every step
@@ -172,7 +172,7 @@ class Shard:
         dense = gradient.dense if gradient.dense.ndim == 1 else gradient.dense[0]
         self.staleness[0] += 1
         rows = self._decoded(gradient.rows, gradient.scale)
-        if self._on_update is not None:
+        if self.on_update is not None:
             self.apply(Update(self.updates + 1, dense, rows))
         else:
             self.updates += 1

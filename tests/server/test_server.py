@@ -11,7 +11,7 @@ from hpcps.config import Optimizer
 from hpcps.errors import CommError, ConfigError, PeerLost
 from hpcps.params import Params
 from hpcps.rows import Merger, PulledRows, Rows
-from hpcps.server import messages, sharding
+from hpcps.server import filters, messages, sharding
 from hpcps.server.client import DirectClient, RemoteClient
 from hpcps.server.messages import FRONT_BYTES, HEADER_BYTES, Counts, Header, Kind
 from hpcps.server.post import Inbox, Outbox
@@ -327,3 +327,38 @@ def test_roles():
     assert sharding.roles(3, 1, colocated=True) == sharding.Roles(3, 3, are_colocated=True)
     with pytest.raises(ConfigError, match=r"server\.count = 2 leaves no worker among 2 ranks; use at least 3"):
         sharding.roles(2, 2)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8", "topk"])
+@pytest.mark.parametrize("tables", [False, True])
+@pytest.mark.parametrize("slack", [0, 1])
+def test_what_codes_leave_out_comes_later(on_ranks, kind, tables, slack):
+    """Plain SGD moves by all that was pushed, but for what is still kept on the workers."""
+    count, workers, shards, steps = 300, 2, 2, 30
+    sgd = optim.make(Optimizer(kind="sgd", learning_rate=1.0), KERNELS)
+    slices = sharding.shard_slices(count, shards)
+
+    def body(transport):
+        decoder, params = Decoder(False, np.float32, KERNELS), start(count, tables)
+        code = filters.make(kind, 64, 0.2, np.float32, KERNELS)
+        if transport.rank >= workers:
+            number = transport.rank - workers
+            held = stored(params)
+            shard = Shard(
+                np.zeros(count, np.float32)[slices[number]].copy(), sgd, decoder, Merger(KERNELS), in_turn(2), 1.0, held
+            )
+            return Server(transport, shard, number, [0, 1], decoder, [1, 1], code=code).run()
+        dense, found = np.zeros(count, np.float32), pulled(params)
+        client = RemoteClient(transport, dense, found, slices, [2, 3], transport.rank, decoder, code=code)
+        for step in range(1, steps + 1):
+            client.push(step, summed(step, transport.rank, count, workers, False, tables), slack)
+            client.pull(step, {name: np.arange(3) for name in params.tables} if step < steps else None, slack)
+        client.finish()
+        return dense, np.concatenate([encoder._residual for encoder in client._encoders])
+
+    found = on_ranks(workers + shards, body)[:workers]
+    pushed = sum(gradient(step, worker, count, workers, False) for step in range(1, steps + 1) for worker in range(2))
+    kept = found[0][1] + found[1][1]
+    assert np.array_equal(found[0][0], found[1][0])
+    assert np.allclose(found[0][0], kept - pushed, atol=1e-3)
+    assert kept.any()

@@ -90,7 +90,6 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path, kind):
     [
         (["compress.kind=int8", "train.reproducible=true"], "'int8' with train.reproducible: exact sums are not"),
         (["compress.kind=topk", "train.reproducible=true"], "'topk' with train.reproducible: exact sums are not"),
-        (["compress.kind=bf16", "train.strategy=server"], "'bf16' with train.strategy = 'server': only the all-reduce"),
         (["compress.kind=int8", "train.dtype=float64"], "'int8' with train.dtype = 'float64': its codes stand for"),
         (["compress.kind=zip"], r"compress\.kind: invalid enum value 'zip' \(none \| bf16 \| int8 \| topk"),
         (["compress.kind=bf16", "compress.block=64"], r"compress\.block is int8's; bf16 does not use it"),

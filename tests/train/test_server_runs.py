@@ -59,6 +59,37 @@ def test_a_record_that_is_not_there_is_one_line(tmp_path):
         train(tmp_path / "run", "server.staleness=async", f"server.replay={tmp_path}", ranks=3)
 
 
+@pytest.mark.parametrize("staleness", ["0", "async"])
+@pytest.mark.parametrize("more", [("server.count=2",), ("server.colocated=true",)])
+@pytest.mark.parametrize("example", ["digits.toml", "fm.toml"])
+def test_copies_of_shards_change_nothing(tmp_path, staleness, more, example):
+    settings = [f"server.staleness={staleness}", "train.epochs=2", *more]
+    run = train(tmp_path / "copies", *settings, "server.replicas=1", ranks=4, example=example)
+    assert run.summary["shards"][0]["updates"] > 0
+    if staleness == "0":
+        alone = train(tmp_path / "alone", *settings, ranks=4, example=example)
+        assert run.summary["params_sha256"] == alone.summary["params_sha256"]
+
+
+def test_a_copy_needs_another_rank(tmp_path):
+    with pytest.raises(ConfigError, match=r"server\.replicas = 1 needs shards on two ranks"):
+        train(tmp_path / "run", "server.replicas=1", ranks=3)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8", "topk"])
+@pytest.mark.parametrize("more", ["server.count=2", "server.colocated=true"])
+@pytest.mark.parametrize("example", ["digits.toml", "fm.toml"])
+def test_gradients_are_pushed_in_fewer_bytes(tmp_path, kind, more, example):
+    settings = ["train.epochs=20", "server.staleness=1", more]  # synchronous ones need not travel within a node
+    coded = train(tmp_path / "coded", *settings, f"compress.kind={kind}", ranks=4, example=example).summary
+    whole = train(tmp_path / "whole", *settings, ranks=4, example=example).summary
+    if example == "digits.toml":
+        assert coded["accuracy"] >= 0.9
+        received = [sum(shard["received_bytes"] for shard in run["shards"]) for run in (coded, whole)]
+        assert received[0] < 0.75 * received[1]
+    assert coded["exchange"].startswith("push as ")
+
+
 @pytest.mark.parametrize("delay", ["scale", "compensate"])
 def test_gradients_of_old_parameters_may_be_changed(tmp_path, delay):
     run = train(tmp_path / "run", "server.staleness=async", f"server.delay={delay}", "train.epochs=20", ranks=4)

@@ -19,7 +19,7 @@ from hpcps_kernels.interface import Array
 def _packed_1(step: Callable[..., Any]) -> Kernel:
     def packed(table: Array, gradient: Array, index: Array, numbers: Numbers) -> None:
         if table.shape[1] != 2 * gradient.shape[1]:
-            raise ValueError("packed: a row must be 2 times as wide as the gradient")
+            raise ValueError("packed: a row is not 2 times as wide as the gradient")
         _check_index(index, table.shape[0])
         to, width, stride, ahead = (
             table.dtype.type,
@@ -44,7 +44,7 @@ def _packed_1(step: Callable[..., Any]) -> Kernel:
 def _packed_2(step: Callable[..., Any]) -> Kernel:
     def packed(table: Array, gradient: Array, index: Array, numbers: Numbers) -> None:
         if table.shape[1] != 3 * gradient.shape[1]:
-            raise ValueError("packed: a row must be 3 times as wide as the gradient")
+            raise ValueError("packed: a row is not 3 times as wide as the gradient")
         _check_index(index, table.shape[0])
         to, width, stride, ahead = (
             table.dtype.type,

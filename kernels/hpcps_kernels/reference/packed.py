@@ -19,7 +19,7 @@ def _packed(rows: Callable[..., None], name: str, states: int) -> Callable[..., 
     def packed(table: Array, gradient: Array, index: Array, *numbers: Any) -> None:
         width = gradient.shape[1]
         if table.shape[1] != (1 + states) * width:
-            raise ValueError(f"packed: a row must be {1 + states} times as wide as the gradient")
+            raise ValueError(f"packed: a row is not {1 + states} times as wide as the gradient")
         rows(*[table[:, i * width : (i + 1) * width] for i in range(1 + states)], gradient, index, *numbers)
 
     packed.__doc__ = f"`{name}_rows` on rows that hold {states} states beside their parameters: table (N, P)."
