@@ -209,7 +209,7 @@ def test_ranks_that_do_not_begin_alike_are_refused(launcher, tmp_path):
     done = program("train", write_digits(tmp_path), "--ranks", 2, "--out", tmp_path / "run", *words)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "rank(s) 1 begin with other parameters than rank 0" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("hpcps: error") == 1  # launchers may have a word of their own to say
 
 
 def write_digits(tmp_path):
