@@ -15,7 +15,7 @@ from hpcps.errors import CommError
 from hpcps.rows import PulledRows, Rows
 from hpcps.server import messages
 from hpcps.server.filters import Encoder
-from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, Counts, Header, Kind
+from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, Counts, Header, Kind
 from hpcps.server.nearby import nearby
 from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.serve import Server
@@ -112,6 +112,7 @@ class RemoteClient:
         self._slack = 0
         self._forms: list[Form] = []
         self._step = 0
+        self._asked = NO_KEYS
         self._is_listening = True
         self._waited_s = 0.0
         if rows is not None:
@@ -119,10 +120,11 @@ class RemoteClient:
 
     def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
         if self._rows is not None:
+            are_known = self._are_asked(gradient.rows)
             for number, outbox in enumerate(self._outboxes):
                 header = self._push_header(Kind.PUSH, number, gradient, slack)
                 header.step = step
-                follow = self._follow(header, gradient, number)
+                follow = self._follow(header, gradient, number, are_known)
                 outbox.send(header, self._dense_of(gradient, number), follow)
             return
         if not self._is_prepared(gradient, slack):
@@ -210,16 +212,29 @@ class RemoteClient:
         header.at_once = slack != 0
         return header
 
-    def _follow(self, header: Header, gradient: Summed, number: int) -> list[Array]:
-        """The keys and rows for one shard."""
+    def _are_asked(self, rows: Mapping[str, Rows]) -> bool:
+        """Whether these rows are those that were asked for last: then the shards know their keys."""
+        asked = self._asked
+        return (
+            bool(rows)
+            and rows.keys() == asked.keys()
+            and all(own.keys is asked[name] or np.array_equal(own.keys, asked[name]) for name, own in rows.items())
+        )
+
+    def _follow(self, header: Header, gradient: Summed, number: int, are_known: bool) -> list[Array]:
+        """The keys and rows for one shard, or the rows alone if it knows the keys."""
         rows = self._split(gradient.rows, number)
         if not rows:
             return []
+        if are_known:
+            header.keys = SAME_KEYS
+            return messages.sections(None, [own.values for own in rows])
         keys = messages.pack_keys([own.keys for own in rows])
         header.keys = len(keys)
         return messages.sections(keys, [own.values for own in rows])
 
     def _ask(self, step: int, keys: Mapping[str, Array], slack: int) -> None:
+        self._asked = keys or self._asked
         for number, outbox in enumerate(self._outboxes):
             header = Header(Kind.PULL, self._worker, number, step, slack=slack)
             section: list[Array] = []

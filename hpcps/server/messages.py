@@ -22,7 +22,7 @@ offset type    name         meaning
 26     u16     rows         encoding of the rows: as of the dense section, or 2 int64 fixed point
 28     u32     pieces       push: into how many arrays of one length the dense section is cut; else 1
 32     f64     scale        fixed point: what the rows were multiplied by (a power of two); else 1
-40     i64     keys         elements of the section of keys; 0: there is none
+40     i64     keys         elements of the section of keys; 0: there is none; -1: those of this worker's last pull
 48     i64     slack        pull: how many steps of any other worker may be missing; -1: any number
 56     i64     more         bytes of the sections of keys and rows
 64     u32     at once      push: 0: to be added to the other workers' pushes of this step, 1: to be applied at once
@@ -81,6 +81,7 @@ ALIGNMENT_BYTES = 64
 REQUEST_TAG = 16
 ANSWER_TAG = 17
 UNBOUNDED = -1
+SAME_KEYS = -1
 
 _HEADER = struct.Struct("<4sHHIIqHHIdqqqIIq40xq")
 STEP_OFFSET = 120
@@ -154,7 +155,7 @@ def read(buffer: Array) -> Header:
     slack, more, at_once, region, offset, step = rest
     if magic != MAGIC or version != VERSION:
         raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
-    if kind not in _KINDS or encoding >= len(_ENCODINGS) or rows >= _CODES[CODES] or keys < 0:
+    if kind not in _KINDS or encoding >= len(_ENCODINGS) or rows >= _CODES[CODES] or keys < SAME_KEYS:
         raise CommError(f"a message of unknown kind {kind} or encoding {encoding}, {rows}, or with {keys} keys, came")
     if count < 0 or more < 0 or keys * 8 > more or pieces < 1 or count % pieces:
         raise CommError(f"{count} numbers came in {pieces} pieces, with {keys} keys in {more} bytes")
@@ -214,7 +215,7 @@ def pack(out: Array, follow: Sequence[Array]) -> None:
 def unpack(buffer: Array, header: Header, tables: int) -> tuple[list[Array], Array]:
     """The keys of each of so many tables, and the bytes of the rows behind them: views of ``buffer`` (uint8)."""
     end = header.keys * 8
-    if end == 0:
+    if end <= 0:
         return [np.empty(0, np.int64)] * tables, buffer
     return unpack_keys(buffer[:end].view(np.int64), tables), buffer[padded(end) :]
 

@@ -14,7 +14,7 @@ from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
 from hpcps.rows import ByTable, Rows
 from hpcps.server import messages
-from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, Counts, Header, Kind
+from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, Counts, Header, Kind
 from hpcps.server.nearby import nearby
 from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.replica import Replication
@@ -104,6 +104,7 @@ class Server:
         self._may_change = copies
         self._met = [0] * len(workers)
         self._came: set[int] = set()
+        self._asked: dict[int, list[Array]] = {}
         self._letters = 0
         self._replication = replication
 
@@ -151,8 +152,6 @@ class Server:
             return
         is_kept = self._handle(worker, letter)
         self._answer_all()
-        if worker in self._waiting:
-            self._keep_wanted(worker)
         if is_kept:
             self._kept.append((inbox, letter))
         else:
@@ -221,6 +220,10 @@ class Server:
         if header.worker != worker or header.shard != self._number:
             raise CommError(f"shard {self._number} got worker {header.worker}'s message for shard {header.shard}")
         keys, behind = messages.unpack(letter.more, header, len(self._widths))
+        if header.keys == SAME_KEYS:
+            if worker not in self._asked:
+                raise CommError(f"worker {worker} names the keys of a pull that shard {self._number} has not had")
+            keys = self._asked[worker]
         is_kept = False
         if header.kind is not Kind.PULL:
             dense = self._dense(worker, letter)
@@ -235,6 +238,7 @@ class Server:
         if header.kind is not Kind.PUSH:
             wanted = NOTHING
             if header.keys and header.kind is Kind.PULL:
+                keys = self._asked[worker] = [own.copy() for own in keys]
                 wanted = dict(zip(self._shard.tables, keys, strict=True))
             self._waiting[worker] = header.step, header.slack, wanted
         return is_kept
@@ -248,11 +252,6 @@ class Server:
         if header.pieces == 1:
             return letter.dense
         return letter.dense.reshape(header.pieces, header.count // header.pieces)
-
-    def _keep_wanted(self, worker: int) -> None:
-        """What a worker asked for is in its letter, which is given back before it can be answered."""
-        step, slack, wanted = self._waiting[worker]
-        self._waiting[worker] = step, slack, {name: keys.copy() for name, keys in wanted.items()}
 
     def _answer_all(self) -> None:
         """Answer the workers that wait for what the parameters contain now."""

@@ -9,6 +9,7 @@ from hpcps.comm.order import halves, in_turn, order, pieces
 from hpcps.comm.topology import chunk_bounds
 from hpcps.config import Optimizer
 from hpcps.errors import CommError, ConfigError, PeerLost
+from hpcps.first import FirstRows
 from hpcps.params import Params
 from hpcps.rows import Merger, PulledRows, Rows
 from hpcps.server import filters, messages, sharding
@@ -362,3 +363,57 @@ def test_what_codes_leave_out_comes_later(on_ranks, kind, tables, slack):
     assert np.array_equal(found[0][0], found[1][0])
     assert np.allclose(found[0][0], kept - pushed, atol=1e-3)
     assert kept.any()
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_keys_that_a_shard_knows_are_not_sent_again(on_ranks, shards):
+    """Rows of the keys that were pulled last, and of others; what is pushed is right either way."""
+    rows_each, steps = 2000, 6
+
+    def body(transport):
+        decoder = Decoder(False, np.float32, KERNELS)
+        sgd = optim.make(Optimizer(kind="sgd", learning_rate=1.0), KERNELS)
+        slices = sharding.shard_slices(1, shards)
+        if transport.rank > 0:
+            tables = {"table": Table(FirstRows((10**6, 1), 0), np.float32, sgd, KERNELS)}
+            rest = decoder, Merger(KERNELS), in_turn(1), 1.0, tables
+            shard = Shard(np.zeros(1, np.float32)[slices[transport.rank - 1]].copy(), sgd, *rest)
+            return Server(transport, shard, transport.rank - 1, [0], decoder, [1]).run()
+        rows = PulledRows({"table": 1}, np.float32, KERNELS)
+        client = RemoteClient(transport, np.zeros(1, np.float32), rows, slices, list(range(1, shards + 1)), 0, decoder)
+        sent, expected = [], {}
+        for step in range(1, steps + 1):
+            keys = np.random.default_rng(step // 2).permutation(10**6)[:rows_each]
+            values = np.full((rows_each, 1), step, np.float32)
+            before = client.traffic().sent_bytes
+            client.push(step, Summed(np.zeros(1, np.float32), 1.0, {"table": Rows(keys, values)}))
+            sent.append(client.traffic().sent_bytes - before)
+            for key in keys.tolist():
+                expected[key] = expected.get(key, 0.0) - step
+            client.pull(step, {"table": np.random.default_rng((step + 1) // 2).permutation(10**6)[:rows_each]})
+        every = np.array(sorted(expected))
+        client.fetch({"table": every})
+        found = rows.rows("table", every)[:, 0]
+        client.finish()
+        assert found.tolist() == [expected[key] for key in every.tolist()]
+        return sent
+
+    sent = on_ranks(1 + shards, body)[0]
+    assert sent[0] > rows_each * 12  # keys and values
+    assert all(rows_each * 4 < one < rows_each * 4 + 1000 for one in sent[1:])  # values alone
+
+
+def test_keys_of_a_pull_that_never_was_are_refused(on_ranks):
+    def body(transport):
+        decoder = Decoder(False, np.float32, KERNELS)
+        if transport.rank == 1:
+            table = WholeTable(np.zeros((5, 2), np.float32), OPTIMIZER, KERNELS)
+            shard = make_shard(np.zeros(3, np.float32), decoder, 1, {"wide": table})
+            with pytest.raises(CommError, match="worker 0 names the keys of a pull that shard 0 has not had"):
+                Server(transport, shard, 0, [0], decoder, [1]).run()
+            return
+        outbox = Outbox(transport, 1, messages.REQUEST_TAG)
+        outbox.send(Header(Kind.PUSH, 0, 0, 1, keys=messages.SAME_KEYS), np.zeros(3, np.float32))
+        outbox.flush()
+
+    on_ranks(2, body)
