@@ -17,6 +17,19 @@ def train(folder, *settings, ranks, example="digits.toml"):
     return hpcps.train(told, ranks=ranks, out=folder)
 
 
+@pytest.mark.parametrize("example", ["digits.toml", "mlp.toml", "digits_by_hand.toml"])
+def test_the_same_bits_wherever_the_parameters_are(tmp_path, example):
+    ways = [["server.count=1"], ["server.count=2"], ["server.count=3"], ["server.colocated=true"]]
+    ways += [["server.colocated=true", "server.replicas=1"], ["train.strategy=ring"]]
+    found = {
+        train(
+            tmp_path / str(number), "train.reproducible=true", "train.epochs=2", *way, ranks=5, example=example
+        ).summary["params_sha256"]
+        for number, way in enumerate(ways)
+    }
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("staleness", ["1", "4", "async"])
 @pytest.mark.parametrize("shards", ["server.count=1", "server.count=2", "server.colocated=true"])
 def test_digits_are_learned_from_old_parameters(tmp_path, staleness, shards):
