@@ -93,11 +93,11 @@ def test_a_copy_needs_another_rank(tmp_path):
 @pytest.mark.parametrize("more", ["server.count=2", "server.colocated=true"])
 @pytest.mark.parametrize("example", ["digits.toml", "fm.toml"])
 def test_gradients_are_pushed_in_fewer_bytes(tmp_path, kind, more, example):
-    settings = ["train.epochs=20", "server.staleness=1", more]  # synchronous ones need not travel within a node
+    settings = ["train.epochs=6", "server.staleness=1", more]  # synchronous ones need not travel within a node
     coded = train(tmp_path / "coded", *settings, f"compress.kind={kind}", ranks=4, example=example).summary
     whole = train(tmp_path / "whole", *settings, ranks=4, example=example).summary
     if example == "digits.toml":
-        assert coded["accuracy"] >= 0.9
+        assert coded["accuracy"] >= 0.85
         received = [sum(shard["received_bytes"] for shard in run["shards"]) for run in (coded, whole)]
         assert received[0] < 0.75 * received[1]
     assert coded["exchange"].startswith("push as ")
