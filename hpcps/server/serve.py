@@ -12,20 +12,18 @@ from hpcps.comm.codes import Code
 from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
-from hpcps.rows import ByTable, Rows
+from hpcps.rows import Rows
 from hpcps.server import messages
 from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, Counts, Header, Kind
 from hpcps.server.nearby import nearby
 from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.replica import Replication
 from hpcps.server.store import Shard
-from hpcps.sums import Decoder, Summed
+from hpcps.sums import NO_ROWS, Decoder, Summed
 
 Wanted = Mapping[str, Array]
 """The rows of each table that a worker asked for."""
 NOTHING: Wanted = {}
-
-NO_ROWS: ByTable = {}
 
 
 class Turns(Protocol):
@@ -247,7 +245,8 @@ class Server:
         """The dense gradient of a push: (n,), or pieces of it (m, n)."""
         header = letter.header
         if self._code is not None:
-            self._code.decode(self._decoded[worker], letter.dense)
+            if not self._shard.has_had(worker, header.step):  # else what is there may still be needed
+                self._code.decode(self._decoded[worker], letter.dense)
             return self._decoded[worker]
         if header.pieces == 1:
             return letter.dense

@@ -89,7 +89,7 @@ class Shard:
         A step that the worker has pushed before is dropped. Raises CommError on a push out of turn, or of another
         number of pieces, or of rows that this shard does not have.
         """
-        if step <= self._pushed[worker]:
+        if self.has_had(worker, step):
             self.duplicates += 1
             return False
         if step != self._pushed[worker] + 1:
@@ -115,6 +115,10 @@ class Shard:
                     together.waiting[other] = None
         together.waiting[worker] = None if at_once else gradient
         return self._add_up(step, together)
+
+    def has_had(self, worker: int, step: int) -> bool:
+        """Whether a worker has pushed this step: then another push of it is dropped."""
+        return step <= self._pushed[worker]
 
     @property
     def is_settled(self) -> bool:

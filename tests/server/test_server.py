@@ -417,3 +417,45 @@ def test_keys_of_a_pull_that_never_was_are_refused(on_ranks):
         outbox.flush()
 
     on_ranks(2, body)
+
+
+def test_a_coded_push_that_comes_again_changes_nothing(on_ranks):
+    """Its first copy is being added up: the other worker is late."""
+    sgd = optim.make(Optimizer(kind="sgd", learning_rate=1.0), KERNELS)
+    code = filters.make("bf16", 64, 0.2, np.float32, KERNELS)
+    first, second = np.full(4, 2.0, np.float32), np.full(4, 5.0, np.float32)
+
+    def codes(x):
+        return filters.Encoder(code, 4, np.float32).encode(x)
+
+    def body(transport):
+        decoder = Decoder(False, np.float32, KERNELS)
+        if transport.rank == 3:
+            shard = Shard(np.zeros(4, np.float32), sgd, decoder, Merger(KERNELS), in_turn(3), 1.0)
+            Server(transport, shard, 0, [0, 1, 2], decoder, [1] * 3, code=code).run()
+            return shard.params, shard.duplicates
+        outbox, inbox = (
+            Outbox(transport, 3, messages.REQUEST_TAG),
+            Inbox(transport, 3, messages.ANSWER_TAG, np.dtype(np.float32), 4),
+        )
+        header = Header(Kind.PUSH, transport.rank, 0, 1, dtype=messages.CODES)
+        if transport.rank == 0:
+            outbox.send(header, codes(first))
+            outbox.flush()
+        transport.group([0, 1, 2]).barrier()
+        if transport.rank == 1:  # added to the first worker's
+            outbox.send(header, codes(second))
+            outbox.flush()
+        transport.group([0, 1, 2]).barrier()
+        if transport.rank == 0:
+            outbox.send(header, codes(first))
+            outbox.flush()
+        transport.group([0, 1, 2]).barrier()
+        if transport.rank == 2:
+            outbox.send(header, codes(second))
+        outbox.send(Header(Kind.FINISH, transport.rank, 0))
+        take(transport, inbox)
+
+    params, duplicates = on_ranks(4, body)[3]
+    assert params.tolist() == [-12.0] * 4
+    assert duplicates == 1
