@@ -48,6 +48,8 @@ class Shared(NamedTuple):
     memory: Memory
     gradient: Array
     """Of the dense parameters, for this rank's sum: the shards read it"""
+    begin: Array
+    """The dense parameters as they begin, which stay so"""
 
 
 class Held(NamedTuple):
@@ -109,7 +111,7 @@ def share_with_shards(job: Job, held: Held) -> Held:
         common[:] = params.flat
     gradient = job.transport.empty(len(params.flat), dtype)
     job.transport.barrier()
-    return held._replace(params=params.on(common), shared=Shared(memory, gradient))
+    return held._replace(params=params.on(common), shared=Shared(memory, gradient, params.flat))
 
 
 def has_shards_of_tables(job: Job) -> bool:
@@ -168,7 +170,8 @@ def _make_replication(job: Job, held: Held, shard: Shard, number: int) -> Replic
     shards = job.roles.servers
     before, behind = (number - 1) % shards, (number + 1) % shards
     where = shard_slices(len(held.params.flat), shards)[before]
-    copy = _make_shard(job, held.params.flat[where].copy(), held.elsewhere)
+    begin = held.params.flat if held.shared is None else held.shared.begin  # its shard may be at work already
+    copy = _make_shard(job, begin[where].copy(), held.elsewhere)
     ranks = job.roles.server_rank(before), job.roles.server_rank(behind)
     return Replication(job.transport, number, shard, copy, *ranks)
 

@@ -55,7 +55,7 @@ A shard drops a push of a step that it has had from this worker, so a push may b
 finished it answers each with its counts, as the section of keys: see ``Counts``. When all workers have asked to meet it
 tells each.
 
-With replicas a shard sends each update to its follower, on tag UPDATE_TAG of ``hpcps/server/replica.py``: the sum of
+With replicas a shard sends each update to its follower, on UPDATE_TAG, see ``hpcps/server/replica.py``: the sum of
 the gradients and rows of which it consists, ``step`` its number. The follower answers on FOLLOWED_TAG. A finish of a
 shard has a digest of what it has come to as its section of keys, and is answered by a finish.
 """
@@ -80,6 +80,8 @@ FRONT_BYTES = 8192
 ALIGNMENT_BYTES = 64
 REQUEST_TAG = 16
 ANSWER_TAG = 17
+UPDATE_TAG = 18
+FOLLOWED_TAG = 19
 UNBOUNDED = -1
 SAME_KEYS = -1
 

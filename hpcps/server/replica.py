@@ -16,12 +16,10 @@ from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
 from hpcps.rows import Rows
 from hpcps.server import messages
-from hpcps.server.messages import Header, Kind
+from hpcps.server.messages import FOLLOWED_TAG, UPDATE_TAG, Header, Kind
 from hpcps.server.post import Inbox, Letter, Outbox
 from hpcps.server.store import Shard, Update
 
-UPDATE_TAG = 18
-FOLLOWED_TAG = 19
 NOTHING: Array = np.empty(0, np.uint8)
 
 
