@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from hpcps import optim
+from hpcps.comm import codes
 from hpcps.comm.codes import Code
 from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array
@@ -21,7 +22,6 @@ from hpcps.job import Job
 from hpcps.models import Model
 from hpcps.params import Params
 from hpcps.rows import Merger, PulledRows
-from hpcps.server import filters
 from hpcps.server.client import Client, DirectClient, RemoteClient
 from hpcps.server.delay import Compensated, Delay, Scaled, Undelayed
 from hpcps.server.replica import Replication
@@ -199,7 +199,7 @@ def _make_code(job: Job) -> Code | None:
     compress = job.config.compress
     if job.strategy != "server" or compress.kind == "none":
         return None
-    return filters.make(compress.kind, compress.block, compress.fraction, job.config.train.dtype, job.kernels)
+    return codes.make(compress.kind, compress.block, compress.fraction, job.config.train.dtype, job.kernels)
 
 
 def _make_shard(job: Job, params: Array, tables: Mapping[str, FirstRows]) -> Shard:

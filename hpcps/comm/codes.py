@@ -1,4 +1,4 @@
-"""What float32 numbers become on the wire: two bytes each, or one.
+"""What gradients become on the wire: two bytes a number, or one, or the largest numbers alone.
 
 A code writes a message of ``message_bytes(count)`` for ``count`` numbers, and keeps what the message leaves out in a
 residual, which the next message begins with: "error feedback" (Stich, Cordonnier and Jaggi 2018; Karimireddy, Rebjock,
@@ -11,13 +11,17 @@ import math
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from hpcps.comm.transport import Array
-from hpcps.errors import NotFiniteError
+from hpcps.errors import CommError, NotFiniteError
+
+POSITIONS_MAX = 2**31
+"""Positions are sent as int32."""
 
 
 class Code(Protocol):
-    """A way to write float32 numbers in fewer bytes. ``block``: messages hold whole blocks, the last one excepted."""
+    """A way to write numbers in fewer bytes. ``block``: messages hold whole blocks, the last one excepted."""
 
     name: str
     block: int
@@ -107,6 +111,57 @@ class Int8:
     def _parts(self, message: Array, count: int) -> tuple[Array, Array]:
         scales_bytes = len(message) - count
         return message[:scales_bytes].view(np.float32), message[scales_bytes:].view(np.int8)
+
+
+class Largest:
+    """The numbers of largest magnitude, a ``fraction`` of all, at least one, and where they stand ("Sparsified SGD with
+    memory", Stich, Cordonnier and Jaggi 2018). A message holds k floats of ``dtype``, then their positions as int32; it
+    stands for 0 elsewhere. Decoded numbers are added to in place, in the order of the messages."""
+
+    block = 1
+
+    def __init__(self, kernels: Any, fraction: float, dtype: DTypeLike) -> None:
+        self.name = f"top-k, fraction {fraction:g}"
+        self._fraction = fraction
+        self._dtype = np.dtype(dtype)
+        self._top_k = kernels.top_k
+        self._scatter_add = kernels.scatter_add_rows
+        self._max_abs = kernels.max_abs
+
+    def message_bytes(self, count: int) -> int:
+        if count > POSITIONS_MAX:
+            raise CommError(f"top-k of {count} numbers: positions are sent as int32: {POSITIONS_MAX} are the most")
+        return min(count, max(1, round(self._fraction * count))) * (self._dtype.itemsize + 4)
+
+    def encode(self, message: Array, residual: Array, x: Array) -> None:
+        values, positions = self._parts(message)
+        index = np.empty(len(values), np.int64)
+        try:
+            self._top_k(index, values, residual, x)
+        except ValueError as error:  # the sizes are right, so that it is the numbers
+            raise not_finite("top-k") from error
+        if not math.isfinite(self._max_abs(values)):
+            raise not_finite("top-k")
+        positions[:] = index
+
+    def decode(self, out: Array, message: Array) -> None:
+        out.fill(0)
+        self.decode_add(out, message)
+
+    def decode_add(self, out: Array, message: Array) -> None:
+        values, positions = self._parts(message)
+        self._scatter_add(out.reshape(-1, 1), values.reshape(-1, 1), positions.astype(np.int64))
+
+    def _parts(self, message: Array) -> tuple[Array, Array]:
+        split = len(message) // (self._dtype.itemsize + 4) * self._dtype.itemsize
+        return message[:split].view(self._dtype), message[split:].view(np.int32)
+
+
+def make(kind: str, block: int, fraction: float, dtype: DTypeLike, kernels: Any) -> Code:
+    """bf16, int8 (in blocks of ``block``), both for float32 alone, or topk (the largest ``fraction``)."""
+    if kind == "topk":
+        return Largest(kernels, fraction, dtype)
+    return Int8(kernels, block) if kind == "int8" else BFloat16(kernels)
 
 
 def not_finite(code: str) -> NotFiniteError:

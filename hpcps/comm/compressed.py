@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hpcps.aligned import LINE_BYTES
-from hpcps.comm.codes import BFloat16, Code, Int8
+from hpcps.comm import codes
+from hpcps.comm.codes import Code
 from hpcps.comm.largest import LargestAllreduce
 from hpcps.comm.pending import Pending, Steps
 from hpcps.comm.topology import block_bounds
@@ -153,5 +154,4 @@ def make(
     largest ``fraction``, float32 or float64). ``kernels`` is the table of ``hpcps_kernels``."""
     if kind == "topk":
         return LargestAllreduce(transport, count, dtype, fraction, kernels)
-    code = Int8(kernels, block) if kind == "int8" else BFloat16(kernels)
-    return CompressedAllreduce(transport, count, code)
+    return CompressedAllreduce(transport, count, codes.make(kind, block, fraction, dtype, kernels))

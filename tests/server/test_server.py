@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from hpcps import optim
+from hpcps.comm import codes
 from hpcps.comm.order import halves, in_turn, order, pieces
 from hpcps.comm.topology import chunk_bounds
 from hpcps.config import Optimizer
@@ -341,7 +342,7 @@ def test_what_codes_leave_out_comes_later(on_ranks, kind, tables, slack):
 
     def body(transport):
         decoder, params = Decoder(False, np.float32, KERNELS), start(count, tables)
-        code = filters.make(kind, 64, 0.2, np.float32, KERNELS)
+        code = codes.make(kind, 64, 0.2, np.float32, KERNELS)
         if transport.rank >= workers:
             number = transport.rank - workers
             held = stored(params)
@@ -422,10 +423,10 @@ def test_keys_of_a_pull_that_never_was_are_refused(on_ranks):
 def test_a_coded_push_that_comes_again_changes_nothing(on_ranks):
     """Its first copy is being added up: the other worker is late."""
     sgd = optim.make(Optimizer(kind="sgd", learning_rate=1.0), KERNELS)
-    code = filters.make("bf16", 64, 0.2, np.float32, KERNELS)
+    code = codes.make("bf16", 64, 0.2, np.float32, KERNELS)
     first, second = np.full(4, 2.0, np.float32), np.full(4, 5.0, np.float32)
 
-    def codes(x):
+    def coded(x):
         return filters.Encoder(code, 4, np.float32).encode(x)
 
     def body(transport):
@@ -440,19 +441,19 @@ def test_a_coded_push_that_comes_again_changes_nothing(on_ranks):
         )
         header = Header(Kind.PUSH, transport.rank, 0, 1, dtype=messages.CODES)
         if transport.rank == 0:
-            outbox.send(header, codes(first))
+            outbox.send(header, coded(first))
             outbox.flush()
         transport.group([0, 1, 2]).barrier()
         if transport.rank == 1:  # added to the first worker's
-            outbox.send(header, codes(second))
+            outbox.send(header, coded(second))
             outbox.flush()
         transport.group([0, 1, 2]).barrier()
         if transport.rank == 0:
-            outbox.send(header, codes(first))
+            outbox.send(header, coded(first))
             outbox.flush()
         transport.group([0, 1, 2]).barrier()
         if transport.rank == 2:
-            outbox.send(header, codes(second))
+            outbox.send(header, coded(second))
         outbox.send(Header(Kind.FINISH, transport.rank, 0))
         take(transport, inbox)
 
