@@ -1,0 +1,139 @@
+"""What the types alone cannot say: which options do not go together, or would silently be ignored, and why."""
+
+from __future__ import annotations
+
+import msgspec
+
+from hpcps.config.options import Config, Server, Train, help_of
+from hpcps.errors import ConfigError
+
+OPTIMIZERS = ("sgd", "adagrad", "rmsprop", "adam", "adamw", "ftrl")
+_POINT = ("linear", "logistic", "fm", "matrix-factorization")
+_FACTORS = ("fm", "matrix-factorization")
+USERS = {
+    "model.loss": _POINT,
+    "model.delta": _POINT,
+    "model.factors": _FACTORS,
+    "model.hidden": ("mlp", "embedding"),
+    "model.activation": ("mlp", "embedding"),
+    "model.width": ("embedding",),
+    "model.combine": ("embedding",),
+    "optimizer.learning_rate": OPTIMIZERS,
+    "optimizer.clip_norm": OPTIMIZERS,
+    "optimizer.momentum": ("sgd",),
+    "optimizer.nesterov": ("sgd",),
+    "optimizer.decay": ("rmsprop",),
+    "optimizer.beta1": ("adam", "adamw"),
+    "optimizer.beta2": ("adam", "adamw"),
+    "optimizer.epsilon": ("adagrad", "rmsprop", "adam", "adamw"),
+    "optimizer.weight_decay": ("adamw",),
+    "optimizer.beta": ("ftrl",),
+    "compress.block": ("int8",),
+    "compress.fraction": ("topk",),
+}
+"""The kinds of model, optimiser or compression that use a key, where not all do."""
+
+
+def check(config: Config, source: str) -> None:
+    """Raise ConfigError, naming the source and the key, for what cannot be done."""
+    train = config.train
+    if 0 < config.data.hash_bits < 8:
+        raise ConfigError(f"{source}: data.hash_bits = {config.data.hash_bits}: must be 0 or 8 to 30")
+    if train.reproducible and train.grains > train.batch:
+        raise ConfigError(f"{source}: train.grains = {train.grains} is more than train.batch = {train.batch}")
+    if config.run.device == "cuda":
+        raise ConfigError(f"{source}: run.device = 'cuda': this version has no GPU kernels; use 'cpu'")
+    if train.strategy == "server" and train.algorithm != "auto":
+        raise ConfigError(f"{source}: train.algorithm is the all-reduce's; train.strategy = 'server' does not use it")
+    kind = config.optimizer.kind
+    if kind not in OPTIMIZERS and ":" not in kind:
+        raise ConfigError(f"{source}: optimizer.kind: no optimizer {kind!r}{help_of('optimizer.kind')}")
+    _check_averaging(config, source)
+    _check_compress(config, source)
+    _check_server(config, source)
+    _check_users(config, source)
+    if config.model.kind == "matrix-factorization" and config.data.scale != "none":
+        raise ConfigError(f"{source}: data.scale = {config.data.scale!r}: matrix-factorization has ids, not numbers")
+    if ":" not in config.model.kind and (config.model.parameters or config.model.scores):
+        name = "parameters" if config.model.parameters else "scores"
+        raise ConfigError(f"{source}: model.{name} is for your own training function, not for {config.model.kind}")
+
+
+def _check_server(config: Config, source: str) -> None:
+    """Refuse what the parameter server cannot do, or would ignore."""
+    train, server = config.train, config.server
+    default, why = Server(), ""
+    if config.optimizer.clip_norm and (server.count != 1 or server.colocated):
+        why = "count or colocated with optimizer.clip_norm: a shard sees a part of the gradient, not its norm; use 1"
+    elif train.strategy != "server" and server != default:
+        key = next(name for name in Server.__struct_fields__ if getattr(server, name) != getattr(default, name))
+        why = f"{key} is the server strategy's; train.strategy = {train.strategy!r} does not use it"
+    elif server.colocated and server.count != 1:
+        why = f"count = {server.count} with server.colocated: every rank holds a shard"
+    elif train.reproducible and server.admit_after:
+        why = "admit_after with train.reproducible: how often a key came is estimated, and by each shard"
+    elif server.staleness == 0:
+        for name in ("warmup_steps", "delay", "record", "replay"):
+            if getattr(server, name) != getattr(default, name):
+                why = f"{name} is for server.staleness = N or 'async'; a synchronous run has no delays"
+    elif train.reproducible:
+        why = f"staleness = {server.staleness!r} with train.reproducible: who is first depends on time; use record"
+    if not why and server.delay != "compensate" and server.compensation != default.compensation:
+        why = f"compensation is for server.delay = 'compensate'; {server.delay!r} does not use it"
+    if not why and server.record and server.replay:
+        why = "record with server.replay: the order is known already"
+    if why:
+        raise ConfigError(f"{source}: server.{why}")
+
+
+def _check_averaging(config: Config, source: str) -> None:
+    """Refuse what workers that train alone cannot do, and their keys elsewhere."""
+    train = config.train
+    strategy = f"train.strategy = {train.strategy!r}"
+    if train.strategy != "averaging":
+        for name in ("average_every", "average_warmup"):
+            if getattr(train, name) != getattr(Train(), name):
+                raise ConfigError(f"{source}: train.{name} is averaging's; {strategy} does not use it")
+        return
+    why = ""
+    if train.reproducible:
+        why = "train.reproducible: what a worker computes depends on how many there are; use 'ring' or 'server'"
+    elif config.compress.kind != "none":
+        why = f"compress.kind = {config.compress.kind!r}: codes are for gradients, not for parameters; use 'ring'"
+    elif config.optimizer.kind == "ftrl":
+        why = "optimizer.kind = 'ftrl': it makes parameters of sums of its own, which would undo the average"
+    if why:
+        raise ConfigError(f"{source}: {strategy} with {why}")
+
+
+def _check_compress(config: Config, source: str) -> None:
+    """Refuse what codes cannot do."""
+    kind, train = config.compress.kind, config.train
+    if kind == "none":
+        return
+    why = ""
+    if train.reproducible:
+        why = "train.reproducible: exact sums are not rounded"
+    elif train.dtype == "float64" and kind != "topk":
+        why = "train.dtype = 'float64': its codes stand for float32; use 'float32', or compress.kind = 'topk'"
+    if why:
+        raise ConfigError(f"{source}: compress.kind = {kind!r} with {why}")
+
+
+def _check_users(config: Config, source: str) -> None:
+    """Refuse what the kind of model, optimiser or compression would silently ignore."""
+    for key, users in USERS.items():
+        section, name = key.split(".")
+        options = getattr(config, section)
+        default = {field.name: field.default for field in msgspec.structs.fields(options)}[name]
+        if options.kind not in users and getattr(options, name) != default:
+            whose = ", ".join(f"{user}'s" for user in users)
+            raise ConfigError(f"{source}: {key} is {whose}; {options.kind} does not use it")
+    optimizer = config.optimizer
+    if optimizer.nesterov and not optimizer.momentum:
+        raise ConfigError(f"{source}: optimizer.nesterov looks ahead along a velocity; set optimizer.momentum, too")
+    for name in ("l1", "l2"):
+        if optimizer.kind == "adamw" and getattr(optimizer, name):
+            raise ConfigError(f"{source}: optimizer.{name} is not adamw's; use optimizer.weight_decay")
+        if ":" in optimizer.kind and getattr(optimizer, name):
+            raise ConfigError(f"{source}: optimizer.{name} is not for your own optimizer; {optimizer.kind} has no use")
