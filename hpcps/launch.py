@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from hpcps import stall
 from hpcps.comm import checked, launcher
 from hpcps.comm.local import LocalWorld
 from hpcps.comm.meeting import Meeting
@@ -38,7 +39,7 @@ def train(config: Config, *, ranks: int | None = None, out: Path | None = None, 
     folder = out or default_folder(config)
     with threadpool_limits(1, "blas"):
         return _on_threads(
-            lambda transport: train_rank(transport, config, folder, overwrite), ranks or 1, config.run.timeout_s
+            lambda transport: _train(transport, config, folder, overwrite), ranks or 1, config.run.timeout_s
         )
 
 
@@ -63,7 +64,12 @@ def train_launched(read: Callable[[], Config], ranks: int | None, out: Path | No
         raise _on_every_rank(ConfigError(message))
     transport.timeout_s = config.run.timeout_s
     with threadpool_limits(1, "blas"):  # its sums depend on the thread count, and parts run side by side already
-        return train_rank(transport, config, out or default_folder(config), overwrite)
+        return _train(transport, config, out or default_folder(config), overwrite)
+
+
+def _train(transport: Transport, config: Config, folder: Path, overwrite: bool) -> Run:
+    with stall.watched(transport.rank, transport.size, config.run.timeout_s) as watch:
+        return train_rank(transport, config, folder, overwrite, watch)
 
 
 def world(timeout_s: float = TIMEOUT_S) -> Transport:

@@ -30,6 +30,7 @@ from hpcps.report import Measures
 from hpcps.run_folder import RunFolder, Trained
 from hpcps.server.sharding import shard_slices
 from hpcps.serving import Held
+from hpcps.stall import Watch
 from hpcps.tables import Tables, whole_tables
 from hpcps.threads import Threads
 from hpcps.together import Together, agree
@@ -45,7 +46,7 @@ class Run:
     summary: dict[str, Any]
 
 
-def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool) -> Run:
+def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool, watch: Watch) -> Run:
     """Train; every rank of ``transport`` calls this and gets the same Run. Blocks.
 
     Raises ConfigError, DataError and ModelError on all ranks alike while the job is set up; later on the rank where
@@ -62,12 +63,13 @@ def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool
     model, held = agree(job.together, lambda: build(job, facts))
     check_alike(job.together, held.params, "begin")
     agree(job.together, lambda: folder.begin(to_toml(config)) if is_first else None)
+    watch.begin(folder.path)
 
     held = serving.share_with_shards(job, held)
     if job.workers is not None:
         held = held._replace(params=joining.where_all_see_it(job, job.workers, held.params))
         trained = Trained(held.params, facts, dataset.classes, dataset.shift, dataset.scale)
-        found = work(job, dataset, model, held, trained, folder)
+        found = work(job, dataset, model, held, trained, folder, watch)
     else:
         found = serve(job, held, folder)
     told = job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8))
@@ -140,7 +142,9 @@ def check_alike(together: Together, params: Params, when: str) -> None:
         raise error
 
 
-def work(job: Job, dataset: Dataset, model: Model, held: Held, trained: Trained, folder: RunFolder) -> dict[str, Any]:
+def work(
+    job: Job, dataset: Dataset, model: Model, held: Held, trained: Trained, folder: RunFolder, watch: Watch
+) -> dict[str, Any]:
     """A worker's run, from the first step to the last; ``trained`` holds the first parameters, and at the end the last
     ones. Returns what there is to say of it."""
     assert job.workers is not None
@@ -163,6 +167,7 @@ def work(job: Job, dataset: Dataset, model: Model, held: Held, trained: Trained,
         reporter = report.Lines(folder, plan.epochs, plan.epochs * plan.steps_an_epoch)
     test = tester(job, dataset, model, params, how, exchange)
     trainer = Trainer(job.workers, worker, gradients, exchange, job.parts, plan, reporter, test)
+    watch.steps = lambda: trainer.pace.steps
     try:
         # Again: the user's file may have brought a library with threads of its own.
         with threadpool_limits(1):

@@ -5,6 +5,7 @@
 ``metrics.jsonl``         one line a report
 ``model.safetensors``     the parameters, and beside them what prediction needs
 ``order-S.bin``           of a recorded run: in which order shard S took what workers sent
+``stall-rank-R.txt``      of a run that has ended standing still: what rank R was doing
 ``summary.json``          written last: a folder without it is not finished
 ========================= ===========================================================================
 """
@@ -32,6 +33,7 @@ Array = np.ndarray[Any, Any]
 
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
 ORDERS = "order-*.bin"
+STALLS = "stall-rank-*.txt"
 _KNOWN = {CONFIG, METRICS, MODEL, SUMMARY}
 _EXTRA = "hpcps."  # prefix of the tensors that are not parameters
 
@@ -73,7 +75,8 @@ class RunFolder:
     def begin(self, config_toml: str) -> None:
         """Take out what an earlier run left, and write the configuration. Raises ConfigError."""
         with writing(self.path):
-            for path in [self.path / name for name in (SUMMARY, MODEL, METRICS)] + list(self.path.glob(ORDERS)):
+            earlier = [path for pattern in (ORDERS, STALLS) for path in self.path.glob(pattern)]
+            for path in [self.path / name for name in (SUMMARY, MODEL, METRICS)] + earlier:
                 path.unlink(missing_ok=True)
             write_whole(self.path / CONFIG, lambda file: file.write_text(config_toml, encoding="utf-8"))
 
@@ -100,6 +103,15 @@ class RunFolder:
         text = json.dumps(summary, indent=2) + "\n"
         with writing(self.path):
             write_whole(self.path / SUMMARY, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def stall_name(rank: int) -> str:
+    """The file in which a rank says what it was doing as the run stood still.
+
+    >>> stall_name(3)
+    'stall-rank-3.txt'
+    """
+    return STALLS.replace("*", str(rank))
 
 
 @contextmanager
