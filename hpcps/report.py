@@ -17,10 +17,14 @@ from hpcps.comm.launcher import TERMINAL_VARIABLE
 from hpcps.config import Config
 from hpcps.data import Dataset
 from hpcps.models import Model
+from hpcps.pace import Straggler
 from hpcps.run_folder import RunFolder
 from hpcps.worker import Score
 
 Array = np.ndarray[Any, Any]
+
+MOST_STRAGGLERS = 3
+"""Of those that a line names"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Measures:
     received_bytes: int | None = None
     requests_per_s: float | None = None
     """Of all workers, to shards"""
+    stragglers: tuple[Straggler, ...] | None = None
 
     def with_training(self, loss: float, samples_per_s: float) -> Measures:
         """The same, with the training loss and speed since the last report."""
@@ -122,10 +127,22 @@ class Lines:
         said = measures.said()
         self._folder.add_metrics({"step": step, "epoch": epoch, "train_s": round(train_s, 6), **said})
         line = f"epoch {epoch}/{self._epochs}  step {step}/{self._steps}  {in_words(said)}"
-        if self._bar is not None:
-            self._bar.show(step, line)
-        else:
-            print(line, file=self._stream, flush=True)
+        for text in [line, *([named(measures.stragglers)] if measures.stragglers else [])]:
+            if self._bar is not None:
+                self._bar.show(step, text)
+            else:
+                print(text, file=self._stream, flush=True)
+
+
+def named(stragglers: Sequence[Straggler]) -> str:
+    """Who is slow, on one line.
+
+    >>> named([Straggler(3, "n07", 4.1)])
+    'note: rank 3 (n07): 4.1 times slower than the median'
+    """
+    told = [f"rank {one.rank} ({one.node}): {one.times:g} times slower" for one in stragglers[:MOST_STRAGGLERS]]
+    more = len(stragglers) - len(told)
+    return f"note: {', '.join(told)} than the median" + (f", and {more} more" if more else "")
 
 
 def on_terminal(stream: TextIO) -> bool:

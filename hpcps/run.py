@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,12 @@ def work(
     seed = config.train.seed
     worker = Worker(model, params, how, job.parts, dataset.train, gradients.shares, seed, pool, ready)
     plan = Plan(
-        config.train.epochs, config.train.batch, dataset.train_count // config.train.batch, config.train.report_every
+        config.train.epochs,
+        config.train.batch,
+        dataset.train_count // config.train.batch,
+        config.train.report_every,
+        config.train.straggler_factor,
+        job.nodes[: job.workers.size],
     )
     reporter: report.Reporter = report.Silent()
     is_first = job.workers.rank == 0
@@ -232,6 +237,7 @@ def summary(
     pace = trainer.pace
     return {
         **measures.said(),
+        "stragglers": [asdict(one) for one in trainer.stragglers.of_all()],
         "samples_per_s": round(pace.samples_per_s, 1),
         "train_s": round(pace.train_s, 6),
         "first_step_s": round(pace.first_step_s, 6),

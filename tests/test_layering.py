@@ -40,7 +40,7 @@ ARROWS = {
     "pace": set(),
     "run_folder": {"errors", "models", "params", "tensors"},
     "tensors": set(),
-    "report": {"comm", "config", "data", "models", "run_folder", "worker"},
+    "report": {"comm", "config", "data", "models", "pace", "run_folder", "worker"},
     "trainer": {"comm", "errors", "exchange", "pace", "parts", "report", "sums", "worker"},
     "machine": {"together"},
     "job": {"comm", "config", "errors", "machine", "models", "parts", "server", "together", "kernels"},
