@@ -119,11 +119,12 @@ ARROWS = {
     "collectives": {"aligned", "comm", "errors", "kernels", "machine"},
     "tuning": {"collectives", "comm", "errors", "kernels"},
     "starter": {"comm", "errors"},
+    "slurm": {"config", "errors", "job", "server", "starter"},
     "torch": {"collectives", "comm", "errors"},
     "doctor": {"comm", "errors", "launch", "machine", "starter", "kernels"},
     "warmup": {"errors", "kernels"},
     "cli": {"_version", "comm", "config", "doctor", "errors", "inference", "launch", "report", "run", "run_folder"}
-    | {"starter", "tuning", "warmup"},
+    | {"slurm", "starter", "tuning", "warmup"},
     "__main__": {"cli"},
     "__init__": {"_version", "collectives", "config", "launch", "run"},
 }
