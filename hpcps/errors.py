@@ -30,6 +30,10 @@ class HpcpsError(Exception):
     exit_status = 1
     known_to_all = False
 
+    def __init__(self, message: object = "") -> None:
+        """Line breaks, as a name of the user's may have them, become blanks."""
+        super().__init__(" ".join(str(message).splitlines()))
+
 
 class ConfigError(HpcpsError):
     """A key, value or command-line option that cannot be used. The message names it."""

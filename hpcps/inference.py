@@ -17,7 +17,7 @@ from hpcps.data import Block
 from hpcps.errors import ConfigError, DataError, ModelError
 from hpcps.loader import Loaders
 from hpcps.models import Model
-from hpcps.run_folder import CONFIG, Trained, read_model, read_summary
+from hpcps.run_folder import CONFIG, MODEL, Trained, read_model, read_summary
 from hpcps.tables import whole_tables
 from hpcps.together import Alone
 from hpcps.worker import EVALUATION_SAMPLES, Score
@@ -44,10 +44,28 @@ def read(folder: Path) -> Finished:
     trained = read_model(folder)
     kernels = hpcps_kernels.load("cpu")
     model = models.make(told.model, trained.facts, told.train.dtype, kernels)
+    check(folder / MODEL, trained, model, told.train.dtype)
     trained = dataclasses.replace(trained, params=trained.params.ordered(model.tables))
     tables = whole_tables(model, trained.params, kernels)
     loaders = Loaders(tables, trained.shift, trained.scale, told.train.dtype, kernels)
     return Finished(told, trained, model, loaders)
+
+
+def check(file: Path, trained: Trained, model: Model, dtype: str) -> None:
+    """Raise DataError unless the classes and parameters of ``file`` are those of the model, as far as it says what its
+    parameters are."""
+    params, wanted = trained.params, models.shapes_of(model)
+    classes = 0 if trained.classes is None else len(trained.classes)
+    if (classes > 0) != (model.task != "regression") or (model.task == "binary" and classes != 2):
+        raise DataError(f"{file}: holds {classes} classes, for a model whose labels are {model.task}")
+    if wanted is None:
+        return
+    for name in sorted({*wanted, *params}):
+        have, want = params.shapes.get(name, "missing"), wanted.get(name, "not there")
+        if have != want:
+            raise DataError(f"{file}: {name} is {have}, in a model of {CONFIG} it would be {want}")
+    if params.flat.dtype != dtype:
+        raise DataError(f"{file}: its parameters are {params.flat.dtype}, {CONFIG} says {dtype}")
 
 
 def evaluate(folder: Path, source: str | None = None) -> dict[str, float]:
@@ -61,7 +79,8 @@ def evaluate(folder: Path, source: str | None = None) -> dict[str, float]:
     if not count:
         raise ConfigError(f"{folder}: the run held no samples out; give --input FILE")
     model, params, loaders = run.model, run.trained.params, run.loaders
-    scores = [score_of(model, params, loaders.tables, block, loaders.of(block)) for block in blocks]
+    with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is an error
+        scores = [score_of(model, params, loaders.tables, block, loaders.of(block)) for block in blocks]
     total = Score(math.fsum(score.loss for score in scores), math.fsum(score.quality for score in scores))
     return report.measures(run.model, total, count).said()
 
@@ -81,7 +100,11 @@ def predict(folder: Path, source: str) -> Array:
         if not np.isfinite(values).all():
             raise DataError(data.find_bad(block) or f"{source}: a sample is not finite once scaled")
         seen = run.loaders.tables.pick(run.trained.params, batch)
-        found.append(models.predict(run.model, run.model.scores(seen, batch.samples)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            scores = run.model.scores(seen, batch.samples)
+            if np.isnan(scores).any():
+                raise ModelError(f"{folder}: a score is not a number; the run's parameters are too large, or damaged")
+            found.append(models.predict(run.model, scores))
     predicted = np.concatenate(found)
     return predicted if run.trained.classes is None else run.trained.classes[predicted]
 

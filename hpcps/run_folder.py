@@ -138,11 +138,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def read_summary(path: Path) -> dict[str, Any]:
     """The summary of a finished run. Raises DataError if there is none."""
     try:
-        summary: dict[str, Any] = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+        summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+        if not isinstance(summary, dict):
+            raise ValueError("not a summary")
     except FileNotFoundError as error:
         why = "is not a finished run" if path.is_dir() else "no such folder"
         raise DataError(f"{path}: {why} ({SUMMARY} is missing)") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path / SUMMARY}: {error}") from error
     return summary
 
@@ -157,18 +159,36 @@ def read_model(path: Path) -> Trained:
         tensors = load_file(file)
         extra = {name.removeprefix(_EXTRA): tensors.pop(name) for name in list(tensors) if name.startswith(_EXTRA)}
         params = _join(tensors)
-        features = int(extra["features"][0])
-        shift, scale = extra.get("shift", np.zeros(features)), extra.get("scale", np.ones(features))
-        ids, entries = tuple(map(int, extra["ids"])), int(extra["entries"][0])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        features, sparse, entries = (int(_numbers(extra, name, 1)[0]) for name in ("features", "sparse", "entries"))
+        ids = tuple(map(int, _numbers(extra, "ids")))
+        classes = _numbers(extra, "classes") if "classes" in extra else None
+        if len(ids) not in (0, 2) or (classes is not None and len(np.unique(classes)) != max(1, len(classes))):
+            raise ValueError("ids or classes are not what they should be")
+        # Without memory: nothing but this number says that there are so many features.
+        shift, scale = (
+            _numbers(extra, name, features, "f") if name in extra else np.broadcast_to(usual, (features,))
+            for name, usual in (("shift", 0.0), ("scale", 1.0))
+        )
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: cannot be read as a model: {error}") from error
-    classes = extra.get("classes")
-    facts = Facts(features, 0 if classes is None else len(classes), bool(extra["sparse"][0]), ids, entries)
+    facts = Facts(features, 0 if classes is None else len(classes), bool(sparse), ids, entries)
     return Trained(params, facts, classes, shift, scale)
+
+
+def _numbers(tensors: Mapping[str, Array], name: str, count: int | None = None, kinds: str = "ib") -> Array:
+    """A tensor of ``count`` finite numbers, of one of these kinds of dtype. Raises ValueError, KeyError."""
+    found = tensors[name]
+    if found.ndim != 1 or count not in (None, len(found)) or found.dtype.kind not in kinds:
+        raise ValueError(f"{name} is {found.shape} of {found.dtype}")
+    if not np.isfinite(found).all() or (kinds == "ib" and name != "classes" and (found < 0).any()):
+        raise ValueError(f"{name} holds impossible numbers")
+    return found
 
 
 def _join(tensors: Mapping[str, Array]) -> Params:
     shapes = {name: array.shape for name, array in tensors.items()}
+    if len({array.dtype for array in tensors.values()}) != 1:
+        raise ValueError("its parameters are not of one dtype")
     params = Params.zeros(shapes, np.result_type(*tensors.values()))
     for name, array in tensors.items():
         params[name][...] = array

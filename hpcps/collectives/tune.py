@@ -68,7 +68,7 @@ def load(transport: Transport) -> Table:
         try:
             text = path.read_bytes() if path is not None else nothing
             check(json.loads(text)["table"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             text = nothing  # none, or none that can be used: the rule decides
         return np.frombuffer(text, np.uint8)
 

@@ -77,7 +77,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path}: its tables or arrays are too deep") from error
+    except ValueError as error:  # TOML's own, and of numbers with thousands of digits
         raise ConfigError(f"{path}: {error}") from error
     _make_absolute(tree, path.absolute().parent)
     return tree
@@ -95,7 +97,7 @@ def _make_absolute(tree: Mapping[str, Any], folder: Path) -> None:
             is_path = ":" in value
         else:
             is_path = section == "server" or any(mark in value for mark in "/.*?[")
-        if value and (is_path or (section == "data" and (folder / value).exists())):
+        if value and (is_path or (section == "data" and os.path.exists(folder / value))):
             values[name] = os.path.normpath(folder / value)
 
 
@@ -125,7 +127,10 @@ def _put(tree: dict[str, Any], key: str, text: str) -> None:
     is_text = get_type_hints(_SECTIONS[section]).get(name) is str
     value = text if is_text else _parse(text)
     if inner:
-        values.setdefault(name, {})[inner] = value
+        below = values.setdefault(name, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{key}: {section}.{name} = {below!r} is set as well")
+        below[inner] = value
     else:
         values[name] = value
 
@@ -144,7 +149,7 @@ def _parse(text: str) -> Any:
     """A TOML value, or else the text itself, so that ``train.strategy=ring`` needs no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

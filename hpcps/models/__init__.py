@@ -18,7 +18,7 @@ import numpy as np
 
 from hpcps.config import Model as Options
 from hpcps.errors import ConfigError, ModelError
-from hpcps.params import Params
+from hpcps.params import Params, Shapes
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -194,6 +194,12 @@ def make(options: Options, facts: Facts, dtype: str, kernels: Any) -> Model:
     module = importlib.import_module(f"hpcps.models.{KINDS[check_kind(options.kind)].module}")
     model: Model = module.make(options, task_of(options), facts, dtype, kernels)
     return model
+
+
+def shapes_of(model: Model) -> Shapes | None:
+    """The names and shapes of a model's parameters; None where only making them would tell, as of a user's object."""
+    shapes: Shapes | None = getattr(model, "shapes", None)
+    return shapes
 
 
 def check_kind(kind: str) -> str:

@@ -11,7 +11,7 @@ from hpcps.errors import ConfigError
 from hpcps.first import First, FirstRows, draw_seed, whole
 from hpcps.models import Array, Arrays, Batch, Facts, Model, Sparse, Task
 from hpcps.models.mlp import MLP
-from hpcps.params import Params
+from hpcps.params import Params, Shapes
 
 TABLE = "embedding"
 DEVIATION = 0.1
@@ -42,6 +42,7 @@ class Embedding:
         self._mode = "mean" if options.combine == "mean" else "sum"
         inputs = Facts(self._entries * options.width, facts.classes)
         self._network = MLP(options, task, inputs, dtype, kernels)
+        self.shapes: Shapes = {**self._network.shapes, TABLE: (facts.features, options.width)}
 
     def first(self, rng: np.random.Generator) -> First:
         """Normal vectors; the network begins as an MLP does."""

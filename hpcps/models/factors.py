@@ -14,7 +14,7 @@ from hpcps.config import Model as Options
 from hpcps.errors import ConfigError
 from hpcps.first import First, FirstRows, draw_seed, whole
 from hpcps.models import Array, Arrays, Batch, Facts, Model, Task, loss_of
-from hpcps.params import Params
+from hpcps.params import Params, Shapes
 
 DEVIATION = 0.01
 """Of the factors at the start (Rendle 2012, libFM's default is 0.1): small, so that the weights are learned first."""
@@ -46,6 +46,9 @@ class _Factors(ABC):
         self._delta = options.delta
         self._rows = rows  # of each table
         self._width = 1 + options.factors
+        self.shapes: Shapes = {"bias": (1,)} | {
+            name: (own, self._width) for name, own in zip(self.tables, rows, strict=True)
+        }
         self._dtype = np.dtype(dtype)
         self._kernels = kernels
         self._unweighted = np.empty(0, dtype)  # no sample weights: all count the same

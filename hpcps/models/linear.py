@@ -40,14 +40,14 @@ class _Convex:
     fields = 1
 
     def __init__(self, shapes: Shapes, dtype: str, kernels: Any) -> None:
-        self._shapes = shapes
+        self.shapes = shapes
         self._dtype = np.dtype(dtype)
         self._kernels = kernels
         self._unweighted = np.empty(0, dtype)  # no sample weights: all count the same
 
     def first(self, rng: np.random.Generator) -> First:
-        dense = {name: shape for name, shape in self._shapes.items() if name not in self.tables}
-        tables = {name: FirstRows(self._shapes[name], draw_seed(rng)) for name in self.tables}
+        dense = {name: shape for name, shape in self.shapes.items() if name not in self.tables}
+        tables = {name: FirstRows(self.shapes[name], draw_seed(rng)) for name in self.tables}
         return First(Params.zeros(dense, self._dtype), tables)
 
     def init(self, rng: np.random.Generator) -> Params:
@@ -162,7 +162,7 @@ class SparseSoftmax(Softmax):
 
     def __init__(self, features: int, classes: int, dtype: str, kernels: Any) -> None:
         super().__init__(features, classes, dtype, kernels)
-        self._shapes = {"weight": (features, classes), "bias": (classes,)}
+        self.shapes = {"weight": (features, classes), "bias": (classes,)}
 
     def _call(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> Call:
         outs, weights = _pair(gradient_out), _pair(params)

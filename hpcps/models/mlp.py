@@ -68,7 +68,7 @@ class MLP:
         self._dtype = np.dtype(dtype)
         self._widths = [facts.features, *options.hidden, facts.classes if self.task == "multiclass" else 1]
         self._layers = len(self._widths) - 1
-        self._shapes: Shapes = _shapes(self._widths)
+        self.shapes: Shapes = _shapes(self._widths)
         self.stages = [[f"weight{layer}", f"bias{layer}"] for layer in range(self._layers, 0, -1)]
         self._unweighted = np.empty(0, self._dtype)
         self._mine = _Spaces()
@@ -76,7 +76,7 @@ class MLP:
 
     def init(self, rng: np.random.Generator) -> Params:
         """Uniform weights: He et al. 2015 before relu and gelu, else Glorot & Bengio 2010; biases are zero."""
-        params = Params.zeros(self._shapes, self._dtype)
+        params = Params.zeros(self.shapes, self._dtype)
         for layer in range(1, self._layers + 1):
             weight = params[f"weight{layer}"]
             outputs, inputs = weight.shape
