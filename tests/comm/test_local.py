@@ -155,7 +155,7 @@ def test_one_ranks_error_is_raised_on_all_with_its_class_and_text(on_ranks, culp
     def body(transport):
         def work():
             if transport.rank in culprits:
-                raise DataError(f"file{transport.rank}.csv: line 1: ü\nx")
+                raise DataError(f"file{transport.rank}.csv: line 1: ü\tx")
 
         try:
             agree(Meeting(transport), work)
@@ -163,7 +163,7 @@ def test_one_ranks_error_is_raised_on_all_with_its_class_and_text(on_ranks, culp
             return type(error), str(error), error.known_to_all
         return None
 
-    assert on_ranks(3, body) == [(DataError, f"file{min(culprits)}.csv: line 1: ü\nx", True)] * 3
+    assert on_ranks(3, body) == [(DataError, f"file{min(culprits)}.csv: line 1: ü\tx", True)] * 3
 
 
 def test_an_error_of_once_is_raised_on_all(on_ranks):
