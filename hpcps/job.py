@@ -73,6 +73,9 @@ def prepare(transport: Transport, config: Config) -> Job:
 
     def plan() -> tuple[Roles, Parts]:
         models.check_kind(config.model.kind)
+        nodes = len({seat.node for seat in seats})
+        if strategy == "online" and nodes > 1:
+            raise ConfigError(f"train.strategy = 'online' is for the ranks of one node; these are on {nodes}")
         planned = roles(transport.size, servers, config.server.colocated)
         if config.server.replicas and planned.servers < 2:
             raise ConfigError(

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpcps import aligned, optim, report, serving
+from hpcps import aligned, models, optim, report, serving
 from hpcps.averaging import AveragingExchange, Mean
 from hpcps.collectives import tune
 from hpcps.collectives.choice import Choice
@@ -18,10 +18,13 @@ from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.transport import Array, Transport
 from hpcps.comm.tree import TreeAllreduce
+from hpcps.data import Dataset
 from hpcps.exchange import AllreduceExchange, Bucket, Exchange, GatheredTables, largest_of
 from hpcps.job import Job
-from hpcps.lane import Ready
+from hpcps.lane import AnyLane, Ready
+from hpcps.loader import Loaders
 from hpcps.models import Model
+from hpcps.online import Learned, OnlineExchange, OnlineLane, common
 from hpcps.params import Params
 from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, of_pieces, of_sums, started_by
 from hpcps.rows import Merger
@@ -34,13 +37,28 @@ BUCKET_BYTES = 512 << 10
 
 def where_all_see_it(job: Job, workers: Transport, params: Params) -> Params:
     """The parameters in memory that the workers of a node share, for a sharded update, or to be averaged where they
-    lie. A collective."""
+    lie; for workers that learn together in one array. A collective."""
+    if job.strategy == "online":
+        return params.on(common(workers, len(params.flat), params.flat.dtype))
     is_small = params.flat.nbytes < SHARDED_BYTES and job.strategy != "averaging"
     if job.strategy == "server" or workers.size == 1 or is_small or params.tables:
         return params
     flat = workers.empty(len(params.flat), params.flat.dtype)
     flat[:] = params.flat
     return params.on(flat)
+
+
+def make_online(
+    job: Job, workers: Transport, model: Model, params: Params, dataset: Dataset, how: Loaders
+) -> tuple[Sum, Exchange, Sequence[AnyLane]]:
+    """Lanes that learn sample after sample, which leave nothing to be summed or exchanged."""
+    plan, seed = job.parts, job.config.train.seed
+    options = job.config.model
+    loss = models.loss_of(options, model.task), options.delta
+    learned = Learned(workers, loss, job.config.optimizer, params, job.kernels)
+    lanes = [OnlineLane(learned, how, dataset.train[n], plan.size(n), n, seed) for n in plan.owned]
+    nothing = [np.empty(0, job.config.train.dtype) for _ in lanes]
+    return FloatSum(nothing, job.kernels), OnlineExchange(workers, learned, job.threads), lanes
 
 
 def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int, shared: Shared | None = None) -> Sum:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -28,6 +28,25 @@ Call = Callable[[], float]
 """Computes a part's gradient; returns its loss"""
 
 NO_BATCH = Batch(np.empty((0, 0)), np.empty(0))
+
+
+class AnyLane(Protocol):
+    """What one thread computes, batch after batch."""
+
+    def shuffle(self, epoch: int) -> None:
+        """Draw the order in which this epoch visits each block."""
+
+    def load(self, number: int) -> None:
+        """Bring batch ``number`` of this epoch into memory."""
+
+    def row_keys(self) -> list[Mapping[str, Array]]:
+        """Which rows of each table the loaded parts touch."""
+
+    def compute(self) -> list[ByTable]:
+        """Compute the loaded parts; returns the rows of each part's gradient, if there are tables."""
+
+    def take_losses(self) -> Array:
+        """The losses of the parts, summed since the last call, (parts,) float64."""
 
 
 class Lane:

@@ -35,6 +35,7 @@ from hpcps.threads import Threads
 from hpcps.together import Together, agree
 from hpcps.trainer import Plan, Trainer, join_scores
 from hpcps.worker import Score, Worker, evaluate
+from hpcps.worker import lanes as make_lanes
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def facts_of(job: Job, dataset: Dataset) -> models.Facts:
     if models.takes_ids(job.config.model) and not dataset.sparse:
         ids = data.count_ids(dataset, job.together)
     entries = data.count_entries(dataset, job.together) if models.takes_as_many(job.config.model) else 0
-    return models.Facts(dataset.features, classes, dataset.sparse, ids, entries)
+    return models.Facts(dataset.features, classes, dataset.sparse, ids, entries, by_rows=job.strategy == "online")
 
 
 def build(job: Job, facts: models.Facts) -> tuple[Model, Held]:
@@ -148,11 +149,15 @@ def work(job: Job, dataset: Dataset, model: Model, held: Held, trained: Trained,
     pool = Threads(min(job.threads, len(job.parts.owned)))
     tables = tables_of(job, model, held)
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
-    engine = joining.make_engine(job, job.workers)
-    gradients = joining.make_sum(job, job.workers, engine, len(params.dense.flat), held.shared)
-    exchange, ready = joining.make_exchange(job, job.workers, engine, model, held, gradients, folder.keep)
-    seed = config.train.seed
-    worker = Worker(model, params, how, job.parts, dataset.train, gradients.shares, seed, pool, ready)
+    if job.strategy == "online":
+        gradients, exchange, lanes = joining.make_online(job, job.workers, model, params, dataset, how)
+    else:
+        engine = joining.make_engine(job, job.workers)
+        gradients = joining.make_sum(job, job.workers, engine, len(params.dense.flat), held.shared)
+        exchange, ready = joining.make_exchange(job, job.workers, engine, model, held, gradients, folder.keep)
+        shares, seed = gradients.shares, config.train.seed
+        lanes = make_lanes(model, params, how, job.parts, dataset.train, shares, seed, ready)
+    worker = Worker(lanes, pool)
     plan = Plan(
         config.train.epochs, config.train.batch, dataset.train_count // config.train.batch, config.train.report_every
     )

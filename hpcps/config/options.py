@@ -76,7 +76,7 @@ class Train(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     batch: Positive = 256
     seed: Count = 0
     dtype: Literal["float32", "float64"] = "float32"
-    strategy: Literal["auto", "ring", "server", "averaging"] = "auto"
+    strategy: Literal["auto", "ring", "server", "averaging", "online"] = "auto"
     average_every: Positive = 10
     average_warmup: Count = 0
     algorithm: Literal["auto", "memory", "ring", "doubling", "hierarchical", "mpi"] = "auto"
@@ -170,7 +170,7 @@ HELP = {
     "train.batch": "the global batch in samples, whatever the rank count",
     "train.seed": "what all random draws are keyed by, >= 0",
     "train.dtype": "float32 | float64",
-    "train.strategy": "auto | ring | server | averaging",
+    "train.strategy": "auto | ring | server | averaging | online (each sample is a step)",
     "train.average_every": "averaging: steps that workers train alone before their parameters are averaged, >= 1",
     "train.average_warmup": "averaging: steps at the start with an averaging after each (post-local SGD)",
     "train.algorithm": "auto | memory | ring | doubling | hierarchical | mpi: how arrays are all-reduced",

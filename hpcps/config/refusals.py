@@ -10,6 +10,8 @@ from hpcps.errors import ConfigError
 OPTIMIZERS = ("sgd", "adagrad", "rmsprop", "adam", "adamw", "ftrl")
 _POINT = ("linear", "logistic", "fm", "matrix-factorization")
 _FACTORS = ("fm", "matrix-factorization")
+ONLINE_MODELS = ("linear", "logistic")
+ONLINE_OPTIMIZERS = ("sgd", "adagrad", "ftrl")
 USERS = {
     "model.loss": _POINT,
     "model.delta": _POINT,
@@ -43,12 +45,14 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: train.grains = {train.grains} is more than train.batch = {train.batch}")
     if config.run.device == "cuda":
         raise ConfigError(f"{source}: run.device = 'cuda': this version has no GPU kernels; use 'cpu'")
-    if train.strategy == "server" and train.algorithm != "auto":
-        raise ConfigError(f"{source}: train.algorithm is the all-reduce's; train.strategy = 'server' does not use it")
+    if train.strategy in ("server", "online") and train.algorithm != "auto":
+        strategy = f"train.strategy = {train.strategy!r}"
+        raise ConfigError(f"{source}: train.algorithm is the all-reduce's; {strategy} does not use it")
     kind = config.optimizer.kind
     if kind not in OPTIMIZERS and ":" not in kind:
         raise ConfigError(f"{source}: optimizer.kind: no optimizer {kind!r}{help_of('optimizer.kind')}")
     _check_averaging(config, source)
+    _check_online(config, source)
     _check_compress(config, source)
     _check_server(config, source)
     _check_users(config, source)
@@ -104,6 +108,29 @@ def _check_averaging(config: Config, source: str) -> None:
         why = "optimizer.kind = 'ftrl': it makes parameters of sums of its own, which would undo the average"
     if why:
         raise ConfigError(f"{source}: {strategy} with {why}")
+
+
+def _check_online(config: Config, source: str) -> None:
+    """Refuse what cannot be learned from one sample at a time."""
+    if config.train.strategy != "online":
+        return
+    optimizer, why = config.optimizer, ""
+    if config.model.kind not in ONLINE_MODELS:
+        why = f"model.kind = {config.model.kind!r}: it is for {' and '.join(ONLINE_MODELS)}"
+    elif optimizer.kind not in ONLINE_OPTIMIZERS:
+        why = f"optimizer.kind = {optimizer.kind!r}: it is for {', '.join(ONLINE_OPTIMIZERS)}"
+    elif optimizer.momentum:
+        why = "optimizer.momentum: the features that a sample has not would move, too"
+    elif optimizer.clip_norm:
+        why = "optimizer.clip_norm: there is no gradient of a batch"
+    elif optimizer.l1 and optimizer.kind != "ftrl":
+        why = "optimizer.l1: it needs optimizer.kind = 'ftrl'"
+    elif config.train.reproducible:
+        why = "train.reproducible: who is first depends on time"
+    elif config.compress.kind != "none":
+        why = f"compress.kind = {config.compress.kind!r}: nothing is sent"
+    if why:
+        raise ConfigError(f"{source}: train.strategy = 'online' with {why}")
 
 
 def _check_compress(config: Config, source: str) -> None:
