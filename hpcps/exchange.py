@@ -253,7 +253,7 @@ class ServerExchange(Exchange):
 
     def traffic(self) -> Traffic | None:
         found, rows = self._client.traffic(), self._row_filter
-        return found if rows is None else found._replace(rows=rows.rows, kept_back=rows.kept_back)
+        return found if rows is None else found._replace(gradient_rows=rows.rows, pushed_rows=rows.pushed)
 
     def told(self) -> dict[str, Any]:
         return {"shards": [asdict(counts) for counts in self._counts]}

@@ -39,8 +39,8 @@ class Measures:
     requests_per_s: float | None = None
     """Of all workers, to shards"""
     gradient_rows: int | None = None
-    rows_kept_back: int | None = None
-    """Of all workers' rows of gradients those that were not pushed at once, where rows are kept back"""
+    pushed_rows: int | None = None
+    """Of all workers, where rows are kept back"""
 
     def with_training(self, loss: float, samples_per_s: float) -> Measures:
         """The same, with the training loss and speed since the last report."""
@@ -50,7 +50,7 @@ class Measures:
         """The same, with what the workers have had to do with shards since the last report: a row a worker of training
         seconds, and of the numbers of ``Traffic``."""
         train_s, waited_s, sent, received, requests = np.maximum(told[:, :5], 1e-9).T
-        rows, kept_back = told[:, 5:].sum(axis=0)
+        rows, pushed = told[:, 5:].sum(axis=0)
         return replace(
             self,
             idle=tuple(np.minimum(1.0, waited_s / train_s).round(4).tolist()),
@@ -58,7 +58,7 @@ class Measures:
             received_bytes=int(received.sum()),
             requests_per_s=round(float(requests.sum() / train_s.max()), 1),
             gradient_rows=int(rows) if rows else None,
-            rows_kept_back=int(kept_back) if rows else None,
+            pushed_rows=int(pushed) if rows else None,
         )
 
     def said(self) -> dict[str, Any]:

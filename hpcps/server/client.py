@@ -35,9 +35,9 @@ class Traffic(NamedTuple):
     sent_bytes: int
     received_bytes: int
     requests: int
-    rows: int = 0
-    kept_back: int = 0
-    """Of so many rows of gradients, those that were not pushed at once; 0 of 0 where all are"""
+    gradient_rows: int = 0
+    pushed_rows: int = 0
+    """Of gradients, and of pushes; where rows are kept back"""
 
 
 class Client(Protocol):

@@ -5,7 +5,6 @@ What a worker pulls is whole: parameters cannot be sent later.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -134,11 +133,11 @@ class KeptRows:
 class RowFilter:
     """What a worker keeps back of the rows of all its tables, whose parameters are ``pulled``. See :class:`KeptRows`.
 
-    ``rows``: how many rows there were in all gradients; ``kept_back``: those of them that were not pushed at once.
+    ``rows``: how many rows there were in all gradients; ``pushed``: how many in what was pushed.
     """
 
     def __init__(self, pulled: PulledRows, threshold: float, zero_threshold: float, kernels: Any) -> None:
-        self.rows = self.kept_back = 0
+        self.rows = self.pushed = 0
         self._pulled = pulled
         self._sees_zeros = zero_threshold > threshold
         limits = threshold, zero_threshold if self._sees_zeros else 0.0
@@ -147,22 +146,18 @@ class RowFilter:
     def passed(self, gradient: Summed, flush: bool = False) -> Summed:
         """What is to be pushed of a gradient, of rows that were pulled last; ``flush``: and of earlier ones all."""
         self.rows += sum(len(own.keys) for own in gradient.rows.values())
-        if flush or any(kept.is_full for kept in self._kept.values()):
-            return self._all(gradient)
+        everything = flush or any(kept.is_full for kept in self._kept.values())
         rows: dict[str, Rows] = {}
         picked: dict[str, Picked] = {}
         for name, own in gradient.rows.items():
-            rows[name], are_pushed = self._kept[name].take(own, self._weights(name, own))
-            picked[name] = Picked(own.keys, are_pushed)
-            self.kept_back += len(own.keys) - len(rows[name].keys)
+            kept, weights = self._kept[name], self._weights(name, own)
+            if everything:
+                rows[name] = kept.take_all(own, weights)
+            else:
+                rows[name], are_pushed = kept.take(own, weights)
+                picked[name] = Picked(own.keys, are_pushed)
+        self.pushed += sum(len(own.keys) for own in rows.values())
         return gradient._replace(rows=rows, picked=picked)
-
-    def _all(self, gradient: Summed) -> Summed:
-        """And how many of the gradient's own rows stay does not count."""
-        taken: Mapping[str, Rows] = {
-            name: self._kept[name].take_all(own, self._weights(name, own)) for name, own in gradient.rows.items()
-        }
-        return gradient._replace(rows=taken)
 
     def _weights(self, name: str, rows: Rows) -> Array | None:
         return self._pulled.rows(name, rows.keys) if self._sees_zeros else None
