@@ -139,8 +139,8 @@ class RowFilter:
     def __init__(self, pulled: PulledRows, threshold: float, zero_threshold: float, kernels: Any) -> None:
         self.rows = self.pushed = 0
         self._pulled = pulled
-        self._sees_zeros = zero_threshold > threshold
-        limits = threshold, zero_threshold if self._sees_zeros else 0.0
+        self._sees_zeros = zero_threshold > 0
+        limits = threshold, zero_threshold
         self._kept = {name: KeptRows(width, pulled.dtype, *limits, kernels) for name, width in pulled.widths.items()}
 
     def passed(self, gradient: Summed, flush: bool = False) -> Summed:
