@@ -146,7 +146,7 @@ class AveragingExchange(Exchange):
     def told(self) -> dict[str, Any]:
         return {"averagings": self._averagings}
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, flush: bool = False) -> None:
         """Apply this worker's gradient of ``step``, and begin an averaging where one is due."""
         self._update(step)
         self._alone += 1

@@ -15,6 +15,7 @@ from hpcps.params import Params
 from hpcps.reduction import Reduction
 from hpcps.rows import Merger, Rows
 from hpcps.server.client import Client, Traffic
+from hpcps.server.filters import RowFilter
 from hpcps.server.messages import Counts
 from hpcps.sums import Decoder, Sum, Summed
 
@@ -31,8 +32,9 @@ class Exchange(Protocol):
 
     way: str
 
-    def start(self, step: int) -> None:
-        """Send off the sum of the part gradients of ``step`` (from 1)."""
+    def start(self, step: int, flush: bool = False) -> None:
+        """Send off the sum of the part gradients of ``step`` (from 1); ``flush``: and what was kept back of earlier
+        ones, for the parameters are to be looked at after this step."""
 
     def wait(self, keys: Callable[[], Keys] | None = None) -> None:
         """Block until this worker's parameters contain the step: dense ones all, of the tables at least the rows that
@@ -163,13 +165,13 @@ class AllreduceExchange(Exchange):
             if earlier.pending is not None:
                 earlier.pending.done()
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, flush: bool = False) -> None:
         self._step, self._summed = step, self._gradients.finish()
         for bucket in self._buckets:
             if bucket.pending is None:
                 bucket.start()
         if self._shards is not None:
-            self._shards.push(step, self._summed)
+            self._shards.push(step, self._summed, flush)
 
     def wait(self, keys: Callable[[], Keys] | None = None) -> None:
         for parameters in [bucket.update(self._step) for bucket in self._buckets]:
@@ -202,11 +204,18 @@ class ServerExchange(Exchange):
     """Gradients are pushed to the shards, which apply the update; fresh parameters are pulled.
 
     ``slack``: how many steps of any other worker the parameters may miss, -1 for any number; it may be changed between
-    steps. The first ``warmup_steps`` are synchronous.
+    steps. The first ``warmup_steps`` are synchronous. ``row_filter`` keeps rows back.
     """
 
     def __init__(
-        self, client: Client, gradients: Sum, merger: Merger, way: str, slack: int = 0, warmup_steps: int = 0
+        self,
+        client: Client,
+        gradients: Sum,
+        merger: Merger,
+        way: str,
+        slack: int = 0,
+        warmup_steps: int = 0,
+        row_filter: RowFilter | None = None,
     ) -> None:
         self.way = way
         self.slack = slack
@@ -214,15 +223,18 @@ class ServerExchange(Exchange):
         self._gradients = gradients
         self._merger = merger
         self._warmup_steps = warmup_steps
+        self._row_filter = row_filter
         self._step = 0
         self._counts: list[Counts] = []
 
-    def start(self, step: int) -> None:
-        self.push(step, self._gradients.finish())
+    def start(self, step: int, flush: bool = False) -> None:
+        self.push(step, self._gradients.finish(), flush)
 
-    def push(self, step: int, summed: Summed) -> None:
+    def push(self, step: int, summed: Summed, flush: bool = False) -> None:
         """:meth:`start` with a given sum."""
         self._step = step
+        if self._row_filter is not None:
+            summed = self._row_filter.passed(summed, flush)
         self._client.push(step, summed, self._slack_of(step))
 
     def wait(self, keys: Callable[[], Keys] | None = None) -> None:
@@ -240,7 +252,8 @@ class ServerExchange(Exchange):
         self._counts = self._client.finish()
 
     def traffic(self) -> Traffic | None:
-        return self._client.traffic()
+        found, rows = self._client.traffic(), self._row_filter
+        return found if rows is None else found._replace(gradient_rows=rows.rows, pushed_rows=rows.pushed)
 
     def told(self) -> dict[str, Any]:
         return {"shards": [asdict(counts) for counts in self._counts]}

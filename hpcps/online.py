@@ -166,7 +166,7 @@ class OnlineExchange(Exchange):
         if workers.size > 1:
             self.way += ", in the node's memory"
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, flush: bool = False) -> None:
         """The step has been taken."""
 
     def wait(self, keys: Any = None) -> None:

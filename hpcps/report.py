@@ -38,6 +38,9 @@ class Measures:
     received_bytes: int | None = None
     requests_per_s: float | None = None
     """Of all workers, to shards"""
+    gradient_rows: int | None = None
+    pushed_rows: int | None = None
+    """Of all workers, where rows are kept back"""
 
     def with_training(self, loss: float, samples_per_s: float) -> Measures:
         """The same, with the training loss and speed since the last report."""
@@ -46,13 +49,16 @@ class Measures:
     def with_traffic(self, told: Array) -> Measures:
         """The same, with what the workers have had to do with shards since the last report: a row a worker of training
         seconds, and of the numbers of ``Traffic``."""
-        train_s, waited_s, sent, received, requests = np.maximum(told, 1e-9).T
+        train_s, waited_s, sent, received, requests = np.maximum(told[:, :5], 1e-9).T
+        rows, pushed = told[:, 5:].sum(axis=0)
         return replace(
             self,
             idle=tuple(np.minimum(1.0, waited_s / train_s).round(4).tolist()),
             sent_bytes=int(sent.sum()),
             received_bytes=int(received.sum()),
             requests_per_s=round(float(requests.sum() / train_s.max()), 1),
+            gradient_rows=int(rows) if rows else None,
+            pushed_rows=int(pushed) if rows else None,
         )
 
     def said(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from hpcps.params import Params
 from hpcps.rows import Merger, PulledRows
 from hpcps.server.client import Client, DirectClient, RemoteClient
 from hpcps.server.delay import Compensated, Delay, Scaled, Undelayed
+from hpcps.server.filters import RowFilter
 from hpcps.server.replica import Replication
 from hpcps.server.serve import AsTheyCome, Server, Turns
 from hpcps.server.sharding import Roles, roles, shard_slices
@@ -86,11 +87,27 @@ class Held(NamedTuple):
 def hold(job: Job, model: Model, rng: np.random.Generator) -> Held:
     """The first parameters of a model, the same on every rank. Tables are on shards wherever there are shards for them,
     and there a row takes memory when its key first comes up."""
+    _check_filters(job, model)
     if not model.tables or not has_shards_of_tables(job):
         return Held(model.init(rng), {}, None)
     first = cast(Begins, model).first(rng)
     widths = {name: rows.width for name, rows in first.tables.items()}
     return Held(first.dense, first.tables, PulledRows(widths, first.dense.flat.dtype, job.kernels))
+
+
+def _check_filters(job: Job, model: Model) -> None:
+    """Raise ConfigError where rows are to be kept back and there are none, or none that are pushed."""
+    options = job.config.server
+    if not (options.threshold or options.kkt):
+        return
+    key = "threshold" if options.threshold else "kkt"
+    if not model.tables:
+        raise ConfigError(f"server.{key} is for rows of tables, and this model has none; use compress.kind")
+    if not has_shards_of_tables(job):
+        raise ConfigError(
+            f"server.{key}: rows are all-gathered among fewer than {SHARDED_TABLES_WORKERS} workers, not pushed; "
+            "use train.strategy = 'server'"
+        )
 
 
 def share_with_shards(job: Job, held: Held) -> Held:
@@ -135,8 +152,10 @@ def make_server_exchange(job: Job, held: Held, gradients: Sum, keep: Keep) -> Se
     code = _make_code(job)
     coded = f" as {code.name}" if code is not None and job.roles.servers else ""
     through = ", in the node's memory" if held.shared is not None else ""
-    way = f"push{coded} to {shards} shard{'s' * (shards > 1)} {where}, pull from there{through}; {staleness}"
-    return ServerExchange(client, gradients, Merger(job.kernels), way, job.slack, options.warmup_steps)
+    filtered = _filtered(job)
+    way = f"push{coded}{filtered} to {shards} shard{'s' * (shards > 1)} {where}, pull from there{through}; {staleness}"
+    rest = job.slack, options.warmup_steps, _make_row_filter(job, held)
+    return ServerExchange(client, gradients, Merger(job.kernels), way, *rest)
 
 
 def make_row_exchange(job: Job, held: Held, gradients: Sum) -> ServerExchange:
@@ -144,7 +163,25 @@ def make_row_exchange(job: Job, held: Held, gradients: Sum) -> ServerExchange:
     ranks = job.roles.workers
     everywhere = roles(ranks, ranks, colocated=True)
     client = _make_client(job, everywhere, held, [slice(0, 0)] * ranks, lambda name, content: None)
-    return ServerExchange(client, gradients, Merger(job.kernels), "push to shards of all ranks, pull from there")
+    way = f"push{_filtered(job)} to shards of all ranks, pull from there"
+    return ServerExchange(client, gradients, Merger(job.kernels), way, row_filter=_make_row_filter(job, held))
+
+
+def _filtered(job: Job) -> str:
+    """In a few words which rows are kept back."""
+    options = job.config.server
+    said = [f"{name} {value:g}" for name, value in (("threshold", options.threshold), ("kkt", options.kkt)) if value]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _make_row_filter(job: Job, held: Held) -> RowFilter | None:
+    """What keeps rows back, if something does: both limits are of mean gradients, and the second is of all workers."""
+    options = job.config.server
+    if held.rows is None or not (options.threshold or options.kkt):
+        return None
+    zero_threshold = options.kkt * job.config.optimizer.l1 / job.roles.workers
+    limits = options.threshold / job.gradient_scale, zero_threshold / job.gradient_scale
+    return RowFilter(held.rows, *limits, job.kernels)
 
 
 def make_server(job: Job, held: Held, where: slice, number: int, keep: Keep) -> Server:

@@ -91,7 +91,7 @@ class Trainer:
             self._gradients.take(share, rows)
 
         # Launch the exchange, and load the next samples while it is under way.
-        self._exchange.start(self.pace.steps + 1)
+        self._exchange.start(self.pace.steps + 1, flush=next_batch is None)
         if next_batch is not None:
             self._worker.load(next_batch)
 

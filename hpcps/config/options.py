@@ -95,6 +95,8 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     warmup_steps: Count = 0
     admit_after: Annotated[int, Meta(ge=0, lt=65535)] = 0
     evict_after: Count = 0
+    threshold: NotNegative = 0.0
+    kkt: Annotated[float, Meta(ge=0, le=1)] = 0.0
     delay: Literal["none", "scale", "compensate"] = "none"
     compensation: Rate = 0.04
     record: bool = False
@@ -184,6 +186,8 @@ HELP = {
     "server.warmup_steps": "the first steps are synchronous, whatever the staleness",
     "server.admit_after": "pushes of a key that are dropped, and counted, before it gets a row of its own, < 65535",
     "server.evict_after": "rows that were not pushed in so many updates of their shard are taken away (0: never)",
+    "server.threshold": "a row is pushed when its mean gradients have added up to an element beyond it (0: at once)",
+    "server.kkt": "ftrl: a row of zeros is pushed when its gradients are beyond this part of l1, 0 <= k <= 1 (0: off)",
     "server.delay": "none | scale (by 1 / (1 + age)) | compensate: what is done about gradients of old parameters",
     "server.compensation": "compensate: its strength, > 0",
     "server.record": "keep the order in which shards took what workers sent, in the run's folder",

@@ -34,6 +34,8 @@ USERS = {
     "compress.fraction": ("topk",),
 }
 """The kinds of model, optimiser or compression that use a key, where not all do."""
+FILTERS = ("threshold", "kkt")
+"""The keys of the server that all shards of tables have, those beside all-reduced parameters too."""
 
 
 def check(config: Config, source: str) -> None:
@@ -66,12 +68,13 @@ def check(config: Config, source: str) -> None:
 def _check_server(config: Config, source: str) -> None:
     """Refuse what the parameter server cannot do, or would ignore."""
     train, server = config.train, config.server
-    default, why = Server(), ""
+    default, why = Server(), _why_no_filter(config)
+    used = [name for name in Server.__struct_fields__ if getattr(server, name) != getattr(default, name)]
+    of_server = [name for name in used if train.strategy != "auto" or name not in FILTERS]
     if config.optimizer.clip_norm and (server.count != 1 or server.colocated):
         why = "count or colocated with optimizer.clip_norm: a shard sees a part of the gradient, not its norm; use 1"
-    elif train.strategy != "server" and server != default:
-        key = next(name for name in Server.__struct_fields__ if getattr(server, name) != getattr(default, name))
-        why = f"{key} is the server strategy's; train.strategy = {train.strategy!r} does not use it"
+    elif train.strategy != "server" and of_server:
+        why = f"{of_server[0]} is the server strategy's; train.strategy = {train.strategy!r} does not use it"
     elif server.colocated and server.count != 1:
         why = f"count = {server.count} with server.colocated: every rank holds a shard"
     elif train.reproducible and server.admit_after:
@@ -88,6 +91,21 @@ def _check_server(config: Config, source: str) -> None:
         why = "record with server.replay: the order is known already"
     if why:
         raise ConfigError(f"{source}: server.{why}")
+
+
+def _why_no_filter(config: Config) -> str:
+    """What rows that are kept back do not go with."""
+    train, server, optimizer = config.train, config.server, config.optimizer
+    used = [name for name in FILTERS if getattr(server, name)]
+    if not used or train.strategy not in ("auto", "server"):
+        return ""
+    if train.reproducible:
+        return f"{used[0]} with train.reproducible: which rows are kept back depends on who computes which samples"
+    if server.kkt and optimizer.kind != "ftrl":
+        return f"kkt is for optimizer.kind = 'ftrl', whose zeros last while gradients are small, not {optimizer.kind!r}"
+    if server.kkt and not optimizer.l1:
+        return "kkt is a part of optimizer.l1, which is 0: without it no weight stays zero"
+    return ""
 
 
 def _check_averaging(config: Config, source: str) -> None:

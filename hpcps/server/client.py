@@ -12,10 +12,10 @@ from hpcps.comm.codes import Code
 from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
-from hpcps.rows import PulledRows, Rows
+from hpcps.rows import Picked, PulledRows, Rows
 from hpcps.server import messages
 from hpcps.server.filters import Encoder
-from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, Counts, Header, Kind
+from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, SOME_KEYS, Counts, Header, Kind
 from hpcps.server.nearby import nearby
 from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.serve import Server
@@ -35,6 +35,9 @@ class Traffic(NamedTuple):
     sent_bytes: int
     received_bytes: int
     requests: int
+    gradient_rows: int = 0
+    pushed_rows: int = 0
+    """Of gradients, and of pushes; where rows are kept back"""
 
 
 class Client(Protocol):
@@ -120,7 +123,7 @@ class RemoteClient:
 
     def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
         if self._rows is not None:
-            are_known = self._are_asked(gradient.rows)
+            are_known = self._are_asked(gradient.picked or gradient.rows)
             for number, outbox in enumerate(self._outboxes):
                 header = self._push_header(Kind.PUSH, number, gradient, slack)
                 header.step = step
@@ -212,7 +215,7 @@ class RemoteClient:
         header.at_once = slack != 0
         return header
 
-    def _are_asked(self, rows: Mapping[str, Rows]) -> bool:
+    def _are_asked(self, rows: Mapping[str, Rows] | Mapping[str, Picked]) -> bool:
         """Whether these rows are those that were asked for last: then the shards know their keys."""
         asked = self._asked
         return (
@@ -226,6 +229,10 @@ class RemoteClient:
         rows = self._split(gradient.rows, number)
         if not rows:
             return []
+        if are_known and gradient.picked:
+            header.keys = SOME_KEYS
+            picked = [own.are_in[self._of_shard(own.keys, number)] for own in gradient.picked.values()]
+            return messages.sections(messages.pack_picked(picked), [own.values for own in rows])
         if are_known:
             header.keys = SAME_KEYS
             return messages.sections(None, [own.values for own in rows])

@@ -1,4 +1,4 @@
-"""The messages between workers and shards, version 5.
+"""The messages between workers and shards, version 6.
 
 A *letter* is a header of 128 bytes and up to three sections: numbers of dense parameters, keys, and rows of tables. All
 numbers are little-endian. A letter of up to FRONT_BYTES is one message: the header, then the sections one after the
@@ -11,7 +11,7 @@ where it lies.
 offset type    name         meaning
 ====== ======= ============ =========================================================================
 0      4 bytes magic        ``HPPS``
-4      u16     version      5
+4      u16     version      6
 6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull, 5 meet;
                             shard to worker: 16 parameters, 17 counts (answers finish), 18 met (answers meet);
                             between shards: 32 update, 33 followed (answers update), 2 finish
@@ -22,7 +22,8 @@ offset type    name         meaning
 26     u16     rows         encoding of the rows: as of the dense section, or 2 int64 fixed point
 28     u32     pieces       push: into how many arrays of one length the dense section is cut; else 1
 32     f64     scale        fixed point: what the rows were multiplied by (a power of two); else 1
-40     i64     keys         elements of the section of keys; 0: there is none; -1: those of this worker's last pull
+40     i64     keys         elements of the section of keys; 0: there is none; -1: those of this worker's last pull;
+                            -2: some of them
 48     i64     slack        pull: how many steps of any other worker may be missing; -1: any number
 56     i64     more         bytes of the sections of keys and rows
 64     u32     at once      push: 0: to be added to the other workers' pushes of this step, 1: to be applied at once
@@ -47,9 +48,10 @@ tree order. Or it is the gradient in codes, see ``hpcps/server/filters.py``. Tha
 parameters.
 
 Keys are i64 throughout: the number of keys of each table, in the order of the model's tables, then the keys, table
-after table. The row of key r is on shard r modulo S. The
-rows of a push are the gradients of its keys, table after table, k times W numbers in the header's encoding of rows. The
-rows of an answer are the parameters of the keys asked for.
+after table. The row of key r is on shard r modulo S. Where a push is of some keys of the worker's last pull, the
+section has a bit for each of these instead, table after table, 1 for those that are meant: the first in the lowest bit
+of a byte, and each table's in bytes of their own. The rows of a push are the gradients of its keys, table after table,
+k times W numbers in the header's encoding of rows. The rows of an answer are the parameters of the keys asked for.
 
 A shard drops a push of a step that it has had from this worker, so a push may be sent again. When all workers have
 finished it answers each with its counts, as the section of keys: see ``Counts``. When all workers have asked to meet it
@@ -74,7 +76,7 @@ from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 
 MAGIC = b"HPPS"
-VERSION = 5
+VERSION = 6
 HEADER_BYTES = 128
 FRONT_BYTES = 8192
 ALIGNMENT_BYTES = 64
@@ -84,6 +86,7 @@ UPDATE_TAG = 18
 FOLLOWED_TAG = 19
 UNBOUNDED = -1
 SAME_KEYS = -1
+SOME_KEYS = -2
 
 _HEADER = struct.Struct("<4sHHIIqHHIdqqqIIq40xq")
 STEP_OFFSET = 120
@@ -157,7 +160,7 @@ def read(buffer: Array) -> Header:
     slack, more, at_once, region, offset, step = rest
     if magic != MAGIC or version != VERSION:
         raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
-    if kind not in _KINDS or encoding >= len(_ENCODINGS) or rows >= _CODES[CODES] or keys < SAME_KEYS:
+    if kind not in _KINDS or encoding >= len(_ENCODINGS) or rows >= _CODES[CODES] or keys < SOME_KEYS:
         raise CommError(f"a message of unknown kind {kind} or encoding {encoding}, {rows}, or with {keys} keys, came")
     if count < 0 or more < 0 or keys * 8 > more or pieces < 1 or count % pieces:
         raise CommError(f"{count} numbers came in {pieces} pieces, with {keys} keys in {more} bytes")
@@ -220,6 +223,24 @@ def unpack(buffer: Array, header: Header, tables: int) -> tuple[list[Array], Arr
     if end <= 0:
         return [np.empty(0, np.int64)] * tables, buffer
     return unpack_keys(buffer[:end].view(np.int64), tables), buffer[padded(end) :]
+
+
+def pack_picked(are_in: Sequence[Array]) -> Array:
+    """The section that says which keys of a pull are meant, of each table (k,) bool: uint8."""
+    return np.concatenate([np.packbits(own, bitorder="little") for own in are_in])
+
+
+def unpack_picked(buffer: Array, keys: Sequence[Array]) -> tuple[list[Array], Array]:
+    """Those that are meant of the keys of a pull, of each table, and the bytes behind the section that says it. Raises
+    CommError if it is too short."""
+    found, start = [], 0
+    for own in keys:
+        stop = start + -(-len(own) // 8)
+        if stop > len(buffer):
+            raise CommError(f"{len(buffer)} bytes came, too few to tell which keys of a pull are meant")
+        found.append(own[np.unpackbits(buffer[start:stop], count=len(own), bitorder="little").view(np.bool_)])
+        start = stop
+    return found, buffer[padded(start) :]
 
 
 def take_rows(buffer: Array, counts: Sequence[int], widths: Sequence[int], dtype: np.dtype[Any]) -> list[Array]:

@@ -157,7 +157,8 @@ class Inbox:
                 dense = self._near_dense(header)
             return room.remember(Letter(header, dense, room.front[start : start + header.more], room))
         self._header = header
-        self._parts = [part for part in (self._long_dense(header), room.of_more(header.more)) if part.size]
+        dense = _NOTHING if header.region else self._long_dense(header)  # does not travel, whatever follows it
+        self._parts = [part for part in (dense, room.of_more(header.more)) if part.size]
         return None
 
     def _long_dense(self, header: Header) -> Array:

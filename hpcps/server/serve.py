@@ -14,7 +14,7 @@ from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
 from hpcps.rows import Rows
 from hpcps.server import messages
-from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, Counts, Header, Kind
+from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, SOME_KEYS, Counts, Header, Kind
 from hpcps.server.nearby import nearby
 from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.replica import Replication
@@ -218,10 +218,12 @@ class Server:
         if header.worker != worker or header.shard != self._number:
             raise CommError(f"shard {self._number} got worker {header.worker}'s message for shard {header.shard}")
         keys, behind = messages.unpack(letter.more, header, len(self._widths))
-        if header.keys == SAME_KEYS:
+        if header.keys in (SAME_KEYS, SOME_KEYS):
             if worker not in self._asked:
                 raise CommError(f"worker {worker} names the keys of a pull that shard {self._number} has not had")
             keys = self._asked[worker]
+            if header.keys == SOME_KEYS:
+                keys, behind = messages.unpack_picked(letter.more, keys)
         is_kept = False
         if header.kind is not Kind.PULL:
             dense = self._dense(worker, letter)

@@ -9,12 +9,13 @@ from hpcps.comm.order import in_turn
 from hpcps.config import Optimizer
 from hpcps.errors import CommError
 from hpcps.params import Params
-from hpcps.rows import Merger
+from hpcps.rows import Merger, PulledRows, Rows
 from hpcps.server import sharding
 from hpcps.server.client import RemoteClient
 from hpcps.server.nearby import TRAVELS, Nearby, nearby
 from hpcps.server.serve import Server
 from hpcps.server.store import Shard
+from hpcps.server.table import WholeTable
 from hpcps.sums import Decoder, Summed
 
 KERNELS = hpcps_kernels.load("reference")
@@ -54,6 +55,31 @@ def part(transport, workers, shards, count, is_common):
 @pytest.mark.parametrize("is_common", [False, True])
 def test_gradients_and_parameters_stay_where_they_are(on_ranks, workers, shards, count, is_common):
     on_ranks(workers + shards, lambda transport: part(transport, workers, shards, count, is_common))
+
+
+@pytest.mark.parametrize("rows", [1, 5000])
+def test_rows_follow_numbers_that_stay_where_they_are(on_ranks, rows):
+    keys, values = np.arange(rows), np.ones((rows, 1), np.float32)
+
+    def body(transport):
+        decoder, memory = Decoder(False, np.float32, KERNELS), transport.memory
+        params = Params.zeros({"dense": (3,)}, np.float32).on(memory.common(3, np.float32))
+        gradient = transport.empty(3, np.float32)
+        if transport.rank == 1:
+            table = WholeTable(np.zeros((rows, 1), np.float32), SGD, KERNELS)
+            shard = Shard(params.flat, SGD, decoder, Merger(KERNELS), in_turn(1), 1.0, {"table": table})
+            return Server(transport, shard, 0, [0], decoder, [1], memory=memory).run()
+        pulled = PulledRows({"table": 1}, np.float32, KERNELS)
+        client = RemoteClient(transport, params.flat, pulled, [slice(0, 3)], [1], 0, decoder, memory=memory)
+        for step in range(1, STEPS + 1):
+            gradient[:] = 1
+            client.push(step, Summed(gradient, 1.0, {"table": Rows(keys, values)}))
+            client.pull(step, {"table": keys})
+            assert (pulled.rows("table", keys) == -0.5 * step).all()
+            assert (params.flat == -0.5 * step).all()
+        client.finish()
+
+    on_ranks(2, body)
 
 
 def test_a_push_to_be_applied_at_once_is_refused_where_others_may_read(on_ranks):
