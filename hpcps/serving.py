@@ -63,6 +63,8 @@ class Held(NamedTuple):
     """Where rows of theirs are once they have been pulled"""
     shared: Shared | None = None
     """With the shards, which then update ``params`` themselves"""
+    letters: Memory | None = None
+    """By which keys and rows need not travel inside a node"""
 
     @property
     def size(self) -> int:
@@ -114,8 +116,11 @@ def share_with_shards(job: Job, held: Held) -> Held:
     """The same with dense parameters in memory that workers and shards have together, so that what a shard updates is
     fresh at every worker, and memory for gradients; where there can be. A collective of all ranks.
 
-    It takes one node, and steps of which each is added up: then parameters change only while all workers wait.
+    It takes one node, and steps of which each is added up: then parameters change only while all workers wait. And with
+    memory by which keys and rows go to shards of the same node, and from there.
     """
+    if held.elsewhere and job.transport.size > 1 and job.transport.memory.is_shared:
+        held = held._replace(letters=job.transport.memory)
     params, is_server = held.params, job.strategy == "server" and job.roles.servers > 0
     travels = job.config.train.reproducible or job.config.compress.kind != "none"
     if not is_server or job.slack != 0 or travels or not len(params.flat):
@@ -197,9 +202,8 @@ def make_server(job: Job, held: Held, where: slice, number: int, keep: Keep) -> 
         turns = load_turns(Path(options.replay), number, len(workers))
     memory = None if held.shared is None else held.shared.memory
     replication = _make_replication(job, held, shard, number) if options.replicas else None
-    rest = workers, decoder(job), job.order.counts, turns, memory
-    code = _make_code(job)
-    return Server(job.transport, shard, number, *rest, copies=job.slack != 0, replication=replication, code=code)
+    rest = workers, decoder(job), job.order.counts, turns, memory, job.slack != 0, replication, _make_code(job)
+    return Server(job.transport, shard, number, *rest, held.letters)
 
 
 def _make_replication(job: Job, held: Held, shard: Shard, number: int) -> Replication:
@@ -227,7 +231,7 @@ def _make_client(job: Job, planned: Roles, held: Held, where: list[slice], keep:
         number = ranks.index(rank)
         server = make_server(job, held, where[number], number, keep)
     memory = None if held.shared is None else held.shared.memory
-    rest = decoder(job), server, memory, _make_code(job)
+    rest = decoder(job), server, memory, _make_code(job), held.letters
     return RemoteClient(job.transport, dense, held.rows, where, ranks, rank, *rest)
 
 

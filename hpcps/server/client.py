@@ -16,7 +16,7 @@ from hpcps.rows import Picked, PulledRows, Rows
 from hpcps.server import messages
 from hpcps.server.filters import Encoder
 from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, SOME_KEYS, Counts, Header, Kind
-from hpcps.server.nearby import nearby
+from hpcps.server.nearby import letter_memory, nearby
 from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.serve import Server
 from hpcps.server.sharding import keys_of_shard
@@ -75,7 +75,8 @@ class RemoteClient:
 
     ``dense``: the worker's copy of the dense parameters, (n,), of which shard s has ``shards[s]``; ``rows``: where
     rows go, if the model has tables. Both are written as answers arrive. ``memory``: what the ranks of the node share,
-    if arrays are to be named that lie there; ``code``: what gradients are pushed as. The shards have both, too.
+    if arrays are to be named that lie there; ``code``: what gradients are pushed as; ``letters``: memory for keys and
+    rows that need not travel in the node. The shards have all three, too.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class RemoteClient:
         server: Server | None = None,
         memory: Memory | None = None,
         code: Code | None = None,
+        letters: Memory | None = None,
     ) -> None:
         self._transport = transport
         self._dense = dense
@@ -102,11 +104,14 @@ class RemoteClient:
         self._nearby = [nearby(memory, rank) for rank in servers]
         wait = transport.wait if server is None else self._wait_serving
         self._outboxes = [
-            Outbox(transport, rank, REQUEST_TAG, near, wait) for rank, near in zip(servers, self._nearby, strict=True)
+            Outbox(transport, rank, REQUEST_TAG, near, wait, letter_memory(letters, rank))
+            for rank, near in zip(servers, self._nearby, strict=True)
         ]
         self._targets = [self._dense[shard] for shard in shards]
         self._inboxes = [
-            Inbox(transport, rank, ANSWER_TAG, self._dense.dtype, len(target), target, near)
+            Inbox(
+                transport, rank, ANSWER_TAG, self._dense.dtype, len(target), target, near, letter_memory(letters, rank)
+            )
             for rank, target, near in zip(servers, self._targets, self._nearby, strict=True)
         ]
         self._encoders = [Encoder(code, len(target), decoder.dtype) for target in self._targets] if code else []
@@ -115,6 +120,7 @@ class RemoteClient:
         self._slack = 0
         self._forms: list[Form] = []
         self._step = 0
+        self._is_settled = True
         self._asked = NO_KEYS
         self._is_listening = True
         self._waited_s = 0.0
@@ -128,7 +134,8 @@ class RemoteClient:
                 header = self._push_header(Kind.PUSH, number, gradient, slack)
                 header.step = step
                 follow = self._follow(header, gradient, number, are_known)
-                outbox.send(header, self._dense_of(gradient, number), follow)
+                outbox.send(header, self._dense_of(gradient, number), follow, may_lend=self._is_settled)
+            self._is_settled = slack != 0  # such a push is applied as it comes
             return
         if not self._is_prepared(gradient, slack):
             self._prepare(gradient, slack)
@@ -242,6 +249,7 @@ class RemoteClient:
 
     def _ask(self, step: int, keys: Mapping[str, Array], slack: int) -> None:
         self._asked = keys or self._asked
+        self._is_settled |= slack == 0
         for number, outbox in enumerate(self._outboxes):
             header = Header(Kind.PULL, self._worker, number, step, slack=slack)
             section: list[Array] = []

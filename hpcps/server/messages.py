@@ -1,4 +1,4 @@
-"""The messages between workers and shards, version 6.
+"""The messages between workers and shards, version 7.
 
 A *letter* is a header of 128 bytes and up to three sections: numbers of dense parameters, keys, and rows of tables. All
 numbers are little-endian. A letter of up to FRONT_BYTES is one message: the header, then the sections one after the
@@ -11,7 +11,7 @@ where it lies.
 offset type    name         meaning
 ====== ======= ============ =========================================================================
 0      4 bytes magic        ``HPPS``
-4      u16     version      6
+4      u16     version      7
 6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull, 5 meet;
                             shard to worker: 16 parameters, 17 counts (answers finish), 18 met (answers meet);
                             between shards: 32 update, 33 followed (answers update), 2 finish
@@ -29,13 +29,18 @@ offset type    name         meaning
 64     u32     at once      push: 0: to be added to the other workers' pushes of this step, 1: to be applied at once
 68     u32     region       0: the dense section travels; else it lies in region ``region`` - 1 of the node's memory
 72     i64     offset       where it begins in the sender's piece of that region, in bytes
-80             40 bytes     zero
+80     u32     lent         0: keys and rows travel; 1: they lie in memory that the sender lends
+84             36 bytes     zero
 120    i64     step         push: the step of the gradient, from 1; pull: the last step of this worker;
                             parameters: as in the pull
 ====== ======= ============ =========================================================================
 
 What changes from letter to letter of one kind is often the step alone, so it comes last: a letter whose first 120 bytes
 are those of the one before needs no other look.
+
+Of keys and rows that are *lent* a ticket of 96 bytes travels in their place: by it the receiver borrows memory of the
+sender, on the same node, at whose start they lie (``hpcps/comm/memory.py``). It may look at them until it answers; at
+those of a push until it has answered that its parameters contain the step.
 
 A *region* is what ``hpcps/comm/memory.py`` calls so: ranks of one node number theirs alike. A gradient that is named by
 its place may be read, and added to, by the shard until the worker has the answer that contains its step. Parameters
@@ -72,11 +77,12 @@ from typing import Any
 
 import numpy as np
 
+from hpcps.comm.memory import TICKET_BYTES
 from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 
 MAGIC = b"HPPS"
-VERSION = 6
+VERSION = 7
 HEADER_BYTES = 128
 FRONT_BYTES = 8192
 ALIGNMENT_BYTES = 64
@@ -88,7 +94,7 @@ UNBOUNDED = -1
 SAME_KEYS = -1
 SOME_KEYS = -2
 
-_HEADER = struct.Struct("<4sHHIIqHHIdqqqIIq40xq")
+_HEADER = struct.Struct("<4sHHIIqHHIdqqqIIqI36xq")
 STEP_OFFSET = 120
 _FLOAT32: np.dtype[Any] = np.dtype("<f4")
 CODES = np.dtype(np.uint8)
@@ -133,6 +139,7 @@ class Header:
     at_once: bool = False
     region: int = 0
     offset: int = 0
+    is_lent: bool = False
 
     @property
     def dense_bytes(self) -> int:
@@ -140,16 +147,21 @@ class Header:
         return 0 if self.region else self.count * self.dtype.itemsize
 
     @property
+    def more_bytes(self) -> int:
+        """Bytes of the sections of keys and rows, or of a ticket for them, that travel."""
+        return TICKET_BYTES if self.is_lent else self.more
+
+    @property
     def is_one_message(self) -> bool:
         """Whether the sections travel in the header's message."""
-        return HEADER_BYTES + padded(self.dense_bytes) + self.more <= FRONT_BYTES
+        return HEADER_BYTES + padded(self.dense_bytes) + self.more_bytes <= FRONT_BYTES
 
 
 def write(buffer: Array, header: Header) -> None:
     """Put the header in front of ``buffer`` (uint8)."""
     h = header
     dense = h.worker, h.shard, h.count, _CODES[h.dtype], _CODES[h.rows_dtype], h.pieces
-    rest = h.scale, h.keys, h.slack, h.more, h.at_once, h.region, h.offset, h.step
+    rest = h.scale, h.keys, h.slack, h.more, h.at_once, h.region, h.offset, h.is_lent, h.step
     _HEADER.pack_into(buffer.data, 0, MAGIC, VERSION, h.kind, *dense, *rest)
 
 
@@ -157,7 +169,7 @@ def read(buffer: Array) -> Header:
     """The header in front of a message that has arrived. Raises CommError if it is not one of ours."""
     fields = _HEADER.unpack_from(buffer.data)
     magic, version, kind, worker, shard, count, encoding, rows, pieces, scale, keys, *rest = fields
-    slack, more, at_once, region, offset, step = rest
+    slack, more, at_once, region, offset, is_lent, step = rest
     if magic != MAGIC or version != VERSION:
         raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
     if kind not in _KINDS or encoding >= len(_ENCODINGS) or rows >= _CODES[CODES] or keys < SOME_KEYS:
@@ -166,7 +178,7 @@ def read(buffer: Array) -> Header:
         raise CommError(f"{count} numbers came in {pieces} pieces, with {keys} keys in {more} bytes")
     encodings = _ENCODINGS[encoding], _ENCODINGS[rows]
     sizes = step, count, *encodings, pieces, scale, keys, slack, more
-    return Header(_KINDS[kind], worker, shard, *sizes, at_once == 1, region, offset)
+    return Header(_KINDS[kind], worker, shard, *sizes, at_once == 1, region, offset, is_lent == 1)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from hpcps.errors import CommError
 from hpcps.rows import Rows
 from hpcps.server import messages
 from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, SOME_KEYS, Counts, Header, Kind
-from hpcps.server.nearby import nearby
+from hpcps.server.nearby import letter_memory, nearby
 from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.replica import Replication
 from hpcps.server.store import Shard
@@ -59,7 +59,7 @@ class Server:
     push may ask to be applied at once, for workers may read the parameters while the shard does not know of it.
     ``copies``: some pushes will ask for that, so that parameters may change while an answer is under way: answers are
     copies, as they are after the first such push anyway. ``replication``: of this shard, and of another on this rank.
-    ``code``: what gradients are pushed as.
+    ``code``: what gradients are pushed as; ``letters``: memory for keys and rows that need not travel, as the workers'.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Server:
         copies: bool = False,
         replication: Replication | None = None,
         code: Code | None = None,
+        letters: Memory | None = None,
     ) -> None:
         self._transport = transport
         self._shard = shard
@@ -88,10 +89,13 @@ class Server:
         self._decoded = [aligned.empty(count, decoder.dtype) for _ in workers] if code else []
         dtype, most = (decoder.dtype, count) if code is None else (CODES, code.message_bytes(count))
         self._inboxes = [
-            Inbox(transport, rank, REQUEST_TAG, dtype, own * most, None, one)
+            Inbox(transport, rank, REQUEST_TAG, dtype, own * most, None, one, letter_memory(letters, rank))
             for rank, own, one in zip(workers, pieces, near, strict=True)
         ]
-        self._outboxes = [Outbox(transport, rank, ANSWER_TAG, one) for rank, one in zip(workers, near, strict=True)]
+        self._outboxes = [
+            Outbox(transport, rank, ANSWER_TAG, one, memory=letter_memory(letters, rank))
+            for rank, one in zip(workers, near, strict=True)
+        ]
         self._answers: dict[int, Form] = {}
         self._repeated: list[Letter | None] = [None] * len(workers)
         self._gradients: dict[int, Summed] = {}
