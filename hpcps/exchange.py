@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hpcps.collectives.pending import Pending
+from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.transport import Array
 from hpcps.optim import Optimizer
 from hpcps.params import Params
@@ -16,6 +17,7 @@ from hpcps.reduction import Reduction
 from hpcps.rows import Merger, Rows
 from hpcps.server.client import Client, Traffic
 from hpcps.server.messages import Counts
+from hpcps.snapshot import Flat, Pieces, Snapshot, TableRows, in_memory
 from hpcps.sums import Decoder, Sum, Summed
 
 Keys = Sequence[Mapping[str, Array]]
@@ -48,6 +50,25 @@ class Exchange(Protocol):
     def finish(self) -> None:
         """After the last step."""
 
+    def is_common(self, step: int) -> bool:
+        """Whether all workers will have the same parameters after ``step``, if they then wait without ``keys``."""
+        return True
+
+    def updates(self, step: int) -> int:
+        """How often the optimiser has changed the parameters, after ``step``."""
+        return step
+
+    def pieces(self) -> Pieces:
+        """What this worker has of the run's state, in memory that stays so until the next step. To be asked for when
+        the step was waited for without ``keys``."""
+        return Pieces()
+
+    def keep(self) -> None:
+        """Have shards on other ranks, and on this one, keep their state for a checkpoint: as :meth:`meet`."""
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot: before the first step. Parameters are there already. Raises CheckpointError."""
+
     def traffic(self) -> Traffic | None:
         """What this worker has had to do with shards so far; None where there are none."""
         return None
@@ -75,9 +96,37 @@ class Bucket:
         mine, given = params[where][reduction.part], gradient[..., where]
         summed = (given if given.ndim == 1 else given[0])[reduction.part]
         self._sum = reduction.prepare(given)
-        self._update = optimizer.prepare(mine, optimizer.init(mine), summed, gradient_scale)
+        self._mine, self._state = mine, optimizer.init(mine)
+        self._update = optimizer.prepare(mine, self._state, summed, gradient_scale)
         self._spread = reduction.prepare_spread(params[where])
+        self._where, self._start, self._residuals = where, where.start + reduction.part.start, reduction.residuals
+        self._is_shared_out = len(mine) < where.stop - where.start
         self.pending: Pending | None = None
+
+    def pieces(self, rank: int, count: int) -> Pieces:
+        """What worker ``rank`` has of the state: the part that it updates; the first worker, where all update all.
+        ``count``: of how many dense parameters."""
+        flats = []
+        if rank == 0 or self._is_shared_out:
+            arrays = {"parameters": self._mine} | {f"state.{name}": array for name, array in self._state.items()}
+            flats = [Flat(name, self._start, in_memory(array)) for name, array in arrays.items()]
+        for name, (start, residual) in self._residuals.items():
+            at = self._where.start + start
+            named = ("residual.sum", at) if name else ("residual", rank * count + at)
+            flats.append(Flat(*named, in_memory(residual)))
+        return Pieces(flats)
+
+    def restore(self, snapshot: Snapshot, rank: int, workers: int, count: int) -> None:
+        """Take over what worker ``rank`` is to have of a snapshot."""
+        for name, array in self._state.items():
+            snapshot.fill_state(array, name, self._start)
+        for name, (start, residual) in self._residuals.items():
+            at = self._where.start + start
+            if not name:
+                has_sums = "sum" in self._residuals
+                snapshot.fill_residual(residual, at, count, rank, workers, has_sums)
+            elif snapshot.has("residual.sum"):
+                snapshot.fill(residual, "residual.sum", at)
 
     def start(self) -> None:
         """Begin the sum of the bucket's part of the gradient."""
@@ -130,12 +179,31 @@ class GatheredTables:
             table, state = self._tables[name], self._states[name]
             self._optimizer.update_rows(table, state, gradient, keys, self._gradient_scale, step)
 
+    def pieces(self, rank: int, workers: int) -> Pieces:
+        """What worker ``rank`` keeps of the tables, which all have: a part of the rows."""
+        found = []
+        for name, table in self._tables.items():
+            where = slice(*chunk_bounds(len(table), workers)[rank : rank + 2])
+            columns = {"rows": in_memory(table[where])}
+            columns |= {f"state.{state}": in_memory(array[where]) for state, array in self._states[name].items()}
+            found.append(TableRows(name, columns, where.start))
+        return Pieces(tables=found)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over the state of all rows."""
+        for name, table in self._tables.items():
+            states = self._states[name]
+            for block in snapshot.rows(name, table.shape[1], table.dtype, tuple(states)):
+                for state, array in states.items():
+                    array[block.keys] = block.columns[f"state.{state}"]
+
 
 class AllreduceExchange(Exchange):
     """Gradients are all-reduced, and the parameters are updated by all workers, or by each a part.
 
     ``buckets`` make up the dense parameters, in the order in which their gradients become final; ``way``: how they are
-    summed. Rows are gathered in ``tables``, or go through ``shards``, which hold no dense parameters.
+    summed. Rows are gathered in ``tables``, or go through ``shards``, which hold no dense parameters. ``place``: the
+    worker's number and how many there are.
     """
 
     def __init__(
@@ -145,6 +213,7 @@ class AllreduceExchange(Exchange):
         gradients: Sum,
         tables: GatheredTables | None = None,
         shards: ServerExchange | None = None,
+        place: tuple[int, int] = (0, 1),
     ) -> None:
         rows = shards or tables
         self.way = f"all-reduce: {way}" + ("" if rows is None else f"; rows of tables: {rows.way}")
@@ -154,6 +223,9 @@ class AllreduceExchange(Exchange):
         self._shards = shards
         self._step = 0
         self._summed = Summed(gradients.buffer, 1.0)
+        self._place = place
+        self._ahead = 0
+        """How many more updates than steps there were, in a run that began with old parameters"""
 
     def early(self, bucket: int) -> None:
         """The gradient of a bucket is final, while others are still computed: begin its sum, and take those begun
@@ -172,10 +244,11 @@ class AllreduceExchange(Exchange):
             self._shards.push(step, self._summed)
 
     def wait(self, keys: Callable[[], Keys] | None = None) -> None:
-        for parameters in [bucket.update(self._step) for bucket in self._buckets]:
+        number = self.updates(self._step)
+        for parameters in [bucket.update(number) for bucket in self._buckets]:
             parameters.wait()
         if self._tables is not None:
-            self._tables.update(self._step, self._summed)
+            self._tables.update(number, self._summed)
         if self._shards is not None:
             self._shards.wait(keys)
 
@@ -191,6 +264,30 @@ class AllreduceExchange(Exchange):
         if self._shards is not None:
             self._shards.finish()
 
+    def updates(self, step: int) -> int:
+        return step + self._ahead
+
+    def pieces(self) -> Pieces:
+        (rank, workers), found = self._place, Pieces()
+        for bucket in self._buckets:
+            found += bucket.pieces(rank, self._summed.dense.shape[-1])
+        if self._tables is not None:
+            found += self._tables.pieces(rank, workers)
+        return found if self._shards is None else found + self._shards.pieces()
+
+    def keep(self) -> None:
+        if self._shards is not None:
+            self._shards.keep()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self._ahead = snapshot.position.updates - snapshot.position.steps
+        for bucket in self._buckets:
+            bucket.restore(snapshot, *self._place, self._summed.dense.shape[-1])
+        if self._tables is not None:
+            self._tables.restore(snapshot)
+        if self._shards is not None:
+            self._shards.restore(snapshot)
+
     def traffic(self) -> Traffic | None:
         return None if self._shards is None else self._shards.traffic()
 
@@ -201,12 +298,19 @@ class AllreduceExchange(Exchange):
 class ServerExchange(Exchange):
     """Gradients are pushed to the shards, which apply the update; fresh parameters are pulled.
 
-    ``slack``: how many steps of any other worker the parameters may miss, -1 for any number; it may be changed between
-    steps. The first ``warmup_steps`` are synchronous.
+    ``slack``: how many steps of any other worker of ``workers`` the parameters may miss, -1 for any number; it may be
+    changed between steps. The first ``warmup_steps`` are synchronous.
     """
 
     def __init__(
-        self, client: Client, gradients: Sum, merger: Merger, way: str, slack: int = 0, warmup_steps: int = 0
+        self,
+        client: Client,
+        gradients: Sum,
+        merger: Merger,
+        way: str,
+        slack: int = 0,
+        warmup_steps: int = 0,
+        workers: int = 1,
     ) -> None:
         self.way = way
         self.slack = slack
@@ -214,7 +318,9 @@ class ServerExchange(Exchange):
         self._gradients = gradients
         self._merger = merger
         self._warmup_steps = warmup_steps
+        self._workers = workers
         self._step = 0
+        self._updates = 0
         self._counts: list[Counts] = []
 
     def start(self, step: int) -> None:
@@ -222,8 +328,9 @@ class ServerExchange(Exchange):
 
     def push(self, step: int, summed: Summed) -> None:
         """:meth:`start` with a given sum."""
-        self._step = step
-        self._client.push(step, summed, self._slack_of(step))
+        self._step, slack = step, self._slack_of(step)
+        self._updates += self._workers if slack else 1
+        self._client.push(step, summed, slack)
 
     def wait(self, keys: Callable[[], Keys] | None = None) -> None:
         self._client.pull(self._step, None if keys is None else self._union(keys()), self._slack_of(self._step))
@@ -238,6 +345,19 @@ class ServerExchange(Exchange):
 
     def finish(self) -> None:
         self._counts = self._client.finish()
+
+    def updates(self, step: int) -> int:
+        return self._updates
+
+    def pieces(self) -> Pieces:
+        return self._client.pieces()
+
+    def keep(self) -> None:
+        self._client.keep()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self._updates = snapshot.position.updates
+        self._client.restore(snapshot)
 
     def traffic(self) -> Traffic | None:
         return self._client.traffic()

@@ -25,7 +25,7 @@ from hpcps.models import Model
 from hpcps.params import Params
 from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, of_pieces, of_sums, started_by
 from hpcps.rows import Merger
-from hpcps.serving import Held, Keep, Shared, decoder
+from hpcps.serving import Held, Keep, KeepPieces, Shared, decoder
 from hpcps.sums import FloatSum, Sum, TreeSum
 
 BUCKET_BYTES = 512 << 10
@@ -78,7 +78,7 @@ def make_reduction(job: Job, engine: Engine, count: int) -> Reduction:
     if compress.kind != "none" and engine.layout.ranks > 1:
         options = compress.block, compress.fraction
         codes = compressed.make(compress.kind, engine.transport, count, train.dtype, job.kernels, *options)
-        return Whole(codes.name, started_by(codes.start), count)
+        return Whole(codes.name, started_by(codes.start), count, codes.residuals())
     if not train.reproducible:
         return of_sums(engine, count, itemsize, shards)
     found = of_pieces(engine, job.order, count, itemsize, shards)
@@ -89,17 +89,40 @@ def make_reduction(job: Job, engine: Engine, count: int) -> Reduction:
 
 
 def make_exchange(
-    job: Job, workers: Transport, engine: Engine, model: Model, held: Held, gradients: Sum, keep: Keep
+    job: Job,
+    workers: Transport,
+    engine: Engine,
+    model: Model,
+    held: Held,
+    gradients: Sum,
+    keep: Keep,
+    keep_pieces: KeepPieces,
 ) -> tuple[Exchange, Ready | None]:
     """How this worker's gradients become fresh parameters; and what a model that finishes them stage by stage calls.
 
-    ``keep`` takes the records of shards on this rank.
+    ``keep`` takes the records of shards on this rank, ``keep_pieces`` their state for a checkpoint.
     """
+    exchange, ready = _make_exchange(job, workers, engine, model, held, gradients, keep, keep_pieces)
+    if held.snapshot is not None:
+        exchange.restore(held.snapshot)
+    return exchange, ready
+
+
+def _make_exchange(
+    job: Job,
+    workers: Transport,
+    engine: Engine,
+    model: Model,
+    held: Held,
+    gradients: Sum,
+    keep: Keep,
+    keep_pieces: KeepPieces,
+) -> tuple[Exchange, Ready | None]:
     params = held.params
     if job.config.compress.kind != "none" and workers.size == 1 and job.roles.servers == 0:
         report.note(f"compress.kind = {job.config.compress.kind!r}: one worker sends nothing, and rounds nothing", True)
     if job.strategy == "server":
-        return serving.make_server_exchange(job, held, gradients, keep), None
+        return serving.make_server_exchange(job, held, gradients, keep, keep_pieces), None
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
     if job.strategy == "averaging":
         train, samples = job.config.train, job.parts.by_worker
@@ -115,12 +138,13 @@ def make_exchange(
     buckets = [Bucket(where, one, *what) for (_, where), one in zip(wheres, reductions, strict=True)]
     names = ", ".join(dict.fromkeys(one.name for one in reductions))
     way = f"{names}, {len(buckets)} buckets" if len(buckets) > 1 else names
-    shards = serving.make_row_exchange(job, held, gradients) if held.elsewhere else None
+    shards = serving.make_row_exchange(job, held, gradients, keep_pieces) if held.elsewhere else None
     tables = None
     if params.tables:
         rest = optimizer, decoder(job), Merger(job.kernels), job.gradient_scale
         tables = GatheredTables(partial(all_gather_rows, workers), params, *rest)
-    exchange = AllreduceExchange(buckets, way, gradients, tables, shards)
+    place = workers.rank, workers.size
+    exchange = AllreduceExchange(buckets, way, gradients, tables, shards, place)
     ends = {stage: number for number, (stage, _) in enumerate(wheres)}
 
     def ready(stage: int) -> None:

@@ -105,6 +105,15 @@ class Lane:
             self._push_together(self._together)
         return self._rows
 
+    @property
+    def losses(self) -> Array:
+        """The losses of the parts, summed since they were last taken, (parts,) float64."""
+        return self._losses
+
+    @losses.setter
+    def losses(self, losses: Array) -> None:
+        self._losses = losses.copy()
+
     def take_losses(self) -> Array:
         """The losses of the parts, summed since the last call, (parts,) float64."""
         losses, self._losses = self._losses, np.zeros_like(self._losses)

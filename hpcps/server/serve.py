@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -59,7 +59,7 @@ class Server:
     push may ask to be applied at once, for workers may read the parameters while the shard does not know of it.
     ``copies``: some pushes will ask for that, so that parameters may change while an answer is under way: answers are
     copies, as they are after the first such push anyway. ``replication``: of this shard, and of another on this rank.
-    ``code``: what gradients are pushed as.
+    ``code``: what gradients are pushed as. ``keep``: called when all workers have asked for a checkpoint.
     """
 
     def __init__(
@@ -75,8 +75,10 @@ class Server:
         copies: bool = False,
         replication: Replication | None = None,
         code: Code | None = None,
+        keep: Callable[[], None] | None = None,
     ) -> None:
         self._transport = transport
+        self._keep = keep
         self._shard = shard
         self._number = number
         self._rows_dtype = decoder.rows_dtype
@@ -143,10 +145,11 @@ class Server:
         if letter.header.kind is Kind.FINISH:
             self._finish(worker)
             return
-        if letter.header.kind is Kind.MEET:
+        if letter.header.kind in (Kind.MEET, Kind.KEEP):
+            keeps = letter.header.kind is Kind.KEEP
             inbox.give_back(letter)
             inbox.listen()
-            self._meet(worker)
+            self._meet(worker, keeps)
             return
         is_kept = self._handle(worker, letter)
         self._answer_all()
@@ -205,10 +208,12 @@ class Server:
         for number, outbox in enumerate(self._outboxes):
             outbox.send(Header(Kind.COUNTS, number, self._number, keys=len(counts)), follow=[counts])
 
-    def _meet(self, worker: int) -> None:
+    def _meet(self, worker: int, keeps: bool) -> None:
         self._came.add(worker)
         if len(self._came) == len(self._inboxes):
             self._came.clear()
+            if keeps and self._keep is not None:
+                self._keep()
             for number, outbox in enumerate(self._outboxes):
                 outbox.send(Header(Kind.MET, number, self._number))
 
