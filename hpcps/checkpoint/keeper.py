@@ -31,8 +31,8 @@ class Keeper:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, step: int, pieces: Pieces, then: Callable[[], None] | None = None) -> None:
-        """Copy the pieces and begin to write them; then do what else is to be done. If there is no room for a copy they
-        are written before this returns. Waits for the checkpoint before."""
+        """Copy the pieces, if there are any, and begin to write them; then do what else is to be done. If there is no
+        room for a copy they are written before this returns. Waits for the checkpoint before."""
         self.wait()
         self.problem = None
         if pieces.nbytes > MEMORY_PART * free_memory():
@@ -53,7 +53,8 @@ class Keeper:
     def _write(self, step: int, pieces: Pieces, then: Callable[[], None] | None) -> None:
         folder = self._folder.aside(step)
         try:
-            write_part(folder, self.name, pieces)
+            if pieces.nbytes:
+                write_part(folder, self.name, pieces)
         except OSError as error:
             self.problem = error
             with contextlib.suppress(OSError):
