@@ -215,8 +215,7 @@ class AveragingExchange(Exchange):
 
     def _restore_rows(self, snapshot: Snapshot, table: str, states: State) -> None:
         """The state of a table of which there is one, or the mean of what other workers had."""
-        rows = self._tables[table]
-        for block in snapshot.rows(table, rows.shape[1], rows.dtype, tuple(states)):
+        for block in snapshot.rows_of(table, self._tables[table], tuple(states)):
             for state, x in states.items():
                 x[block.keys] = block.columns[f"state.{state}"]
 

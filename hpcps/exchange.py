@@ -8,17 +8,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hpcps.collectives.pending import Pending
-from hpcps.comm.topology import chunk_bounds
+from hpcps.bucket import Bucket
 from hpcps.comm.transport import Array
-from hpcps.optim import Optimizer
-from hpcps.params import Params
-from hpcps.reduction import Reduction
-from hpcps.rows import Merger, Rows
+from hpcps.gathered import GatheredTables
+from hpcps.rows import Merger
 from hpcps.server.client import Client, Traffic
 from hpcps.server.messages import Counts
-from hpcps.snapshot import Flat, Pieces, Snapshot, TableRows, in_memory
-from hpcps.sums import Decoder, Sum, Summed
+from hpcps.snapshot import Pieces, Snapshot
+from hpcps.sums import Sum, Summed
 
 Keys = Sequence[Mapping[str, Array]]
 """Which rows of each table are read next, by part; the same row may be in several parts."""
@@ -76,126 +73,6 @@ class Exchange(Protocol):
     def told(self) -> dict[str, Any]:
         """What else there is to tell of a run, after ``finish``."""
         return {}
-
-
-class Bucket:
-    """Neighbouring dense parameters whose gradient is summed as one: ``params[where]``.
-
-    ``gradient``: of all dense parameters, (n,), or pieces of it (m, n); the same array in every step.
-    """
-
-    def __init__(
-        self,
-        where: slice,
-        reduction: Reduction,
-        params: Array,
-        gradient: Array,
-        optimizer: Optimizer,
-        gradient_scale: float,
-    ) -> None:
-        mine, given = params[where][reduction.part], gradient[..., where]
-        summed = (given if given.ndim == 1 else given[0])[reduction.part]
-        self._sum = reduction.prepare(given)
-        self._mine, self._state = mine, optimizer.init(mine)
-        self._update = optimizer.prepare(mine, self._state, summed, gradient_scale)
-        self._spread = reduction.prepare_spread(params[where])
-        self._where, self._start, self._residuals = where, where.start + reduction.part.start, reduction.residuals
-        self._is_shared_out = len(mine) < where.stop - where.start
-        self.pending: Pending | None = None
-
-    def pieces(self, rank: int, count: int) -> Pieces:
-        """What worker ``rank`` has of the state: the part that it updates; the first worker, where all update all.
-        ``count``: of how many dense parameters."""
-        flats = []
-        if rank == 0 or self._is_shared_out:
-            arrays = {"parameters": self._mine} | {f"state.{name}": array for name, array in self._state.items()}
-            flats = [Flat(name, self._start, in_memory(array)) for name, array in arrays.items()]
-        for name, (start, residual) in self._residuals.items():
-            at = self._where.start + start
-            named = ("residual.sum", at) if name else ("residual", rank * count + at)
-            flats.append(Flat(*named, in_memory(residual)))
-        return Pieces(flats)
-
-    def restore(self, snapshot: Snapshot, rank: int, workers: int, count: int) -> None:
-        """Take over what worker ``rank`` is to have of a snapshot."""
-        for name, array in self._state.items():
-            snapshot.fill_state(array, name, self._start)
-        for name, (start, residual) in self._residuals.items():
-            at = self._where.start + start
-            if not name:
-                has_sums = "sum" in self._residuals
-                snapshot.fill_residual(residual, at, count, rank, workers, has_sums)
-            elif snapshot.has("residual.sum"):
-                snapshot.fill(residual, "residual.sum", at)
-
-    def start(self) -> None:
-        """Begin the sum of the bucket's part of the gradient."""
-        self.pending = self._sum()
-
-    def update(self, step: int) -> Pending:
-        """Wait for the sum, apply it, and begin to bring the parameters to all workers."""
-        assert self.pending is not None
-        self.pending.wait()
-        self.pending = None
-        self._update(step)
-        return self._spread()
-
-
-GatherRows = Callable[[list[tuple[Array, Array]]], list[list[tuple[Array, Array]]]]
-"""Brings the (keys, values) of all workers together: for each worker, one pair a table."""
-
-
-class GatheredTables:
-    """Every worker has all tables, gathers the rows of all, and updates them. A collective."""
-
-    way = "all-gather"
-
-    def __init__(
-        self,
-        gather: GatherRows,
-        params: Params,
-        optimizer: Optimizer,
-        decoder: Decoder,
-        merger: Merger,
-        gradient_scale: float,
-    ) -> None:
-        self._gather = gather
-        self._tables = {name: params.table(name) for name in params.tables}
-        self._optimizer = optimizer
-        self._states = {name: optimizer.init(table) for name, table in self._tables.items()}
-        self._decoder = decoder
-        self._merger = merger
-        self._gradient_scale = gradient_scale
-
-    def update(self, step: int, summed: Summed) -> None:
-        """Bring the rows of all workers together and apply them."""
-        names = list(summed.rows)
-        by_worker = self._gather([summed.rows[name] for name in names])
-        merged = self._merger.merge(
-            [{name: Rows(*pair) for name, pair in zip(names, pairs, strict=True)} for pairs in by_worker]
-        )
-        for name, (keys, values) in merged.items():
-            gradient = self._decoder.values(values, summed.scale)
-            table, state = self._tables[name], self._states[name]
-            self._optimizer.update_rows(table, state, gradient, keys, self._gradient_scale, step)
-
-    def pieces(self, rank: int, workers: int) -> Pieces:
-        """What worker ``rank`` keeps of the tables, which all have: a part of the rows."""
-        found = []
-        for name, table in self._tables.items():
-            where = slice(*chunk_bounds(len(table), workers)[rank : rank + 2])
-            columns = {"rows": in_memory(table[where])}
-            columns |= {f"state.{state}": in_memory(array[where]) for state, array in self._states[name].items()}
-            found.append(TableRows(name, columns, where.start))
-        return Pieces(tables=found)
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Take over the state of all rows."""
-        for name, table in self._tables.items():
-            states = self._states[name]
-            for block in snapshot.rows(name, table.shape[1], table.dtype, tuple(states)):
-                for state, array in states.items():
-                    array[block.keys] = block.columns[f"state.{state}"]
 
 
 class AllreduceExchange(Exchange):

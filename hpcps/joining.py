@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike
 
 from hpcps import aligned, optim, report, serving
 from hpcps.averaging import AveragingExchange, Mean
+from hpcps.bucket import Bucket
 from hpcps.collectives import tune
 from hpcps.collectives.choice import Choice
 from hpcps.collectives.engine import Engine
@@ -18,7 +19,8 @@ from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.transport import Array, Transport
 from hpcps.comm.tree import TreeAllreduce
-from hpcps.exchange import AllreduceExchange, Bucket, Exchange, GatheredTables, largest_of
+from hpcps.exchange import AllreduceExchange, Exchange, largest_of
+from hpcps.gathered import GatheredTables
 from hpcps.job import Job
 from hpcps.lane import Ready
 from hpcps.models import Model

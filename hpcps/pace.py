@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+_SECONDS = ("train_s", "first_step_s", "lap_s")
+
 
 class Pace:
     """A stopwatch of steps of ``batch`` samples each. The very first step, in which kernels may be compiled, is kept
@@ -29,8 +31,8 @@ class Pace:
     def go_on(self, steps: int, shown: Mapping[str, float]) -> None:
         """Go on after ``steps`` with what another stopwatch has shown."""
         self.steps = steps
-        self.train_s, self.first_step_s, self._lap_s = (shown[name] for name in ("train_s", "first_step_s", "lap_s"))
-        self._timed_steps, self._lap_steps = int(shown["timed_steps"]), int(shown["lap_steps"])
+        self.train_s, self.first_step_s, self._lap_s = (shown.get(name, 0.0) for name in _SECONDS)
+        self._timed_steps, self._lap_steps = (int(shown.get(name, 0)) for name in ("timed_steps", "lap_steps"))
 
     def start(self) -> None:
         """Training goes on from here."""

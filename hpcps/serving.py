@@ -125,7 +125,7 @@ def go_on(held: Held, snapshot: Snapshot) -> Held:
     snapshot.fill(params.dense.flat, "parameters")
     for name in params.tables:
         table = params.table(name)
-        for block in snapshot.rows(name, table.shape[1], table.dtype, ()):
+        for block in snapshot.rows_of(name, table):
             table[block.keys] = block.columns["rows"]
     return held._replace(snapshot=snapshot)
 

@@ -220,6 +220,13 @@ class Snapshot:
         if self.has("residual.sum") and worker == 0 and not has_sums:
             self.add_into(out, "residual.sum", start)
 
+    def rows_of(self, table: str, whole: Array, states: Sequence[str] = ()) -> Iterator[Block]:
+        """The rows of a table that is to be there whole, ``whole`` (R, W), with these arrays of state, in blocks."""
+        for block in self.rows(table, whole.shape[1], whole.dtype, states):
+            if len(block.keys) and not 0 <= block.keys.min() <= block.keys.max() < len(whole):
+                raise CheckpointError(f"{self.source}: {table} has rows beyond the {len(whole)} that there are")
+            yield block
+
     def rows(
         self, table: str, width: int, dtype: np.dtype[Any], states: Sequence[str], shards: int = 1, shard: int = 0
     ) -> Iterator[Block]:

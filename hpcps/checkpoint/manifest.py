@@ -13,6 +13,7 @@ from hpcps.snapshot import Position
 
 MANIFEST = "manifest.json"
 MANIFEST_BYTES_MAX = 64 << 20
+WORKERS_MAX = 1 << 24
 FILE_NAME = re.compile(r"[a-z]+-[0-9]+\.safetensors")
 """What the files of a checkpoint are called: nothing that leads out of its folder."""
 
@@ -100,6 +101,9 @@ def decode(content: bytes) -> Manifest:
     if wrong or len(set(names)) < len(names):
         raise ValueError(f"names a file {(wrong or names)[0]!r}")
     position = manifest.position
-    if position.workers < 1 or not 0 <= position.reported_steps <= position.steps <= position.updates:
+    if (
+        not 1 <= position.workers <= WORKERS_MAX
+        or not 0 <= position.reported_steps <= position.steps <= position.updates
+    ):
         raise ValueError("its position cannot be")
     return manifest

@@ -21,7 +21,7 @@ from hpcps.checkpoint.same import different
 from hpcps.errors import CheckpointError, ConfigError
 from hpcps.snapshot import Flat, Pieces, Snapshot, TableRows, Values
 from hpcps.tensors import Place, read_places
-from hpcps.together import Together
+from hpcps.together import Together, agree
 
 DIGEST_BYTES = 4 << 20
 
@@ -56,11 +56,7 @@ def newest(folder: CheckpointFolder, together: Together, config: dict[str, Any])
         other = different(manifest.config, config)
         if other:
             raise _known(ConfigError(f"{path}: is a checkpoint of another run: {other}; --overwrite begins anew"))
-        try:
-            found = _open(path, manifest)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}") from error
-        return Found(path, manifest, found, tuple(damaged))
+        return Found(path, manifest, agree(together, partial(_open, path, manifest)), tuple(damaged))
     if damaged:
         more = f" (and {len(damaged) - 1} older)" if len(damaged) > 1 else ""
         raise _known(CheckpointError(f"no checkpoint is whole: {damaged[0]}{more}; --overwrite begins anew"))
@@ -129,9 +125,12 @@ def _open(path: Path, manifest: Manifest) -> Snapshot:
     """The state of the run; it is read as it is asked for."""
     flats, tables = [], []
     for file in manifest.files:
+        try:
+            places = _places(path / file.name, file)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path / file.name}: cannot be read: {_why(error)}") from error
         values = {
-            name: Values(place.dtype, place.shape, _reader(path / file.name, place))
-            for name, place in _places(path / file.name, file).items()
+            name: Values(place.dtype, place.shape, _reader(path / file.name, place)) for name, place in places.items()
         }
         flats += [Flat(one.name, one.start, values[one.tensor]) for one in file.flats]
         for table in file.tables:

@@ -286,7 +286,7 @@ class WholeTable:
 
     def restore(self, snapshot: Snapshot, name: str, shards: int, shard: int) -> None:
         """As of `Table`."""
-        for block in snapshot.rows(name, self.width, self.dtype, tuple(self._state)):
+        for block in snapshot.rows_of(name, self._rows, tuple(self._state)):
             self._rows[block.keys] = block.columns["rows"]
             for state, array in self._state.items():
                 array[block.keys] = block.columns[f"state.{state}"]
