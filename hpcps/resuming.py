@@ -26,6 +26,8 @@ class Saves(NamedTuple):
     folder: CheckpointFolder
     stop: Stop | None
     warn: Callable[[str], None]
+    neighbours: int
+    """How many ranks this node has"""
 
 
 def folder_of(config: Config, folder: RunFolder) -> CheckpointFolder:
@@ -90,12 +92,13 @@ def make_saver(job: Job, dataset: Dataset, held: Held, exchange: Exchange, plan:
         saves.warn,
         config.run.timeout_s / 2,
         -1 if held.snapshot is None else held.snapshot.position.steps,
+        job.neighbours,
     )
 
 
 def shard_keeper(saves: Saves, number: int) -> Keeper:
     """What keeps the state of a shard."""
-    return Keeper(saves.folder, f"shard-{number:05d}")
+    return Keeper(saves.folder, f"shard-{number:05d}", saves.neighbours)
 
 
 def resumed_from(held: Held) -> list[int]:

@@ -62,7 +62,8 @@ def train_rank(
     folder = RunFolder(Path(os.fsdecode(told.tobytes())))
     is_first = transport.rank == 0
     agree(job.together, lambda: folder.check(overwrite, resume) if is_first else None)
-    saves = Saves(resuming.folder_of(config, folder), stop, lambda text: report.warn(text) if is_first else None)
+    warn = report.warn if is_first else lambda text: None
+    saves = Saves(resuming.folder_of(config, folder), stop, warn, job.neighbours)
     begin = None if overwrite else checkpoint.newest(saves.folder, job.together, as_tree(config))
     dataset = load(job)
     facts = facts_of(job, dataset)

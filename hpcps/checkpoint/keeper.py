@@ -12,17 +12,19 @@ from hpcps.checkpoint.part import write_failure, write_part
 from hpcps.snapshot import Pieces
 
 MEMORY_PART = 0.5
-"""Of the memory that is free, what a copy may take."""
+"""Of the memory that is free, what the copies of a node's ranks may take."""
 
 
 class Keeper:
-    """Of the holder ``name``: ``worker-00002``, ``shard-00001``. One checkpoint at a time."""
+    """Of the holder ``name``: ``worker-00002``, ``shard-00001``. One checkpoint at a time. ``neighbours``: how many
+    ranks share the memory."""
 
-    def __init__(self, folder: CheckpointFolder, name: str) -> None:
+    def __init__(self, folder: CheckpointFolder, name: str, neighbours: int = 1) -> None:
         self.name = name
         self.problem: OSError | None = None
         """Why the last one could not be written"""
         self._folder = folder
+        self._memory_part = MEMORY_PART / neighbours
         self._thread: threading.Thread | None = None
 
     @property
@@ -35,7 +37,7 @@ class Keeper:
         room for a copy they are written before this returns. Waits for the checkpoint before."""
         self.wait()
         self.problem = None
-        if pieces.nbytes > MEMORY_PART * free_memory():
+        if pieces.nbytes > self._memory_part * free_memory():
             self._write(step, pieces, then)
             return
         copies = pieces.copy()

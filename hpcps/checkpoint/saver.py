@@ -37,6 +37,7 @@ class Saver:
         warn: Callable[[str], None],
         timeout_s: float,
         saved: int = -1,
+        neighbours: int = 1,
     ) -> None:
         self.when = when
         self.written = 0
@@ -53,7 +54,7 @@ class Saver:
         self._about = config, facts
         self._warn = warn
         self._timeout_s = timeout_s
-        self._keeper = Keeper(folder, f"worker-{workers.rank:05d}")
+        self._keeper = Keeper(folder, f"worker-{workers.rank:05d}", neighbours)
         self._begun = -1
 
     def is_due(self, step: int) -> bool:
