@@ -40,6 +40,8 @@ class Job:
     threads: int
     crowded: bool
     """Whether this node has more ranks than cores."""
+    neighbours: int
+    """How many ranks this node has."""
 
     @property
     def order(self) -> Order:
@@ -102,6 +104,7 @@ def prepare(transport: Transport, config: Config) -> Job:
         parts=mine,
         threads=threads(transport.rank),
         crowded=crowded,
+        neighbours=machine.neighbours(seats, transport.rank),
     )
 
 

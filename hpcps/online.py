@@ -18,13 +18,17 @@ from hpcps.comm.topology import chunk
 from hpcps.comm.transport import Transport
 from hpcps.config import Optimizer as Options
 from hpcps.data import Block, Csr
-from hpcps.errors import ConfigError, NotFiniteError
+from hpcps.errors import CheckpointError, ConfigError, NotFiniteError
 from hpcps.exchange import Exchange, Keys
 from hpcps.lane import cause, check_finite
 from hpcps.loader import Loaders, SparseLoader
 from hpcps.models import Array
 from hpcps.params import Params
 from hpcps.rows import ByTable
+from hpcps.snapshot import Flat, Pieces, Snapshot, TableRows, in_memory
+
+STATE, BIAS = "online.state", "online.bias"
+"""What a checkpoint calls the numbers of the features, (D * P,), and those of the bias, (P,)"""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,24 @@ class Learned:
             weight[:] = state.reshape(len(weight), -1)[:, 0]
             bias[:] = of_bias[:, 0]
 
+    def pieces(self) -> Pieces:
+        """This worker's share of what was learned, and of the parameters."""
+        width, start, stop = self._rule.width, self._owned.start, self._owned.stop
+        flats = [Flat(STATE, start * width, in_memory(self._state.reshape(-1)[start * width : stop * width]))]
+        if self._has_bias:
+            flats += [Flat(BIAS, 0, in_memory(self._bias)), Flat("parameters", 0, in_memory(self._params["bias"]))]
+        rows = self._params["weight"][start:stop].reshape(-1, 1)
+        return Pieces(flats, [TableRows("weight", {"rows": in_memory(rows)}, start)])
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over this worker's share. Raises CheckpointError where another strategy has left something else."""
+        width, start, stop = self._rule.width, self._owned.start, self._owned.stop
+        if not snapshot.has(STATE):
+            raise CheckpointError(f"{snapshot.source}: is of another strategy; 'online' goes on from its own alone")
+        snapshot.fill(self._state.reshape(-1)[start * width : stop * width], STATE, start * width)
+        if self._has_bias:
+            snapshot.fill(self._bias, BIAS)
+
 
 def common(workers: Transport, count: int, dtype: np.dtype[Any]) -> Array:
     """Zeros, (count,), that the workers of a node have together. A collective. Raises ConfigError where there is too
@@ -112,7 +134,7 @@ class OnlineLane:
         self._index = np.empty(0, np.int64)
         self._loader = SparseLoader(block, how)
         self._stored = self._as_stored(how)
-        self._loss = 0.0
+        self.losses: Array = np.zeros(1)
 
     def shuffle(self, epoch: int) -> None:
         """Draw the order in which this epoch visits the block."""
@@ -138,13 +160,13 @@ class OnlineLane:
             check_finite(loss)
         except NotFiniteError as error:
             raise cause(error, self._block) from error
-        self._loss += loss
+        self.losses += loss
         return []
 
     def take_losses(self) -> Array:
         """The loss, summed since the last call, (1,) float64."""
-        loss, self._loss = self._loss, 0.0
-        return np.array([loss])
+        losses, self.losses = self.losses, np.zeros(1)
+        return losses
 
     def _as_stored(self, how: Loaders) -> tuple[tuple[Array, Array, Array], Array] | None:
         """Samples that are in memory as the kernel takes them, and their labels; None of others."""
@@ -181,6 +203,17 @@ class OnlineExchange(Exchange):
 
     def meet(self) -> None:
         """Nobody has shards."""
+
+    def pieces(self) -> Pieces:
+        return self._learned.pieces()
+
+    def keep(self) -> None:
+        """Wait until all workers have copied their share: until then nothing may change."""
+        self._workers.barrier()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self._learned.restore(snapshot)
+        self._workers.barrier()
 
     def finish(self) -> None:
         """Nothing is left to do."""

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol, TextIO
 
 import numpy as np
@@ -18,9 +18,13 @@ from hpcps.config import Config
 from hpcps.data import Dataset
 from hpcps.models import Model
 from hpcps.run_folder import RunFolder
+from hpcps.snapshot import Snapshot
 from hpcps.worker import Score
 
 Array = np.ndarray[Any, Any]
+
+
+WARNING = "hpcps: warning: "
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,12 @@ class Measures:
             pushed_rows=int(pushed) if rows else None,
         )
 
+    @classmethod
+    def as_said(cls, said: Mapping[str, Any]) -> Measures:
+        """What :meth:`said` gave."""
+        known = {field.name: said[field.name] for field in fields(cls) if field.name in said}
+        return cls(**known | ({"idle": tuple(known["idle"])} if "idle" in known else {}))
+
     def said(self) -> dict[str, Any]:
         """What is known, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -84,10 +94,23 @@ def opening(config: Config, dataset: Dataset, parameters: int, strategy: str) ->
     print(f"{config.model.kind}: {parameters:,} parameters; strategy {strategy}", flush=True)
 
 
+def resuming(snapshot: Snapshot | None) -> None:
+    """Say where a run goes on, if it does."""
+    if snapshot is not None:
+        print(f"going on after step {snapshot.position.steps}: {snapshot.source}", flush=True)
+
+
 def note(text: str, is_first: bool) -> None:
     """Say something that may explain what people see, on the first rank."""
     if is_first:
         print(f"note: {text}", flush=True)
+
+
+def warn(text: str) -> None:
+    """Say that something went wrong with which training goes on. In one piece: other ranks may speak at that time."""
+    sys.stdout.flush()
+    sys.stderr.write(f"{WARNING}{text}\n")
+    sys.stderr.flush()
 
 
 class Reporter(Protocol):

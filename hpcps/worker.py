@@ -50,6 +50,19 @@ class Worker:
         finished, the rows of its parts' gradients, where there are tables."""
         return self._threads.each(methodcaller("compute"), self._lanes)
 
+    @property
+    def losses(self) -> Array:
+        """The losses of the owned parts, summed since they were last taken, (parts,) float64."""
+        return np.concatenate([lane.losses for lane in self._lanes])
+
+    def go_on(self, losses: Array) -> None:
+        """Go on with the losses of the owned parts, (parts,), summed so far."""
+        start = 0
+        for lane in self._lanes:
+            count = len(lane.losses)
+            lane.losses = losses[start : start + count].copy()
+            start += count
+
     def take_losses(self) -> Array:
         """The losses of the owned parts, summed since the last call, (parts,) float64."""
         return np.concatenate([lane.take_losses() for lane in self._lanes])

@@ -111,6 +111,16 @@ class Compress(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     fraction: Share = 0.01
 
 
+class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is kept so that a run can go on later."""
+
+    every_steps: Count = 0
+    every_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    keep: Positive = 2
+    path: str = ""
+    signals: str = "USR1,TERM"
+
+
 class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where and how the ranks run."""
 
@@ -129,6 +139,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     train: Train = Train()
     server: Server = Server()
     compress: Compress = Compress()
+    checkpoint: Checkpoint = Checkpoint()
     run: Run = Run()
 
 
@@ -195,6 +206,11 @@ HELP = {
     "compress.kind": "none | bf16 | int8 | topk: gradients in fewer bytes; what is left out is sent later",
     "compress.block": "int8: numbers that share a scale, 16 <= b <= 65536",
     "compress.fraction": "topk: the part of the numbers that is sent, the largest, 0 < f <= 1",
+    "checkpoint.every_steps": "steps between checkpoints (0: none)",
+    "checkpoint.every_s": "seconds between checkpoints (0: none)",
+    "checkpoint.keep": "how many checkpoints are kept, the newest, >= 1",
+    "checkpoint.path": "the folder of the checkpoints, seen by all ranks (default: checkpoint, in the run's folder)",
+    "checkpoint.signals": "signals that mean: one more checkpoint, then stop; of USR1, USR2, TERM, HUP, INT",
     "run.device": "cpu",
     "run.threads": "threads of a rank (0: the cores that it may use)",
     "run.transport": "auto | mpi | threads",

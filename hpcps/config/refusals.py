@@ -8,6 +8,7 @@ from hpcps.config.options import Config, Server, Train, help_of
 from hpcps.errors import ConfigError
 
 OPTIMIZERS = ("sgd", "adagrad", "rmsprop", "adam", "adamw", "ftrl")
+SIGNALS = ("USR1", "USR2", "TERM", "HUP", "INT")
 _POINT = ("linear", "logistic", "fm", "matrix-factorization")
 _FACTORS = ("fm", "matrix-factorization")
 ONLINE_MODELS = ("linear", "logistic")
@@ -57,6 +58,7 @@ def check(config: Config, source: str) -> None:
     _check_online(config, source)
     _check_compress(config, source)
     _check_server(config, source)
+    _check_checkpoint(config, source)
     _check_users(config, source)
     if config.model.kind == "matrix-factorization" and config.data.scale != "none":
         raise ConfigError(f"{source}: data.scale = {config.data.scale!r}: matrix-factorization has ids, not numbers")
@@ -163,6 +165,24 @@ def _check_compress(config: Config, source: str) -> None:
         why = "train.dtype = 'float64': its codes stand for float32; use 'float32', or compress.kind = 'topk'"
     if why:
         raise ConfigError(f"{source}: compress.kind = {kind!r} with {why}")
+
+
+def _check_checkpoint(config: Config, source: str) -> None:
+    """Refuse what checkpoints cannot do, and signals that there are not."""
+    options, server = config.checkpoint, config.server
+    for name in signal_names(config):
+        if name not in SIGNALS:
+            raise ConfigError(f"{source}: checkpoint.signals: no signal {name!r}{help_of('checkpoint.signals')}")
+    if (options.every_steps or options.every_s) and (server.record or server.replay):
+        key, name = "every_steps" if options.every_steps else "every_s", "record" if server.record else "replay"
+        why = "a record is of a whole run, from its first step"
+        raise ConfigError(f"{source}: checkpoint.{key} with server.{name}: {why}")
+
+
+def signal_names(config: Config) -> list[str]:
+    """Which signals are to stop the run after one more checkpoint: ``["USR1", "TERM"]``."""
+    names = config.checkpoint.signals.upper().split(",")
+    return [name.strip().removeprefix("SIG") for name in names if name.strip()]
 
 
 def _check_users(config: Config, source: str) -> None:

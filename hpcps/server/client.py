@@ -21,6 +21,7 @@ from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.serve import Server
 from hpcps.server.sharding import keys_of_shard
 from hpcps.server.store import Shard
+from hpcps.snapshot import Flat, Pieces, Snapshot, in_memory
 from hpcps.sums import Decoder, Summed
 
 Take = Callable[[int, Letter], None]
@@ -61,6 +62,16 @@ class Client(Protocol):
     def meet(self) -> None:
         """Block until all workers have come here, serving where this rank has a shard."""
 
+    def keep(self) -> None:
+        """The same, and shards on other ranks, and this rank's, keep their state for a checkpoint meanwhile. All
+        workers' steps up to their last must be in the parameters."""
+
+    def pieces(self) -> Pieces:
+        """What of a run's state this worker has, until the next push: with shards of its own process theirs, too."""
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot; shards do so themselves. Raises CheckpointError."""
+
     def finish(self) -> list[Counts]:
         """Tell all shards that this worker has no more to push; returns what each of them has done. Blocks until all
         workers have finished."""
@@ -76,7 +87,8 @@ class RemoteClient:
     ``dense``: the worker's copy of the dense parameters, (n,), of which shard s has ``shards[s]``; ``rows``: where
     rows go, if the model has tables. Both are written as answers arrive. ``memory``: what the ranks of the node share,
     if arrays are to be named that lie there; ``code``: what gradients are pushed as; ``letters``: memory for keys and
-    rows that need not travel in the node. The shards have all three, too.
+    rows that need not travel in the node. The shards have all three, too. ``workers``: how many there are, of which
+    this is number ``worker``.
     """
 
     def __init__(
@@ -92,8 +104,10 @@ class RemoteClient:
         memory: Memory | None = None,
         code: Code | None = None,
         letters: Memory | None = None,
+        workers: int = 0,
     ) -> None:
         self._transport = transport
+        self._workers = workers
         self._dense = dense
         self._rows = rows
         self._shards = shards
@@ -162,12 +176,21 @@ class RemoteClient:
         self._take_up(self._step, keys)
 
     def meet(self) -> None:
-        if self._server is None:
-            return
-        for number, outbox in enumerate(self._outboxes):
-            outbox.send(Header(Kind.MEET, self._worker, number))
-        self._receive(lambda number, letter: self._expect(letter, Kind.MET, 0, number))
-        self._server.flush()
+        if self._server is not None:
+            self._meet(Kind.MEET)
+
+    def keep(self) -> None:
+        self._meet(Kind.KEEP)
+
+    def pieces(self) -> Pieces:
+        start = self._worker * len(self._dense)
+        encoders = zip(self._encoders, self._shards, strict=False)
+        return Pieces([Flat("residual", start + where.start, in_memory(one.residual)) for one, where in encoders])
+
+    def restore(self, snapshot: Snapshot) -> None:
+        count, workers = len(self._dense), self._workers
+        for one, where in zip(self._encoders, self._shards, strict=False):
+            snapshot.fill_residual(one.residual, where.start, count, self._worker, workers, has_sums=False)
 
     def finish(self) -> list[Counts]:
         for number, outbox in enumerate(self._outboxes):
@@ -191,6 +214,13 @@ class RemoteClient:
         received_bytes = sum(box.received_bytes for box in self._inboxes)
         sent_bytes, requests = sum(box.sent_bytes for box in self._outboxes), sum(box.letters for box in self._outboxes)
         return Traffic(self._waited_s, sent_bytes, received_bytes, requests)
+
+    def _meet(self, kind: Kind) -> None:
+        for number, outbox in enumerate(self._outboxes):
+            outbox.send(Header(kind, self._worker, number))
+        self._receive(lambda number, letter: self._expect(letter, Kind.MET, 0, number))
+        if self._server is not None:
+            self._server.flush()
 
     def _is_prepared(self, gradient: Summed, slack: int) -> bool:
         """Whether the last gradient lay in the same array, and was pushed in the same way."""
@@ -396,6 +426,19 @@ class DirectClient:
 
     def meet(self) -> None:
         """There is one worker."""
+
+    def keep(self) -> None:
+        """All shards are among the :meth:`pieces`."""
+
+    def pieces(self) -> Pieces:
+        found = Pieces()
+        for number, (shard, where) in enumerate(zip(self._shards, self._slices, strict=True)):
+            found += shard.pieces(where.start, 1 if shard.tables else len(self._shards), number)
+        return found
+
+    def restore(self, snapshot: Snapshot) -> None:
+        for number, (shard, where) in enumerate(zip(self._shards, self._slices, strict=True)):
+            shard.restore(snapshot, where.start, 1 if shard.tables else len(self._shards), number)
 
     def finish(self) -> list[Counts]:
         return [Counts(s.updates, s.duplicates, 0, 0, 0, dict(s.staleness)) for s in self._shards]

@@ -29,12 +29,13 @@ class Encoder:
     def __init__(self, code: Code, count: int, dtype: DTypeLike) -> None:
         self.message = aligned.empty(code.message_bytes(count), np.uint8)
         self._code = code
-        self._residual = aligned.zeros(count, dtype)
+        self.residual = aligned.zeros(count, dtype)
+        """What messages have left out"""
 
     def encode(self, x: Array) -> Array:
         """Overwrite ``message`` with the codes of ``x`` and of what was left out before; returns it. Raises
         NotFiniteError."""
-        self._code.encode(self.message, self._residual, x)
+        self._code.encode(self.message, self.residual, x)
         return self.message
 
 

@@ -12,8 +12,8 @@ offset type    name         meaning
 ====== ======= ============ =========================================================================
 0      4 bytes magic        ``HPPS``
 4      u16     version      7
-6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull, 5 meet;
-                            shard to worker: 16 parameters, 17 counts (answers finish), 18 met (answers meet);
+6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull, 5 meet, 6 keep;
+                            shard to worker: 16 parameters, 17 counts (answers finish), 18 met (answers meet, keep);
                             between shards: 32 update, 33 followed (answers update), 2 finish
 8      u32     worker       number of the worker among the workers
 12     u32     shard        number of the shard
@@ -60,7 +60,7 @@ k times W numbers in the header's encoding of rows. The rows of an answer are th
 
 A shard drops a push of a step that it has had from this worker, so a push may be sent again. When all workers have
 finished it answers each with its counts, as the section of keys: see ``Counts``. When all workers have asked to meet it
-tells each.
+tells each; before that, where they have asked it to keep its state, it copies that for a checkpoint.
 
 With replicas a shard sends each update to its follower, on UPDATE_TAG, see ``hpcps/server/replica.py``: the sum of
 the gradients and rows of which it consists, ``step`` its number. The follower answers on FOLLOWED_TAG. A finish of a
@@ -110,6 +110,7 @@ class Kind(IntEnum):
     PUSH = 3
     PULL = 4
     MEET = 5
+    KEEP = 6
     PARAMETERS = 16
     COUNTS = 17
     MET = 18

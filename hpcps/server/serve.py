@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -60,6 +60,7 @@ class Server:
     ``copies``: some pushes will ask for that, so that parameters may change while an answer is under way: answers are
     copies, as they are after the first such push anyway. ``replication``: of this shard, and of another on this rank.
     ``code``: what gradients are pushed as; ``letters``: memory for keys and rows that need not travel, as the workers'.
+    ``keep``: called when all workers have asked for a checkpoint.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class Server:
         replication: Replication | None = None,
         code: Code | None = None,
         letters: Memory | None = None,
+        keep: Callable[[], None] | None = None,
     ) -> None:
         self._transport = transport
+        self._keep = keep
         self._shard = shard
         self._number = number
         self._rows_dtype = decoder.rows_dtype
@@ -147,10 +150,11 @@ class Server:
         if letter.header.kind is Kind.FINISH:
             self._finish(worker)
             return
-        if letter.header.kind is Kind.MEET:
+        if letter.header.kind in (Kind.MEET, Kind.KEEP):
+            keeps = letter.header.kind is Kind.KEEP
             inbox.give_back(letter)
             inbox.listen()
-            self._meet(worker)
+            self._meet(worker, keeps)
             return
         is_kept = self._handle(worker, letter)
         self._answer_all()
@@ -209,10 +213,12 @@ class Server:
         for number, outbox in enumerate(self._outboxes):
             outbox.send(Header(Kind.COUNTS, number, self._number, keys=len(counts)), follow=[counts])
 
-    def _meet(self, worker: int) -> None:
+    def _meet(self, worker: int, keeps: bool) -> None:
         self._came.add(worker)
         if len(self._came) == len(self._inboxes):
             self._came.clear()
+            if keeps and self._keep is not None:
+                self._keep()
             for number, outbox in enumerate(self._outboxes):
                 outbox.send(Header(Kind.MET, number, self._number))
 

@@ -9,7 +9,7 @@ import pytest
 import hpcps
 from hpcps import inference, parts
 from hpcps.config import from_tree
-from hpcps.errors import ConfigError
+from hpcps.errors import CheckpointError, ConfigError
 from hpcps.run import train_rank
 from hpcps.run_folder import read_model
 
@@ -135,6 +135,25 @@ def test_other_losses(tmp_path, data, case):
 def test_what_takes_a_batch_is_refused(data, more, why):
     with pytest.raises(ConfigError, match=why):
         config(data, **more)
+
+
+@pytest.mark.parametrize("kind", RATES)
+def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(tmp_path, data, kind):
+    options = {"optimizer__kind": kind, "optimizer__l1": 0.0, "run__threads": 1, "checkpoint__every_steps": 7}
+    whole = hpcps.train(config(data, **options), ranks=1, out=tmp_path / "whole").summary
+    hpcps.train(config(data, **options, train__epochs=1), ranks=1, out=tmp_path / "run")
+    found = hpcps.train(config(data, **options), ranks=1, out=tmp_path / "run", resume=True).summary
+    assert found["resumed_from"] == [12]
+    assert found["params_sha256"] == whole["params_sha256"]
+    with pytest.raises(CheckpointError, match="is of another strategy"):
+        hpcps.train(config(data, **options), ranks=1, out=left_by_all_reduce(tmp_path / "ring", data, options))
+
+
+def left_by_all_reduce(out, data, options):
+    """A folder with a checkpoint of a run by all-reduce, which has not ended."""
+    hpcps.train(config(data, **{**options, "train__strategy": "ring", "train__epochs": 1}), ranks=1, out=out)
+    (out / "summary.json").unlink()
+    return out
 
 
 def test_ranks_of_several_nodes_are_refused(tmp_path, data, on_ranks):
