@@ -1,4 +1,4 @@
-"""The command line: ``hpcps train | evaluate | predict | warmup | tune | doctor``; ``python -m hpcps`` is the same.
+"""The command line, as ``hpcps --help`` tells it; ``python -m hpcps`` is the same.
 
 Exit status: 0 done, 1 a bug in hpcps, 2 the user's mistake (one line says which), 3 ranks lost, 75 told to stop and
 a checkpoint written, 130 interrupted.
@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -158,6 +158,62 @@ def tune(ranks: int | None, largest: int) -> int:
     told = tuning.run(launch.world(), largest)
     if _is_first():
         click.echo(told)
+    return 0
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--ntasks-per-node", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks of a node.")
+@click.option("--cpus-per-task", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of a rank.")
+@click.option("--time", default="00:30:00", show_default=True)
+@click.option("--partition", default="")
+@click.option("--account", default="")
+@click.option("--gpus", default="", help="Of the whole job; ranks then train on GPUs.")
+@click.option("--array", default="", metavar="1-N", help="Train once a number, each with its own seed, or by --sweep.")
+@click.option("--sweep", type=click.Path(path_type=Path), help="A file: on line I the settings of training I.")
+@click.option("--mpi", type=click.Choice(["auto", "pmix", "pmi2"]), default="auto", help="How srun starts the ranks.")
+@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one key. Repeatable.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder (default: runs/DATA-MODEL-TIME).")
+@click.option("--file", type=click.Path(path_type=Path), help="The batch file to write (default: hpcps-CONFIG.sbatch).")
+@click.option("--overwrite", is_flag=True, help="Replace the batch file.")
+@click.option("--submit", is_flag=True, help="Hand it to sbatch.")
+def slurm(
+    config: Path,
+    mpi: str,
+    settings: tuple[str, ...],
+    out: Path | None,
+    sweep: Path | None,
+    file: Path | None,
+    overwrite: bool,
+    submit: bool,
+    **asked: Any,
+) -> int:
+    """Write a batch file for Slurm that trains as CONFIG says.
+
+    Options are handed to sbatch; ranks and configuration are checked here.
+    """
+    from hpcps import slurm
+    from hpcps.launch import default_folder
+    from hpcps.run_folder import write_whole, writing
+
+    settings += ("run.device=cuda",) if asked["gpus"] else ()
+    resources, checked = slurm.plan(config, os.environ, settings, slurm.Resources(**asked), sweep)
+    text = slurm.script(
+        config,
+        out or default_folder(checked),
+        settings,
+        resources,
+        sweep,
+        is_server=checked.train.strategy == "server",
+        mpi=slurm.plugin() if mpi == "auto" else mpi,
+    )
+    path = file or Path(f"hpcps-{config.stem}.sbatch")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path}: exists already; choose another --file, or give --overwrite")
+    with writing(path):
+        write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    click.echo(f"{path}: submitted as job {slurm.submit(path)}" if submit else f"{path}: submit it by sbatch {path}")
     return 0
 
 

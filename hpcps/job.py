@@ -42,6 +42,8 @@ class Job:
     """Whether this node has more ranks than cores."""
     neighbours: int
     """How many ranks this node has."""
+    nodes: tuple[str, ...]
+    """The name of each rank's node."""
 
     @property
     def order(self) -> Order:
@@ -105,6 +107,7 @@ def prepare(transport: Transport, config: Config) -> Job:
         threads=threads(transport.rank),
         crowded=crowded,
         neighbours=machine.neighbours(seats, transport.rank),
+        nodes=tuple(seat.node for seat in seats),
     )
 
 

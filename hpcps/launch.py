@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from hpcps import stopping
+from hpcps import stall, stopping
 from hpcps.comm import checked, launcher
 from hpcps.comm.launcher import FORWARDED, RANKS_VARIABLE
 from hpcps.comm.local import LocalWorld
@@ -50,7 +50,7 @@ def train(
     with threadpool_limits(1, "blas"), stopping.listening(signals(config)) as stop:
 
         def body(transport: Transport) -> Run:
-            return train_rank(transport, config, folder, overwrite, resume, stop)
+            return _train(transport, config, folder, overwrite, resume, stop)
 
         return _on_threads(body, ranks or 1, config.run.timeout_s)
 
@@ -88,7 +88,14 @@ def train_launched(
     transport.timeout_s = config.run.timeout_s
     # BLAS on one thread: its sums depend on the thread count, and parts run side by side already.
     with threadpool_limits(1, "blas"), stopping.listening(signals(config)) as stop:
-        return train_rank(transport, config, out or default_folder(config), overwrite, resume, stop)
+        return _train(transport, config, out or default_folder(config), overwrite, resume, stop)
+
+
+def _train(
+    transport: Transport, config: Config, folder: Path, overwrite: bool, resume: bool, stop: stopping.Stop | None
+) -> Run:
+    with stall.watched(transport.rank, transport.size, config.run.timeout_s) as watch:
+        return train_rank(transport, config, folder, overwrite, watch, resume, stop)
 
 
 def world(timeout_s: float = TIMEOUT_S) -> Transport:

@@ -17,11 +17,15 @@ from hpcps.comm.launcher import TERMINAL_VARIABLE
 from hpcps.config import Config
 from hpcps.data import Dataset
 from hpcps.models import Model
+from hpcps.pace import Straggler
 from hpcps.run_folder import RunFolder
 from hpcps.snapshot import Snapshot
 from hpcps.worker import Score
 
 Array = np.ndarray[Any, Any]
+
+MOST_STRAGGLERS = 3
+"""Of those that a line names"""
 
 
 WARNING = "hpcps: warning: "
@@ -45,6 +49,7 @@ class Measures:
     gradient_rows: int | None = None
     pushed_rows: int | None = None
     """Of all workers, where rows are kept back"""
+    stragglers: tuple[Straggler, ...] | None = None
 
     def with_training(self, loss: float, samples_per_s: float) -> Measures:
         """The same, with the training loss and speed since the last report."""
@@ -69,7 +74,11 @@ class Measures:
     def as_said(cls, said: Mapping[str, Any]) -> Measures:
         """What :meth:`said` gave."""
         known = {field.name: said[field.name] for field in fields(cls) if field.name in said}
-        return cls(**known | ({"idle": tuple(known["idle"])} if "idle" in known else {}))
+        if "idle" in known:
+            known["idle"] = tuple(known["idle"])
+        if "stragglers" in known:
+            known["stragglers"] = tuple(Straggler(**one) for one in known["stragglers"])
+        return cls(**known)
 
     def said(self) -> dict[str, Any]:
         """What is known, by name."""
@@ -151,10 +160,22 @@ class Lines:
         said = measures.said()
         self._folder.add_metrics({"step": step, "epoch": epoch, "train_s": round(train_s, 6), **said})
         line = f"epoch {epoch}/{self._epochs}  step {step}/{self._steps}  {in_words(said)}"
-        if self._bar is not None:
-            self._bar.show(step, line)
-        else:
-            print(line, file=self._stream, flush=True)
+        for text in [line, *([named(measures.stragglers)] if measures.stragglers else [])]:
+            if self._bar is not None:
+                self._bar.show(step, text)
+            else:
+                print(text, file=self._stream, flush=True)
+
+
+def named(stragglers: Sequence[Straggler]) -> str:
+    """Who is slow, on one line.
+
+    >>> named([Straggler(3, "n07", 4.1)])
+    'note: rank 3 (n07): 4.1 times slower than the median'
+    """
+    told = [f"rank {one.rank} ({one.node}): {one.times:g} times slower" for one in stragglers[:MOST_STRAGGLERS]]
+    more = len(stragglers) - len(told)
+    return f"note: {', '.join(told)} than the median" + (f", and {more} more" if more else "")
 
 
 def on_terminal(stream: TextIO) -> bool:

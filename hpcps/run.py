@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from hpcps.resuming import Saves
 from hpcps.run_folder import RunFolder, Trained
 from hpcps.server.sharding import shard_slices
 from hpcps.serving import Held
+from hpcps.stall import Watch
 from hpcps.tables import Tables, whole_tables
 from hpcps.threads import Threads
 from hpcps.together import Together, agree
@@ -49,7 +50,13 @@ class Run:
 
 
 def train_rank(
-    transport: Transport, config: Config, path: Path, overwrite: bool, resume: bool = False, stop: Stop | None = None
+    transport: Transport,
+    config: Config,
+    path: Path,
+    overwrite: bool,
+    watch: Watch,
+    resume: bool = False,
+    stop: Stop | None = None,
 ) -> Run:
     """Train; every rank of ``transport`` calls this and gets the same Run. Blocks.
 
@@ -75,12 +82,13 @@ def train_rank(
             saves.warn(f"{problem}; the checkpoint before is used")
     check_alike(job.together, held.params, "begin")
     agree(job.together, lambda: resuming.prepare(folder, saves.folder, config, begin) if is_first else None)
+    watch.begin(folder.path)
 
     held = serving.share_with_shards(job, held)
     if job.workers is not None:
         held = held._replace(params=joining.where_all_see_it(job, job.workers, held.params))
         trained = Trained(held.params, facts, dataset.classes, dataset.shift, dataset.scale)
-        found = work(job, dataset, model, held, trained, folder, saves)
+        found = work(job, dataset, model, held, trained, folder, saves, watch)
     else:
         found = serve(job, held, folder, saves)
     told = json.loads(job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8)).tobytes())
@@ -156,7 +164,14 @@ def check_alike(together: Together, params: Params, when: str) -> None:
 
 
 def work(
-    job: Job, dataset: Dataset, model: Model, held: Held, trained: Trained, folder: RunFolder, saves: Saves
+    job: Job,
+    dataset: Dataset,
+    model: Model,
+    held: Held,
+    trained: Trained,
+    folder: RunFolder,
+    saves: Saves,
+    watch: Watch,
 ) -> dict[str, Any]:
     """A worker's run, from the first step to the last; ``trained`` holds the first parameters, and at the end the last
     ones. Returns what there is to say of it."""
@@ -177,7 +192,12 @@ def work(
         lanes = make_lanes(model, params, how, job.parts, dataset.train, shares, seed, ready)
     worker = Worker(lanes, pool)
     plan = Plan(
-        config.train.epochs, config.train.batch, dataset.train_count // config.train.batch, config.train.report_every
+        config.train.epochs,
+        config.train.batch,
+        dataset.train_count // config.train.batch,
+        config.train.report_every,
+        config.train.straggler_factor,
+        job.nodes[: job.workers.size],
     )
     reporter: report.Reporter = report.Silent()
     is_first = job.workers.rank == 0
@@ -189,6 +209,7 @@ def work(
     saver = resuming.make_saver(job, dataset, held, exchange, plan, saves)
     begin = None if held.snapshot is None else held.snapshot.position
     trainer = Trainer(job.workers, worker, gradients, exchange, job.parts, plan, reporter, test, saver, begin)
+    watch.steps = lambda: trainer.pace.steps
     try:
         # Again: the user's file may have brought a library with threads of its own.
         with threadpool_limits(1):
@@ -262,6 +283,7 @@ def summary(
     pace = trainer.pace
     return {
         **measures.said(),
+        "stragglers": [asdict(one) for one in trainer.stragglers.of_all()],
         "samples_per_s": round(pace.samples_per_s, 1),
         "train_s": round(pace.train_s, 6),
         "first_step_s": round(pace.first_step_s, 6),

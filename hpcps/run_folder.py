@@ -6,6 +6,7 @@
 ``model.safetensors``     the parameters, and beside them what prediction needs
 ``checkpoint/``           where the run can go on from: see ``hpcps/checkpoint``
 ``order-S.bin``           of a recorded run: in which order shard S took what workers sent
+``stall-rank-R.txt``      of a run that has ended standing still: what rank R was doing
 ``summary.json``          written last: a folder without it is not finished
 ========================= ===========================================================================
 """
@@ -33,6 +34,7 @@ Array = np.ndarray[Any, Any]
 
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
 ORDERS, CHECKPOINTS = "order-*.bin", "checkpoint"
+STALLS = "stall-rank-*.txt"
 _KNOWN = {CONFIG, METRICS, MODEL, SUMMARY, CHECKPOINTS}
 _EXTRA = "hpcps."  # prefix of the tensors that are not parameters
 
@@ -76,7 +78,8 @@ class RunFolder:
         """Take out what an earlier run left, its metrics up to ``steps`` excepted, and write the configuration. Raises
         ConfigError."""
         with writing(self.path):
-            for path in [self.path / name for name in (SUMMARY, MODEL)] + list(self.path.glob(ORDERS)):
+            earlier = [path for pattern in (ORDERS, STALLS) for path in self.path.glob(pattern)]
+            for path in [self.path / name for name in (SUMMARY, MODEL)] + earlier:
                 path.unlink(missing_ok=True)
             self._cut_metrics(steps)
             write_whole(self.path / CONFIG, lambda file: file.write_text(config_toml, encoding="utf-8"))
@@ -122,6 +125,15 @@ def _step_of(line: str) -> int:
         return int(json.loads(line)["step"])
     except (KeyError, TypeError, ValueError):
         return 0
+
+
+def stall_name(rank: int) -> str:
+    """The file in which a rank says what it was doing as the run stood still.
+
+    >>> stall_name(3)
+    'stall-rank-3.txt'
+    """
+    return STALLS.replace("*", str(rank))
 
 
 @contextmanager

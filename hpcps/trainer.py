@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from hpcps.comm import ring
 from hpcps.comm.transport import Array, Transport
 from hpcps.errors import HpcpsError
 from hpcps.exchange import Exchange
-from hpcps.pace import Pace
+from hpcps.pace import Pace, Stragglers
 from hpcps.parts import Parts
 from hpcps.report import Measures, Reporter
 from hpcps.snapshot import Position
@@ -29,6 +30,9 @@ class Plan:
     batch: int
     steps_an_epoch: int
     report_every: int
+    straggler_factor: float = 0.0
+    nodes: Sequence[str] = ()
+    """Of the workers"""
 
 
 class Saver(Protocol):
@@ -89,6 +93,7 @@ class Trainer:
         self.pace = Pace(plan.batch)
         self._reported_steps = 0
         self._told: Array = np.empty(0)
+        self.stragglers = Stragglers(plan.straggler_factor, plan.nodes)
         self._saver = saver or NeverSaves()
         self._is_due = False
         self._begin = begin
@@ -136,8 +141,10 @@ class Trainer:
 
     def _take_step(self, next_batch: int | None) -> None:
         # Compute: each share is taken up as it is finished.
+        began = time.perf_counter()
         for share, rows in enumerate(self._worker.gradients()):
             self._gradients.take(share, rows)
+        self.stragglers.computed_s += time.perf_counter() - began
 
         # Launch the exchange, and load the next samples while it is under way.
         step, is_last = self.pace.steps + 1, next_batch is None
@@ -150,6 +157,7 @@ class Trainer:
         self._exchange.wait(None if self._is_due or next_batch is None else self._worker.keys)
         if self.pace.step():  # its time is kept apart
             self._told = self._with_shards()
+            self.stragglers.computed_s = 0.0
         self._reporter.tick(step)
         self._saver.look(step)
 
@@ -201,9 +209,18 @@ class Trainer:
         samples = (self.pace.steps - self._reported_steps) * self._plan.batch
         self._reported_steps = self.pace.steps
         measures = measures.with_training(math.fsum(losses) / samples, self.pace.lap())
-        measures = self._with_traffic(measures)
+        measures = self._with_stragglers(self._with_traffic(measures))
         self._last = measures
         self._reporter.report(self.pace.steps, epoch + 1, self.pace.train_s, measures)
+
+    def _with_stragglers(self, measures: Measures) -> Measures:
+        """The same, with the workers that have been slow since the last report. A collective."""
+        if not self.stragglers.are_sought:
+            return measures
+        computed_s = np.zeros(self._workers.size)
+        computed_s[self._workers.rank], self.stragglers.computed_s = self.stragglers.computed_s, 0.0
+        ring.all_gather(self._workers, computed_s, list(range(self._workers.size + 1)))
+        return replace(measures, stragglers=self.stragglers.since(computed_s.tolist(), self.pace.train_s) or None)
 
     def _with_traffic(self, measures: Measures) -> Measures:
         """The same, with what the workers have had to do with shards since the last report. A collective."""

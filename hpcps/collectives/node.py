@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +28,7 @@ from hpcps_kernels.spec import MEET_OPERATIONS as OPERATIONS
 from hpcps import aligned
 from hpcps.comm.memory import Memory
 from hpcps.comm.topology import chunk_bounds
-from hpcps.comm.transport import Array
+from hpcps.comm.transport import Array, Patience
 from hpcps.errors import CommError, CommTimeout
 
 LOOKS = 20000
@@ -120,11 +119,11 @@ class Channel:
         self._look(self._under_way[0], self._looks)
         if last.state >= FINISHED:  # mostly: nothing else is under way, and the others come soon
             return
-        deadline = time.monotonic() + self._transport.timeout_s
+        patience = Patience()
         while not self.advance(last, 1):
             os.sched_yield()
             self._transport.check()
-            if time.monotonic() > deadline:
+            if patience.waited_s() > self._transport.timeout_s:
                 raise CommTimeout(self._late(self._under_way[0]))
 
     def _look(self, round: Round, looks: int) -> None:

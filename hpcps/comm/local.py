@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hpcps.comm.memory import Memory, ThreadMemory
-from hpcps.comm.transport import TIMEOUT_S, Array, Ticket, Transport, timeout_message
+from hpcps.comm.transport import STOPPED_S, TIMEOUT_S, Array, Patience, Ticket, Transport, timeout_message
 from hpcps.errors import CommError, CommTimeout, PeerLost
 
 Key = tuple[Any, int, int]  # context, source, tag
@@ -164,14 +163,14 @@ class LocalTransport(Transport):
                 box.changed.notify_all()
 
     def _wait_until(self, reached: Callable[[], bool], tickets: Sequence[Ticket]) -> None:
-        deadline = time.monotonic() + self.timeout_s
+        patience = Patience()
         with self._box.changed:
             while not reached():
                 self.check()
-                left_s = deadline - time.monotonic()
+                left_s = self.timeout_s - patience.waited_s()
                 if left_s <= 0:
-                    raise CommTimeout(timeout_message(self.rank, tickets, self.timeout_s))
-                self._box.changed.wait(left_s)
+                    raise CommTimeout(timeout_message(self.rank, tickets, self.timeout_s, self.members))
+                self._box.changed.wait(min(left_s, STOPPED_S / 2))
 
 
 def _bytes(buffer: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import Any
 
 from hpcps.comm import launcher
 from hpcps.comm.memory import Memory, ProcessMemory
-from hpcps.comm.transport import TIMEOUT_S, Array, StartAgain, Ticket, Transport, timeout_message
+from hpcps.comm.transport import TIMEOUT_S, Array, Patience, StartAgain, Ticket, Transport, timeout_message
 from hpcps.errors import CommTimeout, HpcpsError, PeerLost
 
 SPINS = 2000
@@ -60,11 +60,12 @@ class RepeatedTicket(MpiTicket):
 class MpiTransport(Transport):
     """The ranks of an MPI communicator."""
 
-    def __init__(self, comm: Any, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, comm: Any, timeout_s: float = TIMEOUT_S, members: Sequence[int] = ()) -> None:
         self.comm = comm
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
         self.timeout_s = timeout_s
+        self._members = list(members) or list(range(self.size))  # their numbers among all ranks
         self._is_crowded = False
         self._spins = SPINS
 
@@ -104,14 +105,14 @@ class MpiTransport(Transport):
 
     def _wait_yielding(self, tickets: Sequence[Ticket]) -> int:
         """Test the tickets in turn, giving the core away in between, until one is done or time is up."""
-        started = time.monotonic()
+        patience = Patience()
         while True:
             for position, ticket in enumerate(tickets):
                 if ticket.done():
                     return position
-            waited_s = time.monotonic() - started
+            waited_s = patience.waited_s()
             if waited_s > self.timeout_s:
-                raise CommTimeout(timeout_message(self.rank, tickets, self.timeout_s))
+                raise CommTimeout(timeout_message(self.rank, tickets, self.timeout_s, self._members))
             if self._is_crowded and waited_s > YIELD_S:
                 time.sleep(min(waited_s * SLEEP_PART, SLEEP_MAX_S))
             else:
@@ -123,7 +124,8 @@ class MpiTransport(Transport):
 
     def group(self, ranks: Sequence[int]) -> Transport:
         members = self.comm.Get_group().Incl(list(ranks))
-        group = MpiTransport(self.comm.Create_group(members), self.timeout_s)
+        numbers = [self._members[rank] for rank in ranks]
+        group = MpiTransport(self.comm.Create_group(members), self.timeout_s, numbers)
         group.crowded(self._is_crowded)
         group.in_flight = self.in_flight
         return group

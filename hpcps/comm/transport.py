@@ -7,6 +7,7 @@ All waits end: with the buffer moved, with :class:`~hpcps.errors.CommTimeout` af
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 TIMEOUT_S = 300.0
+STOPPED_S = 1.0
+"""A gap in a wait's looks from which on the process has not run: suspended with its job, or stopped."""
 BARRIER_TAG = 1
 COLLECTIVE_TAGS = range(1024, 32768)
 """Taken in turn by collectives. MPI promises tags up to 32767 and no more."""
@@ -158,9 +161,24 @@ class Transport(ABC):
             distance *= 2
 
 
-def timeout_message(rank: int, tickets: Sequence[Ticket], timeout_s: float) -> str:
-    """One line that names who waited, for what and for whom."""
+class Patience:
+    """The time that a wait has lasted, asked for again and again. Time in which this process itself was stopped, with
+    its whole job as by ``scontrol suspend``, does not count: nobody could have sent anything."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+
+    def waited_s(self) -> float:
+        now = time.monotonic()
+        if now - self._last > STOPPED_S:
+            self._started += now - self._last
+        self._last = now
+        return now - self._started
+
+
+def timeout_message(rank: int, tickets: Sequence[Ticket], timeout_s: float, members: Sequence[int]) -> str:
+    """One line that names who waited, for what and for whom; ``members``: the numbers of the ranks among all."""
     what = tickets[0].what
-    peers = sorted({ticket.peer for ticket in tickets if not ticket.done()})
+    peers = sorted({members[ticket.peer] for ticket in tickets if not ticket.done()})
     names = ("rank " if len(peers) == 1 else "ranks ") + ", ".join(map(str, peers))
-    return f"rank {rank} waited {timeout_s:g} s to {what} {names}; a longer wait is run.timeout_s"
+    return f"rank {members[rank]} waited {timeout_s:g} s to {what} {names}; a longer wait is run.timeout_s"

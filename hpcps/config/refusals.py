@@ -46,6 +46,8 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: data.hash_bits = {config.data.hash_bits}: must be 0 or 8 to 30")
     if train.reproducible and train.grains > train.batch:
         raise ConfigError(f"{source}: train.grains = {train.grains} is more than train.batch = {train.batch}")
+    if 0 < train.straggler_factor <= 1:
+        raise ConfigError(f"{source}: train.straggler_factor = {train.straggler_factor:g}: must be 0 or more than 1")
     if config.run.device == "cuda":
         raise ConfigError(f"{source}: run.device = 'cuda': this version has no GPU kernels; use 'cpu'")
     if train.strategy in ("server", "online") and train.algorithm != "auto":

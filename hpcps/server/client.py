@@ -206,7 +206,7 @@ class RemoteClient:
             outbox.flush()
         if self._server is not None:
             while not self._server.is_finished:
-                self._server.go_on(self._transport.wait_any(self._server.tickets()))
+                self._server.go_on(self._server.wait_any(self._server.tickets()))
             self._server.flush()
         return [found[number] for number in range(len(self._servers))]
 
@@ -352,7 +352,7 @@ class RemoteClient:
         instead."""
         if self._server is None:
             return self._transport.wait_any(tickets)
-        position = self._transport.wait_any(tickets + self._server.tickets())
+        position = self._server.wait_any(tickets + self._server.tickets())
         if position < len(tickets):
             return position
         self._server.go_on(position - len(tickets))
@@ -362,7 +362,7 @@ class RemoteClient:
         """Serve this rank's shard until all workers have what they need to go on: they may go on to a collective, in
         which nobody serves."""
         while not server.has_met(step):
-            server.go_on(self._transport.wait_any(server.tickets()))
+            server.go_on(server.wait_any(server.tickets()))
 
     def _expect(self, letter: Letter, kind: Kind, step: int, number: int) -> None:
         header = letter.header

@@ -11,7 +11,7 @@ from hpcps import aligned
 from hpcps.comm.codes import Code
 from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array, Ticket, Transport
-from hpcps.errors import CommError
+from hpcps.errors import CommError, CommTimeout
 from hpcps.rows import Rows
 from hpcps.server import messages
 from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, SOME_KEYS, Counts, Header, Kind
@@ -103,6 +103,7 @@ class Server:
         self._repeated: list[Letter | None] = [None] * len(workers)
         self._gradients: dict[int, Summed] = {}
         self._open = list(range(len(workers)))
+        self._ranks = list(workers)
         self._kept: list[tuple[Inbox, Letter]] = []
         self._waiting: dict[int, tuple[int, int, Wanted]] = {}
         self._copies: dict[int, Array] = {}
@@ -116,8 +117,18 @@ class Server:
     def run(self) -> None:
         """Block until every worker has said that it is finished. Raises CommTimeout, PeerLost, CommError."""
         while not self.is_finished:
-            self.go_on(self._transport.wait_any(self.tickets()))
+            self.go_on(self.wait_any(self.tickets()))
         self.flush()
+
+    def wait_any(self, tickets: Sequence[Ticket]) -> int:
+        """Block until one of the tickets is done and return its position. A CommTimeout says whose step is missing."""
+        try:
+            return self._transport.wait_any(tickets)
+        except CommTimeout as error:
+            step = 1 + min((self._shard.had(worker) for worker in self._open), default=0)
+            late = [str(self._ranks[worker]) for worker in self._open if self._shard.had(worker) < step]
+            lacks = f"lacks step {step} of rank(s) {', '.join(late)}" if late else "has all steps"
+            raise CommTimeout(f"shard {self._number} {lacks}: {error}") from error
 
     @property
     def is_finished(self) -> bool:

@@ -117,6 +117,10 @@ class Shard:
         together.waiting[worker] = None if at_once else gradient
         return self._add_up(step, together)
 
+    def had(self, worker: int) -> int:
+        """The last step that a worker has pushed."""
+        return self._pushed[worker]
+
     def has_had(self, worker: int, step: int) -> bool:
         """Whether a worker has pushed this step: then another push of it is dropped."""
         return step <= self._pushed[worker]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hpcps.comm import transport as waits
 from hpcps.comm.meeting import Meeting
 from hpcps.errors import CommError, CommTimeout, DataError, HpcpsError, PeerLost
 from hpcps.together import agree
@@ -171,3 +172,10 @@ def test_an_error_of_once_is_raised_on_all(on_ranks):
 
     _, errors = on_ranks.run(3, lambda transport: Meeting(transport).once(make))
     assert [type(error) for error in errors] == [DataError] * 3
+
+
+def test_time_in_which_the_process_was_stopped_does_not_count(monkeypatch):
+    now = iter([0.0, 0.5, 1.0, 101.0, 101.5, 102.5])
+    monkeypatch.setattr(waits.time, "monotonic", lambda: next(now))
+    patience = waits.Patience()
+    assert [patience.waited_s() for _ in range(5)] == [0.5, 1.0, 1.0, 1.5, 2.5]

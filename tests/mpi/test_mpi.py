@@ -167,6 +167,44 @@ def test_a_killed_rank_ends_the_job(launcher, tmp_path):
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+STALLS = (
+    FAILS.replace('raise ValueError("no luck today")', "stand_still()")
+    + """
+
+def stand_still():
+    import signal, time
+    STAND
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("stand", "is_alive"), [("os.kill(os.getpid(), signal.SIGSTOP)", False), ("time.sleep(600)", True)]
+)
+@pytest.mark.parametrize("strategy", ["ring", "server"])
+def test_a_run_that_stands_still_ends_with_everybodys_stacks(launcher, tmp_path, strategy, stand, is_alive):
+    (tmp_path / "own.py").write_text(STALLS.replace("STAND", stand))
+    settings = [f"model.kind={tmp_path}/own.py:f", "model.scores=", "run.threads=1", "run.timeout_s=8"]
+    words = [word for setting in [*settings, f"train.strategy={strategy}"] for word in ("--set", setting)]
+    started = time.monotonic()
+    done = program("train", EXAMPLES / "digits_by_hand.toml", "--ranks", 3, "--out", tmp_path / "run", *QUICK, *words)
+    assert time.monotonic() - started < TIMEOUT_S
+    assert done.returncode == 3, done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert lines, done.stdout
+    for line in lines:
+        assert re.match(r"hpcps: error: .*waited 8 s .*; stacks: .*/run/stall-rank-[02].txt$", line), done.stderr
+    assert any("step 3" in line for line in lines), done.stderr
+    found = {path.name: path.read_text() for path in (tmp_path / "run").glob("stall-*")}
+    assert sorted(found) == [f"stall-rank-{rank}.txt" for rank in ([0, 1, 2] if is_alive else [0, 2])]
+    assert any("rank(s) 1 " in text or "rank(s) 1:" in text for text in found.values()), found
+    if is_alive:
+        assert "in stand_still" in found["stall-rank-1.txt"]
+    while left := processes_with(str(tmp_path)):
+        assert time.monotonic() - started < TIMEOUT_S, left
+        time.sleep(0.1)
+
+
 NEVER = """
 import time
 

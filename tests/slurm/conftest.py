@@ -22,6 +22,7 @@ import pytest
 NODES, CPUS = 2, 32
 """Virtual nodes, which share the cores of this machine, and the cores that each claims to have."""
 TIMEOUT_S = 60
+JOB_TIMEOUT_S = 180
 ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY")
 
 CONFIGURATION = """
@@ -83,12 +84,22 @@ class Slurm:
     def batch(self, folder: Path, *command: object, **variables: str) -> tuple[str, str]:
         """Submit a batch file from ``folder`` and wait for its end: its state, and what it wrote."""
         job = self.ask("sbatch", "--parsable", f"--chdir={folder}", *command, **variables)
-        until(lambda: self._state(job) in ENDED, f"job {job} has not ended")
-        (log,) = folder.glob(f"*-{job}.out")
-        return self._state(job), log.read_text()
+        return self.end(job, folder)
 
-    def _state(self, job: str) -> str:
-        return self.ask("scontrol", "--oneliner", "show", "job", job).split("JobState=")[1].split()[0]
+    def end(self, job: str, folder: Path) -> tuple[str, str]:
+        """Wait for the end of a job: its state, or those of an array's tasks, and what it wrote to ``folder``."""
+        self.until(lambda: set(self.states(job)) <= set(ENDED), f"job {job} has not ended", JOB_TIMEOUT_S)
+        logs = sorted(folder.glob(f"*-{job}[._]*out"))
+        return " ".join(sorted(self.states(job))), "".join(log.read_text() for log in logs)
+
+    def until(self, condition: Callable[[], bool], complaint: str, timeout_s: float = TIMEOUT_S) -> None:
+        """Wait until ``condition`` holds."""
+        until(condition, complaint, timeout_s)
+
+    def states(self, job: str) -> list[str]:
+        """The state of a job, or of each task of an array."""
+        told = self.ask("scontrol", "--oneliner", "show", "job", job)
+        return [part.split()[0] for part in told.split("JobState=")[1:]]
 
 
 def until(condition: Callable[[], bool], complaint: str, timeout_s: float = TIMEOUT_S) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
 
+import hpcps_kernels
 import pytest
 
 import hpcps
@@ -70,9 +72,112 @@ def test_a_batch_file_trains_as_it_is_shipped(slurm, plugin, alone, tmp_path, st
     assert len(list(tmp_path.glob(f"hpcps-{strategy}-*.out"))) == 1
 
 
-@pytest.mark.parametrize("strategy", ["ring", "server"])
+def test_an_array_trains_once_a_line(slurm, plugin, tmp_path):
+    """The third number has no line."""
+    (tmp_path / "sweep.txt").write_text("train.seed=0\ntrain.seed=1 optimizer.learning_rate=0.05\n")
+    words = ("--parsable", f"--chdir={tmp_path}", "--array=1-3", ROOT / "slurm" / "array.sbatch")
+    job = slurm.ask("sbatch", *words, DIGITS, "out", "sweep.txt", *QUICK, HPCPS_MPI=plugin)
+    states, log = slurm.end(job, tmp_path)
+    assert states == "COMPLETED COMPLETED FAILED", log
+    assert "sweep.txt: no line 3" in log
+    found = [read(tmp_path / "out" / number / "config.toml") for number in "12"]
+    assert [(config.train.seed, config.optimizer.learning_rate) for config in found] == [(0, 0.1), (1, 0.05)]
+    assert {summary(tmp_path / "out" / number)["transport"] for number in "12"} == {"one process"}
+
+
+def test_a_benchmark_trains_on_more_and_more_ranks(slurm, plugin, alone, tmp_path):
+    variables = {"HPCPS_MPI": plugin, "HPCPS_CACHE_DIR": str(tmp_path / "cache"), "HPCPS_TUNE_LARGEST": "65536"}
+    if compiled := hpcps_kernels.cache_folder().folder:
+        shutil.copytree(compiled, tmp_path / "cache", ignore=shutil.ignore_patterns("allreduce-*"))
+    state, log = slurm.batch(tmp_path, ROOT / "slurm" / "benchmark.sbatch", DIGITS, "out", *QUICK, **variables)
+    assert state == "COMPLETED", log
+    assert re.search(r"^ranks +4 on \d", log, re.M), log
+    assert "kept in " in log
+    for ranks in (1, 2, 4):
+        found = summary(tmp_path / "out" / str(ranks))
+        assert (found["ranks"], found["params_sha256"]) == (ranks, alone)
+        assert f'{ranks} ranks: "samples_per_s": {found["samples_per_s"]}' in log
+
+
+def test_a_slurm_without_gpus_refuses_the_batch_file_for_gpus(slurm, tmp_path):
+    done = slurm.run("sbatch", "--parsable", f"--chdir={tmp_path}", ROOT / "slurm" / "gpu.sbatch", DIGITS, "run")
+    assert done.returncode != 0
+    assert "Invalid generic resource (gres) specification" in done.stderr
+
+
+def test_a_batch_file_for_a_configuration_is_submitted(slurm, mpi, alone, tmp_path):
+    asked = ("--nodes", 2, "--ntasks-per-node", 2, "--cpus-per-task", 3, "--time", 5, "--submit")
+    there = ("bash", "-c", 'cd "$0" && "$@"', tmp_path)
+    program = (*there, sys.executable, "-m", "hpcps", "slurm", DIGITS, "--file", "job.sbatch")
+    said = slurm.ask(*program, *asked, "--out", tmp_path / "run", *QUICK)
+    job = re.fullmatch(r"job.sbatch: submitted as job (\d+)", said).group(1)
+    state, log = slurm.end(job, tmp_path)
+    assert state == "COMPLETED", log
+    found = summary(tmp_path / "run")
+    assert (found["ranks"], found["threads"], found["params_sha256"]) == (4, 3, alone)
+
+
+# --- stopped before its time is up, and back to the queue
+
+STOPS = """#!{python}
+import os, pathlib, signal, sys, time
+
+rank, again = os.environ["SLURM_PROCID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+def stop(number, frame):
+    time.sleep(0.2 * int(rank))  # the others have ended by then
+    sys.exit(int(os.environ["STOPS_WITH"]))
+
+signal.signal(signal.SIGUSR1, stop)
+print("attempt", again, "rank", rank, *sys.argv[1:], flush=True)
+pathlib.Path(f"ready-{{again}}-{{rank}}").touch()
+if not again:
+    time.sleep(60)
+"""
+
+
+def stop(slurm, folder, status):
+    """Tell a job of four stand-ins for hpcps to stop, which they do with ``status``; its number."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "hpcps").write_text(STOPS.format(python=sys.executable))
+    (folder / "bin" / "hpcps").chmod(0o755)
+    variables = {"HPCPS_MPI": "none", "PATH": f"{folder}/bin:{slurm.environment['PATH']}", "STOPS_WITH": str(status)}
+    file = ROOT / "slurm" / "ring.sbatch"
+    job = slurm.ask("sbatch", "--parsable", f"--chdir={folder}", file, "c.toml", "out", **variables)
+    slurm.until(lambda: len(list(folder.glob("ready-0-*"))) == 4, "the ranks do not begin")
+    slurm.ask("scancel", "--signal=USR1", "--batch", job)
+    return job
+
+
+def test_ranks_that_stop_with_a_checkpoint_go_on_after_a_requeue(slurm, tmp_path):
+    job = stop(slurm, tmp_path, 75)
+    slurm.until(lambda: slurm.states(job) == ["PENDING"], "the job is not back in the queue")
+    assert not list(tmp_path.glob(".hpcps-again*"))
+    time.sleep(1)
+    slurm.ask("scontrol", "update", f"jobid={job}", "StartTime=now+2")  # Slurm would hold it for two minutes
+    state, log = slurm.end(job, tmp_path)
+    assert state == "COMPLETED", log
+    command = "train c.toml --out out --set train.strategy=ring"
+    for attempt in (0, 1):
+        assert sorted(re.findall(f"attempt {attempt} rank (\\d) {command}", log)) == ["0", "1", "2", "3"], log
+    assert not list(tmp_path.glob("ready-2-*"))
+
+
+def test_ranks_that_fail_after_the_signal_are_not_requeued(slurm, tmp_path):
+    job = stop(slurm, tmp_path, 2)
+    state, log = slurm.end(job, tmp_path)
+    assert state == "FAILED", log
+    assert not list(tmp_path.glob("ready-1-*"))
+
+
+@pytest.mark.parametrize("strategy", ["ring", "server", "gpu", "array", "benchmark"])
 def test_a_batch_file_says_what_it_is_to_be_given(slurm, tmp_path, strategy):
-    state, log = slurm.batch(tmp_path, ROOT / "slurm" / f"{strategy}.sbatch", DIGITS)
+    file = tmp_path / f"{strategy}.sbatch"
+    text = (ROOT / "slurm" / file.name).read_text()
+    file.write_text(
+        re.sub("#SBATCH --(gpus|array).*", "", text).replace("%A_%a", "%j")
+    )  # there are none, one is enough
+    state, log = slurm.batch(tmp_path, file, DIGITS)
     assert state == "FAILED"
     assert f"usage: sbatch {strategy}.sbatch CONFIG.toml OUT" in log
 
@@ -153,7 +258,7 @@ def test_a_task_that_is_killed_ends_the_job(slurm, plugin, tmp_path):
     assert "os.kill" in kill
     state, log, seconds = fail(slurm, plugin, tmp_path, kill)
     assert state == "FAILED", log
-    assert re.search(r"task.* 1: Killed", log), log
+    assert re.search(r"task.* 1: (Killed|Exited with exit code 137)", log), log
     assert seconds < PROMPT_S
 
 

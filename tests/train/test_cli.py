@@ -1,5 +1,8 @@
 """The program as a user meets it: what it prints, its exit status, and one line for each mistake."""
 
+import json
+import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -276,6 +279,7 @@ def test_scores_of_a_strange_shape(capsys, tmp_path):
     [
         ("train.seed=99999999999999999999", "train.seed"),
         ("run.timeout_s=inf", "run.timeout_s"),
+        ("train.straggler_factor=1", "train.straggler_factor = 1: must be 0 or more than 1"),
         ("optimizer.learning_rate=inf", "optimizer.learning_rate"),
     ],
 )
@@ -339,3 +343,36 @@ def test_a_full_disk_at_the_end_leaves_no_finished_run(capsys, tmp_path, monkeyp
     monkeypatch.setattr("hpcps.run_folder._write_model", full)
     assert_one_line(train(capsys, tmp_path, ranks=2), ["run", "No space left on device"])
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+SLOW = """
+import threading, time
+import numpy as np
+
+def f(params, samples, labels):
+    time.sleep(0.05 if threading.current_thread().name == "hpcps rank 1" else 0.005)
+    return 0.0, {"weight": np.zeros((10, 64)), "bias": np.zeros(10)}
+"""
+
+
+@pytest.mark.parametrize("strategy", ["ring", "server"])
+def test_a_slow_worker_is_named(capsys, tmp_path, strategy):
+    (tmp_path / "own.py").write_text(SLOW)
+    settings = [f"model.kind={tmp_path}/own.py:f", "model.scores=", f"train.strategy={strategy}", "run.threads=1"]
+    status, out, err = train(capsys, tmp_path, *settings, example="digits_by_hand.toml", ranks=4)
+    assert (status, err) == (0, "")
+    (line,) = re.findall("^note: .*slower.*$", out, re.M)
+    assert re.fullmatch(
+        rf"note: rank 1 \({re.escape(os.uname().nodename)}\): [\d.]+ times slower than the median", line
+    )
+    for name in ("summary.json", "metrics.jsonl"):
+        (slow,) = json.loads((tmp_path / "run" / name).read_text())["stragglers"]
+        assert (slow["rank"], slow["node"], slow["times"] > 2) == (1, os.uname().nodename, True)
+    words = [*settings, "train.straggler_factor=0"]
+    status, out, _ = run(capsys, *train_words(tmp_path, words), "--overwrite")
+    assert (status, "slower" in out) == (0, False)
+
+
+def train_words(tmp_path, settings):
+    words = [word for setting in settings for word in ("--set", setting)]
+    return ["train", EXAMPLES / "digits_by_hand.toml", "--ranks", 2, "--out", tmp_path / "run", *QUICK, *words]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hpcps
-from hpcps import inference, parts
+from hpcps import inference, parts, stall
 from hpcps.config import from_tree
 from hpcps.errors import CheckpointError, ConfigError
 from hpcps.run import train_rank
@@ -159,7 +159,8 @@ def left_by_all_reduce(out, data, options):
 def test_ranks_of_several_nodes_are_refused(tmp_path, data, on_ranks):
     def body(transport):
         with pytest.raises(ConfigError, match="for the ranks of one node; these are on 2"):
-            train_rank(transport, config(data), tmp_path / "run", overwrite=False)
+            with stall.watched(transport.rank, 3, 60) as watch:
+                train_rank(transport, config(data), tmp_path / "run", False, watch)
 
     on_ranks(3, body, nodes=["a", "a", "b"])
     assert not (tmp_path / "run").exists()

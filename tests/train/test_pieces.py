@@ -17,7 +17,7 @@ from hpcps.comm.topology import chunk, chunk_bounds
 from hpcps.errors import ConfigError, DataError, ModelError
 from hpcps.machine import Seat
 from hpcps.models import Facts
-from hpcps.pace import Pace
+from hpcps.pace import Pace, Straggler, Stragglers
 from hpcps.params import Params
 from hpcps.rows import Rows
 from hpcps.run_folder import RunFolder, Trained, read_model, read_summary, write_whole
@@ -328,3 +328,24 @@ def test_a_lost_rank_is_one_line(text, status, expected):
     assert list(told.without([rule, *text.splitlines(keepends=True), rule])) == []
     assert re.search(expected, told.lost(status))
     assert "\n" not in told.lost(status)
+
+
+def test_stragglers_are_those_far_from_the_median_of_the_others_where_it_costs_time():
+    seen = Stragglers(2.0, ["a", "a", "b", "b"])
+    assert seen.are_sought
+    assert seen.since([1.0, 1.0, 1.0, 1.9], 10.0) == ()
+    assert seen.since([1.0, 5.0, 1.0, 2.1], 20.0) == (Straggler(1, "a", 5.0), Straggler(3, "b", 2.1))
+    assert seen.since([0.1, 0.1, 0.1, 0.5], 30.0) == ()  # 0.4 s of ten
+    assert seen.of_all() == (Straggler(1, "a", 2.9), Straggler(3, "b", 2.1))
+    assert seen.since([0.0, 0.0, 0.0, 2.0], 40.0)[0].rank == 3
+    pair = Stragglers(2.0, ["a", "b"])
+    assert pair.since([1.0, 3.0], 4.0) == (Straggler(1, "b", 3.0),)
+    assert not Stragglers(0.0, ["a", "b"]).are_sought
+    assert not Stragglers(2.0, ["a"]).are_sought
+
+
+def test_stragglers_are_named_on_one_line():
+    several = [Straggler(rank, f"n{rank}", 9.5 - rank) for rank in range(5)]
+    assert report.named(several[:1]) == "note: rank 0 (n0): 9.5 times slower than the median"
+    told = ", ".join(f"rank {rank} (n{rank}): {9.5 - rank} times slower" for rank in range(3))
+    assert report.named(several) == f"note: {told} than the median, and 2 more"
