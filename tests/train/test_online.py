@@ -158,9 +158,9 @@ def left_by_all_reduce(out, data, options):
 
 def test_ranks_of_several_nodes_are_refused(tmp_path, data, on_ranks):
     def body(transport):
-        with pytest.raises(ConfigError, match="for the ranks of one node; these are on 2"):
-            with stall.watched(transport.rank, 3, 60) as watch:
-                train_rank(transport, config(data), tmp_path / "run", False, watch)
+        refused = pytest.raises(ConfigError, match="for the ranks of one node; these are on 2")
+        with refused, stall.watched(transport.rank, 3, 60) as watch:
+            train_rank(transport, config(data), tmp_path / "run", False, watch)
 
     on_ranks(3, body, nodes=["a", "a", "b"])
     assert not (tmp_path / "run").exists()
