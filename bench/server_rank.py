@@ -1,7 +1,8 @@
 """What the two ranks of ``server.py`` do: rank 0 is a worker, rank 1 holds a shard.
 
-``python server_rank.py dense SIZES`` (bytes, separated by commas), ``messages SIZES``, ``peer SIZES`` or ``sparse
-WIDTHS``. Rank 0 prints one line of JSON: a list of {"what", "size", "seconds": one a call, "wrong"}.
+``python server_rank.py dense SIZES`` (bytes, separated by commas), ``messages SIZES``, ``peer SIZES``, ``sparse
+WIDTHS`` or ``sparse-messages WIDTHS``. Rank 0 prints one line of JSON: a list of {"what", "size", "seconds": one each,
+"wrong"}.
 """
 
 from __future__ import annotations
@@ -44,18 +45,22 @@ def calls(size_bytes: int) -> int:
 
 
 def start(
-    transport: MpiTransport, dense: Array, rows: PulledRows | None, memory: Memory | None = None
+    transport: MpiTransport,
+    dense: Array,
+    rows: PulledRows | None,
+    memory: Memory | None = None,
+    letters: Memory | None = None,
 ) -> RemoteClient | None:
     """The worker's client; on the other rank serves until the worker has finished, and then None."""
     decoder, count = Decoder(False, np.float32, KERNELS), len(dense)
     optimizer = optim.make(Optimizer(kind="sgd", learning_rate=RATE), KERNELS)
     if transport.rank == 0:
-        return RemoteClient(transport, dense, rows, [slice(0, count)], [1], 0, decoder, memory=memory)
+        return RemoteClient(transport, dense, rows, [slice(0, count)], [1], 0, decoder, memory=memory, letters=letters)
     widths = {} if rows is None else rows.widths
     firsts = {name: FirstRows((ROWS, width), seed=0) for name, width in widths.items()}
     tables = {name: Table(first, np.float32, optimizer, KERNELS) for name, first in firsts.items()}
     shard = Shard(dense, optimizer, decoder, Merger(KERNELS), in_turn(1), 1.0, tables)
-    Server(transport, shard, 0, [0], decoder, [1], memory=memory).run()
+    Server(transport, shard, 0, [0], decoder, [1], memory=memory, letters=letters).run()
     return None
 
 
@@ -120,10 +125,10 @@ def peer(transport: MpiTransport, size_bytes: int) -> list[dict[str, object]]:
     return [{"what": "mpi4py Send and Recv", "size": size_bytes, "seconds": seconds, "wrong": wrong}]
 
 
-def sparse(transport: MpiTransport, width: int) -> list[dict[str, object]]:
-    """A push of random rows, acknowledged, and a pull of random rows."""
+def sparse(transport: MpiTransport, width: int, is_shared: bool) -> list[dict[str, object]]:
+    """A push of random rows, acknowledged, and a pull of random rows: in memory that both see, or by messages."""
     nothing, rows = np.empty(0, np.float32), PulledRows({"table": width}, np.float32, KERNELS)
-    client = start(transport, nothing, rows)
+    client = start(transport, nothing, rows, letters=transport.memory if is_shared else None)
     if client is None:
         return []
     rng = np.random.default_rng(0)
@@ -152,10 +157,10 @@ def sparse(transport: MpiTransport, width: int) -> list[dict[str, object]]:
         client.pull(step, {"table": keys})
         wrong += np.count_nonzero(rows.rows("table", keys) != expected[keys])
     client.finish()
-    size = KEYS * (8 + 4 * width)
+    size, how = KEYS * (8 + 4 * width), f"{width} wide" if is_shared else f"{width} wide, by messages"
     return [
-        {"what": f"sparse push, {width} wide", "size": size, "seconds": pushes, "wrong": int(wrong)},
-        {"what": f"sparse pull, {width} wide", "size": size, "seconds": pulls, "wrong": int(wrong)},
+        {"what": f"sparse push, {how}", "size": size, "seconds": pushes, "wrong": int(wrong)},
+        {"what": f"sparse pull, {how}", "size": size, "seconds": pulls, "wrong": int(wrong)},
     ]
 
 
@@ -163,7 +168,8 @@ CASES = {
     "dense": partial(dense, is_shared=True),
     "messages": partial(dense, is_shared=False),
     "peer": peer,
-    "sparse": sparse,
+    "sparse": partial(sparse, is_shared=True),
+    "sparse-messages": partial(sparse, is_shared=False),
 }
 
 

@@ -17,11 +17,13 @@ import numpy as np
 from hpcps.collectives.engine import Engine
 from hpcps.collectives.pending import Pending
 from hpcps.comm.gather import all_gather_keys
+from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.transport import Array
 from hpcps.exchange import Exchange, Keys
-from hpcps.optim import Optimizer
+from hpcps.optim import Optimizer, State
 from hpcps.params import Params
 from hpcps.rows import Merger
+from hpcps.snapshot import Flat, Pieces, Snapshot, TableRows, in_memory
 from hpcps.sums import Sum
 
 
@@ -65,6 +67,7 @@ class Mean:
         self._all = sum(samples) // common
         self._engine = engine
         self._merger = merger
+        self.rank, self.workers = engine.transport.rank, len(samples)
         self._gather_rows = kernels.gather_rows
         self._scatter_rows = kernels.scatter_rows
         self._tables = [params.table(name) for name in params.tables]
@@ -136,6 +139,7 @@ class AveragingExchange(Exchange):
         self._tables = {name: params.table(name) for name in params.tables}
         self._table_states = {name: optimizer.init(table) for name, table in self._tables.items()}
         self._alone = 0
+        self._ahead = 0
         self._averagings = 0
         self._pending: Pending | None = None
         often = "every step" if every == 1 else f"every {every} steps"
@@ -146,7 +150,7 @@ class AveragingExchange(Exchange):
     def told(self) -> dict[str, Any]:
         return {"averagings": self._averagings}
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, flush: bool = False) -> None:
         """Apply this worker's gradient of ``step``, and begin an averaging where one is due."""
         self._update(step)
         self._alone += 1
@@ -171,6 +175,50 @@ class AveragingExchange(Exchange):
     def finish(self) -> None:
         """Nothing is left to do: the last step's parameters were asked for."""
 
+    def keep(self) -> None:
+        """Nobody has shards."""
+
+    def is_common(self, step: int) -> bool:
+        """Of the step under way: whether its parameters are averaged."""
+        return self._alone == 0
+
+    def updates(self, step: int) -> int:
+        return step + self._ahead
+
+    def pieces(self) -> Pieces:
+        """Parameters, which all have, are kept by the first; each worker keeps its own state."""
+        rank, workers, count = self._mean.rank, self._mean.workers, len(self._dense)
+        flats = [Flat("parameters", 0, in_memory(self._dense))] if rank == 0 else []
+        flats += [Flat(f"own_state.{name}", rank * count, in_memory(x)) for name, x in self._state.items()]
+        tables = []
+        for name, table in self._tables.items():
+            where = slice(*chunk_bounds(len(table), workers)[rank : rank + 2])
+            tables.append(TableRows(name, {"rows": in_memory(table[where])}, where.start))
+            flats += [
+                Flat(f"own_table.{name}.{state}", rank * x.size, in_memory(x.reshape(-1)))
+                for state, x in self._table_states[name].items()
+            ]
+        return Pieces(flats, tables)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        rank, workers = self._mean.rank, self._mean.workers
+        self._ahead = snapshot.position.updates - snapshot.position.steps
+        for name, x in self._state.items():
+            snapshot.fill_own_state(x, name, rank, workers)
+        for table, states in self._table_states.items():
+            for state, x in states.items():
+                name = f"own_table.{table}.{state}"
+                if snapshot.has(name) and snapshot.position.workers == workers:
+                    snapshot.fill(x.reshape(-1), name, rank * x.size)
+            if not snapshot.names(f"own_table.{table}.") or snapshot.position.workers != workers:
+                self._restore_rows(snapshot, table, states)
+
+    def _restore_rows(self, snapshot: Snapshot, table: str, states: State) -> None:
+        """The state of a table of which there is one, or the mean of what other workers had."""
+        for block in snapshot.rows_of(table, self._tables[table], tuple(states)):
+            for state, x in states.items():
+                x[block.keys] = block.columns[f"state.{state}"]
+
     def _begin(self) -> None:
         self._alone = 0
         if not self._mean.is_of_one:
@@ -178,6 +226,7 @@ class AveragingExchange(Exchange):
 
     def _update(self, step: int) -> None:
         summed = self._gradients.finish()
+        step = self.updates(step)
         self._optimizer.update(self._dense, self._state, summed.dense, self._gradient_scale, step)
         for name, (keys, values) in summed.rows.items():
             table, state = self._tables[name], self._table_states[name]

@@ -1,6 +1,7 @@
 """The command line, as ``hpcps --help`` tells it; ``python -m hpcps`` is the same.
 
-Exit status: 0 done, 1 a bug in hpcps, 2 the user's mistake (one line says which), 3 ranks lost, 130 interrupted.
+Exit status: 0 done, 1 a bug in hpcps, 2 the user's mistake (one line says which), 3 ranks lost, 75 told to stop and
+a checkpoint written, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import click
 
 from hpcps._version import __version__
 from hpcps.comm import launcher
-from hpcps.errors import ERROR, ConfigError, HpcpsError
+from hpcps.errors import ERROR, ConfigError, HpcpsError, StoppedError
 
 if TYPE_CHECKING:
     from hpcps.config import Config
@@ -34,14 +35,20 @@ def cli() -> None:
 @click.option("--ranks", type=click.IntRange(min=1), help="Ranks to start where no launcher has (MPI, else threads).")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one key. Repeatable.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder (default: runs/DATA-MODEL-TIME).")
-@click.option("--overwrite", is_flag=True, help="Replace a finished run in --out.")
-def train(config: Path, ranks: int | None, settings: tuple[str, ...], out: Path | None, overwrite: bool) -> int:
-    """Train as CONFIG (a TOML file) says.
+@click.option("--overwrite", is_flag=True, help="Begin anew: replace what --out holds, checkpoints included.")
+@click.option("--resume", is_flag=True, help="Go on with a finished run in --out, for more epochs.")
+def train(
+    config: Path, ranks: int | None, settings: tuple[str, ...], out: Path | None, overwrite: bool, resume: bool
+) -> int:
+    """Train as CONFIG (a TOML file) says, from the newest checkpoint in --out if there is one.
 
     Under mpirun or srun every rank runs this; with --ranks N it starts N ranks itself.
     """
     from hpcps import launch
     from hpcps.config import read as read_config
+
+    if overwrite and resume:
+        raise ConfigError("--overwrite begins anew and --resume goes on: give one of them")
 
     def read() -> Config:
         return read_config(config, os.environ, settings)
@@ -50,20 +57,21 @@ def train(config: Path, ranks: int | None, settings: tuple[str, ...], out: Path 
         checked = read()
         folder = out or launch.default_folder(checked)
         if (ranks or 1) > 1 and checked.run.transport != "threads":
-            status = _start(checked, ranks or 1, config, settings, folder, overwrite)
+            words = [name for name, is_set in (("--overwrite", overwrite), ("--resume", resume)) if is_set]
+            status = _start(checked, ranks or 1, config, settings, folder, words)
             if status is not None:
                 return status
-        _report(launch.train(checked, ranks=ranks, out=folder, overwrite=overwrite))
+        _report(launch.train(checked, ranks=ranks, out=folder, overwrite=overwrite, resume=resume))
     else:
-        _report(launch.train_launched(read, ranks, out, overwrite))
+        _report(launch.train_launched(read, ranks, out, overwrite, resume))
     return 0
 
 
 def _start(
-    checked: Config, ranks: int, config: Path, settings: Sequence[str], folder: Path, overwrite: bool
+    checked: Config, ranks: int, config: Path, settings: Sequence[str], folder: Path, words: Sequence[str]
 ) -> int | None:
     """Start MPI ranks that run the same command; None where there is no MPI library and none was asked for."""
-    from hpcps import starter
+    from hpcps import launch, starter
     from hpcps.run_folder import SUMMARY
 
     found = starter.find()
@@ -74,8 +82,7 @@ def _start(
         return None
     arguments = ["train", str(config), "--out", str(folder)]
     arguments += [word for setting in settings for word in ("--set", setting)]
-    arguments += ["--overwrite"] if overwrite else []
-    return starter.start(found, ranks, arguments, folder / SUMMARY)
+    return starter.start(found, ranks, [*arguments, *words], folder / SUMMARY, launch.signals(checked))
 
 
 def _report(run: Run) -> None:
@@ -247,7 +254,7 @@ def _end(error: BaseException, status: int) -> int:
 
     known_to_all = isinstance(error, HpcpsError) and error.known_to_all
     if isinstance(error, HpcpsError) and (not known_to_all or _is_first()):
-        _say(str(error))
+        _say(str(error), "hpcps: " if isinstance(error, StoppedError) else ERROR)
     if launch.mpi_is_running():
         launch.leave(status, known_to_all)
     return status
@@ -259,9 +266,9 @@ def _is_first() -> bool:
     return told is None or told.rank == 0
 
 
-def _say(message: str) -> None:
+def _say(message: str, begin: str) -> None:
     sys.stdout.flush()
-    sys.stderr.write(f"{ERROR}{message}\n")  # in one piece: other ranks may speak at the same time
+    sys.stderr.write(f"{begin}{message}\n")  # in one piece: other ranks may speak at the same time
     sys.stderr.flush()
 
 

@@ -7,6 +7,8 @@
     ├── DataError             a data file, a sample, a label                   exit status 2
     ├── ModelError            a model, or the user's own training function     exit status 2
     │   └── NotFiniteError    its loss or gradient is NaN or infinite
+    ├── CheckpointError       checkpoints, none of which can be used           exit status 2
+    ├── StoppedError          no error: told to stop, after a checkpoint       exit status 75
     └── CommError             ranks talking to ranks                           exit status 3
         ├── CommTimeout       nothing came within the timeout
         └── PeerLost          another rank ended or failed
@@ -55,6 +57,18 @@ class ModelError(HpcpsError):
 
 class NotFiniteError(ModelError):
     """A loss, a gradient or a score that is NaN or infinite: the samples, or the training, may be the cause."""
+
+
+class CheckpointError(HpcpsError):
+    """A checkpoint that cannot be read, or is of another run. The message names the file or the key."""
+
+    exit_status = 2
+
+
+class StoppedError(HpcpsError):
+    """The run was told to stop and has written a checkpoint: the same command goes on from there."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class CommError(HpcpsError):

@@ -8,15 +8,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hpcps.collectives.pending import Pending
+from hpcps.bucket import Bucket
 from hpcps.comm.transport import Array
-from hpcps.optim import Optimizer
-from hpcps.params import Params
-from hpcps.reduction import Reduction
-from hpcps.rows import Merger, Rows
+from hpcps.gathered import GatheredTables
+from hpcps.rows import Merger
 from hpcps.server.client import Client, Traffic
+from hpcps.server.filters import RowFilter
 from hpcps.server.messages import Counts
-from hpcps.sums import Decoder, Sum, Summed
+from hpcps.snapshot import Pieces, Snapshot
+from hpcps.sums import Sum, Summed
 
 Keys = Sequence[Mapping[str, Array]]
 """Which rows of each table are read next, by part; the same row may be in several parts."""
@@ -31,8 +31,9 @@ class Exchange(Protocol):
 
     way: str
 
-    def start(self, step: int) -> None:
-        """Send off the sum of the part gradients of ``step`` (from 1)."""
+    def start(self, step: int, flush: bool = False) -> None:
+        """Send off the sum of the part gradients of ``step`` (from 1); ``flush``: and what was kept back of earlier
+        ones, for the parameters are to be looked at after this step."""
 
     def wait(self, keys: Callable[[], Keys] | None = None) -> None:
         """Block until this worker's parameters contain the step: dense ones all, of the tables at least the rows that
@@ -48,6 +49,25 @@ class Exchange(Protocol):
     def finish(self) -> None:
         """After the last step."""
 
+    def is_common(self, step: int) -> bool:
+        """Whether all workers will have the same parameters after ``step``, if they then wait without ``keys``."""
+        return True
+
+    def updates(self, step: int) -> int:
+        """How often the optimiser has changed the parameters, after ``step``."""
+        return step
+
+    def pieces(self) -> Pieces:
+        """What this worker has of the run's state, in memory that stays so until the next step. To be asked for when
+        the step was waited for without ``keys``."""
+        return Pieces()
+
+    def keep(self) -> None:
+        """Have shards on other ranks, and on this one, keep their state for a checkpoint: as :meth:`meet`."""
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot: before the first step. Parameters are there already. Raises CheckpointError."""
+
     def traffic(self) -> Traffic | None:
         """What this worker has had to do with shards so far; None where there are none."""
         return None
@@ -57,85 +77,12 @@ class Exchange(Protocol):
         return {}
 
 
-class Bucket:
-    """Neighbouring dense parameters whose gradient is summed as one: ``params[where]``.
-
-    ``gradient``: of all dense parameters, (n,), or pieces of it (m, n); the same array in every step.
-    """
-
-    def __init__(
-        self,
-        where: slice,
-        reduction: Reduction,
-        params: Array,
-        gradient: Array,
-        optimizer: Optimizer,
-        gradient_scale: float,
-    ) -> None:
-        mine, given = params[where][reduction.part], gradient[..., where]
-        summed = (given if given.ndim == 1 else given[0])[reduction.part]
-        self._sum = reduction.prepare(given)
-        self._update = optimizer.prepare(mine, optimizer.init(mine), summed, gradient_scale)
-        self._spread = reduction.prepare_spread(params[where])
-        self.pending: Pending | None = None
-
-    def start(self) -> None:
-        """Begin the sum of the bucket's part of the gradient."""
-        self.pending = self._sum()
-
-    def update(self, step: int) -> Pending:
-        """Wait for the sum, apply it, and begin to bring the parameters to all workers."""
-        assert self.pending is not None
-        self.pending.wait()
-        self.pending = None
-        self._update(step)
-        return self._spread()
-
-
-GatherRows = Callable[[list[tuple[Array, Array]]], list[list[tuple[Array, Array]]]]
-"""Brings the (keys, values) of all workers together: for each worker, one pair a table."""
-
-
-class GatheredTables:
-    """Every worker has all tables, gathers the rows of all, and updates them. A collective."""
-
-    way = "all-gather"
-
-    def __init__(
-        self,
-        gather: GatherRows,
-        params: Params,
-        optimizer: Optimizer,
-        decoder: Decoder,
-        merger: Merger,
-        gradient_scale: float,
-    ) -> None:
-        self._gather = gather
-        self._tables = {name: params.table(name) for name in params.tables}
-        self._optimizer = optimizer
-        self._states = {name: optimizer.init(table) for name, table in self._tables.items()}
-        self._decoder = decoder
-        self._merger = merger
-        self._gradient_scale = gradient_scale
-
-    def update(self, step: int, summed: Summed) -> None:
-        """Bring the rows of all workers together and apply them."""
-        names = list(summed.rows)
-        by_worker = self._gather([summed.rows[name] for name in names])
-        merged = self._merger.merge(
-            [{name: Rows(*pair) for name, pair in zip(names, pairs, strict=True)} for pairs in by_worker]
-        )
-        for name, (keys, values) in merged.items():
-            gradient = self._decoder.values(values, summed.scale)
-            table, state = self._tables[name], self._states[name]
-            self._optimizer.update_rows(table, state, gradient, keys, self._gradient_scale, step)
-
-
 class AllreduceExchange(Exchange):
     """Gradients are all-reduced, and the parameters are updated by all workers, or by each a part.
 
     ``buckets`` make up the dense parameters, in the order in which their gradients become final; ``way``: how they are
-    summed. Rows are gathered in ``tables``, or go through ``shards``, which hold no dense parameters.
+    summed. Rows are gathered in ``tables``, or go through ``shards``, which hold no dense parameters. ``place``: the
+    worker's number and how many there are.
     """
 
     def __init__(
@@ -145,6 +92,7 @@ class AllreduceExchange(Exchange):
         gradients: Sum,
         tables: GatheredTables | None = None,
         shards: ServerExchange | None = None,
+        place: tuple[int, int] = (0, 1),
     ) -> None:
         rows = shards or tables
         self.way = f"all-reduce: {way}" + ("" if rows is None else f"; rows of tables: {rows.way}")
@@ -154,6 +102,9 @@ class AllreduceExchange(Exchange):
         self._shards = shards
         self._step = 0
         self._summed = Summed(gradients.buffer, 1.0)
+        self._place = place
+        self._ahead = 0
+        """How many more updates than steps there were, in a run that began with old parameters"""
 
     def early(self, bucket: int) -> None:
         """The gradient of a bucket is final, while others are still computed: begin its sum, and take those begun
@@ -163,19 +114,20 @@ class AllreduceExchange(Exchange):
             if earlier.pending is not None:
                 earlier.pending.done()
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, flush: bool = False) -> None:
         self._step, self._summed = step, self._gradients.finish()
         for bucket in self._buckets:
             if bucket.pending is None:
                 bucket.start()
         if self._shards is not None:
-            self._shards.push(step, self._summed)
+            self._shards.push(step, self._summed, flush)
 
     def wait(self, keys: Callable[[], Keys] | None = None) -> None:
-        for parameters in [bucket.update(self._step) for bucket in self._buckets]:
+        number = self.updates(self._step)
+        for parameters in [bucket.update(number) for bucket in self._buckets]:
             parameters.wait()
         if self._tables is not None:
-            self._tables.update(self._step, self._summed)
+            self._tables.update(number, self._summed)
         if self._shards is not None:
             self._shards.wait(keys)
 
@@ -191,6 +143,30 @@ class AllreduceExchange(Exchange):
         if self._shards is not None:
             self._shards.finish()
 
+    def updates(self, step: int) -> int:
+        return step + self._ahead
+
+    def pieces(self) -> Pieces:
+        (rank, workers), found = self._place, Pieces()
+        for bucket in self._buckets:
+            found += bucket.pieces(rank, self._summed.dense.shape[-1])
+        if self._tables is not None:
+            found += self._tables.pieces(rank, workers)
+        return found if self._shards is None else found + self._shards.pieces()
+
+    def keep(self) -> None:
+        if self._shards is not None:
+            self._shards.keep()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self._ahead = snapshot.position.updates - snapshot.position.steps
+        for bucket in self._buckets:
+            bucket.restore(snapshot, *self._place, self._summed.dense.shape[-1])
+        if self._tables is not None:
+            self._tables.restore(snapshot)
+        if self._shards is not None:
+            self._shards.restore(snapshot)
+
     def traffic(self) -> Traffic | None:
         return None if self._shards is None else self._shards.traffic()
 
@@ -201,12 +177,20 @@ class AllreduceExchange(Exchange):
 class ServerExchange(Exchange):
     """Gradients are pushed to the shards, which apply the update; fresh parameters are pulled.
 
-    ``slack``: how many steps of any other worker the parameters may miss, -1 for any number; it may be changed between
-    steps. The first ``warmup_steps`` are synchronous.
+    ``slack``: how many steps of any other worker of ``workers`` the parameters may miss, -1 for any number; it may be
+    changed between steps. The first ``warmup_steps`` are synchronous. ``row_filter`` keeps rows back.
     """
 
     def __init__(
-        self, client: Client, gradients: Sum, merger: Merger, way: str, slack: int = 0, warmup_steps: int = 0
+        self,
+        client: Client,
+        gradients: Sum,
+        merger: Merger,
+        way: str,
+        slack: int = 0,
+        warmup_steps: int = 0,
+        row_filter: RowFilter | None = None,
+        workers: int = 1,
     ) -> None:
         self.way = way
         self.slack = slack
@@ -214,16 +198,22 @@ class ServerExchange(Exchange):
         self._gradients = gradients
         self._merger = merger
         self._warmup_steps = warmup_steps
+        self._row_filter = row_filter
+        self._workers = workers
         self._step = 0
+        self._updates = 0
         self._counts: list[Counts] = []
 
-    def start(self, step: int) -> None:
-        self.push(step, self._gradients.finish())
+    def start(self, step: int, flush: bool = False) -> None:
+        self.push(step, self._gradients.finish(), flush)
 
-    def push(self, step: int, summed: Summed) -> None:
+    def push(self, step: int, summed: Summed, flush: bool = False) -> None:
         """:meth:`start` with a given sum."""
-        self._step = step
-        self._client.push(step, summed, self._slack_of(step))
+        self._step, slack = step, self._slack_of(step)
+        self._updates += self._workers if slack else 1
+        if self._row_filter is not None:
+            summed = self._row_filter.passed(summed, flush)
+        self._client.push(step, summed, slack)
 
     def wait(self, keys: Callable[[], Keys] | None = None) -> None:
         self._client.pull(self._step, None if keys is None else self._union(keys()), self._slack_of(self._step))
@@ -239,8 +229,22 @@ class ServerExchange(Exchange):
     def finish(self) -> None:
         self._counts = self._client.finish()
 
+    def updates(self, step: int) -> int:
+        return self._updates
+
+    def pieces(self) -> Pieces:
+        return self._client.pieces()
+
+    def keep(self) -> None:
+        self._client.keep()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self._updates = snapshot.position.updates
+        self._client.restore(snapshot)
+
     def traffic(self) -> Traffic | None:
-        return self._client.traffic()
+        found, rows = self._client.traffic(), self._row_filter
+        return found if rows is None else found._replace(gradient_rows=rows.rows, pushed_rows=rows.pushed)
 
     def told(self) -> dict[str, Any]:
         return {"shards": [asdict(counts) for counts in self._counts]}

@@ -40,6 +40,8 @@ class Job:
     threads: int
     crowded: bool
     """Whether this node has more ranks than cores."""
+    neighbours: int
+    """How many ranks this node has."""
     nodes: tuple[str, ...]
     """The name of each rank's node."""
 
@@ -75,6 +77,9 @@ def prepare(transport: Transport, config: Config) -> Job:
 
     def plan() -> tuple[Roles, Parts]:
         models.check_kind(config.model.kind)
+        nodes = len({seat.node for seat in seats})
+        if strategy == "online" and nodes > 1:
+            raise ConfigError(f"train.strategy = 'online' is for the ranks of one node; these are on {nodes}")
         planned = roles(transport.size, servers, config.server.colocated)
         if config.server.replicas and planned.servers < 2:
             raise ConfigError(
@@ -101,6 +106,7 @@ def prepare(transport: Transport, config: Config) -> Job:
         parts=mine,
         threads=threads(transport.rank),
         crowded=crowded,
+        neighbours=machine.neighbours(seats, transport.rank),
         nodes=tuple(seat.node for seat in seats),
     )
 

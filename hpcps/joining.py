@@ -8,8 +8,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpcps import aligned, optim, report, serving
+from hpcps import aligned, models, optim, report, serving
 from hpcps.averaging import AveragingExchange, Mean
+from hpcps.bucket import Bucket
 from hpcps.collectives import tune
 from hpcps.collectives.choice import Choice
 from hpcps.collectives.engine import Engine
@@ -18,14 +19,18 @@ from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.transport import Array, Transport
 from hpcps.comm.tree import TreeAllreduce
-from hpcps.exchange import AllreduceExchange, Bucket, Exchange, GatheredTables, largest_of
+from hpcps.data import Dataset
+from hpcps.exchange import AllreduceExchange, Exchange, largest_of
+from hpcps.gathered import GatheredTables
 from hpcps.job import Job
-from hpcps.lane import Ready
+from hpcps.lane import AnyLane, Ready
+from hpcps.loader import Loaders
 from hpcps.models import Model
+from hpcps.online import Learned, OnlineExchange, OnlineLane, common
 from hpcps.params import Params
 from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, of_pieces, of_sums, started_by
 from hpcps.rows import Merger
-from hpcps.serving import Held, Keep, Shared, decoder
+from hpcps.serving import Held, Keep, KeepPieces, Shared, decoder
 from hpcps.sums import FloatSum, Sum, TreeSum
 
 BUCKET_BYTES = 512 << 10
@@ -34,13 +39,31 @@ BUCKET_BYTES = 512 << 10
 
 def where_all_see_it(job: Job, workers: Transport, params: Params) -> Params:
     """The parameters in memory that the workers of a node share, for a sharded update, or to be averaged where they
-    lie. A collective."""
+    lie; for workers that learn together in one array. A collective."""
+    if job.strategy == "online":
+        return params.on(common(workers, len(params.flat), params.flat.dtype))
     is_small = params.flat.nbytes < SHARDED_BYTES and job.strategy != "averaging"
     if job.strategy == "server" or workers.size == 1 or is_small or params.tables:
         return params
     flat = workers.empty(len(params.flat), params.flat.dtype)
     flat[:] = params.flat
     return params.on(flat)
+
+
+def make_online(
+    job: Job, workers: Transport, model: Model, held: Held, dataset: Dataset, how: Loaders
+) -> tuple[Sum, Exchange, Sequence[AnyLane]]:
+    """Lanes that learn sample after sample, which leave nothing to be summed or exchanged."""
+    plan, seed = job.parts, job.config.train.seed
+    options = job.config.model
+    loss = models.loss_of(options, model.task), options.delta
+    learned = Learned(workers, loss, job.config.optimizer, held.params, job.kernels)
+    lanes = [OnlineLane(learned, how, dataset.train[n], plan.size(n), n, seed) for n in plan.owned]
+    nothing = [np.empty(0, job.config.train.dtype) for _ in lanes]
+    exchange = OnlineExchange(workers, learned, job.threads)
+    if held.snapshot is not None:
+        exchange.restore(held.snapshot)
+    return FloatSum(nothing, job.kernels), exchange, lanes
 
 
 def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int, shared: Shared | None = None) -> Sum:
@@ -78,7 +101,7 @@ def make_reduction(job: Job, engine: Engine, count: int) -> Reduction:
     if compress.kind != "none" and engine.layout.ranks > 1:
         options = compress.block, compress.fraction
         codes = compressed.make(compress.kind, engine.transport, count, train.dtype, job.kernels, *options)
-        return Whole(codes.name, started_by(codes.start), count)
+        return Whole(codes.name, started_by(codes.start), count, codes.residuals())
     if not train.reproducible:
         return of_sums(engine, count, itemsize, shards)
     found = of_pieces(engine, job.order, count, itemsize, shards)
@@ -89,17 +112,40 @@ def make_reduction(job: Job, engine: Engine, count: int) -> Reduction:
 
 
 def make_exchange(
-    job: Job, workers: Transport, engine: Engine, model: Model, held: Held, gradients: Sum, keep: Keep
+    job: Job,
+    workers: Transport,
+    engine: Engine,
+    model: Model,
+    held: Held,
+    gradients: Sum,
+    keep: Keep,
+    keep_pieces: KeepPieces,
 ) -> tuple[Exchange, Ready | None]:
     """How this worker's gradients become fresh parameters; and what a model that finishes them stage by stage calls.
 
-    ``keep`` takes the records of shards on this rank.
+    ``keep`` takes the records of shards on this rank, ``keep_pieces`` their state for a checkpoint.
     """
+    exchange, ready = _make_exchange(job, workers, engine, model, held, gradients, keep, keep_pieces)
+    if held.snapshot is not None:
+        exchange.restore(held.snapshot)
+    return exchange, ready
+
+
+def _make_exchange(
+    job: Job,
+    workers: Transport,
+    engine: Engine,
+    model: Model,
+    held: Held,
+    gradients: Sum,
+    keep: Keep,
+    keep_pieces: KeepPieces,
+) -> tuple[Exchange, Ready | None]:
     params = held.params
     if job.config.compress.kind != "none" and workers.size == 1 and job.roles.servers == 0:
         report.note(f"compress.kind = {job.config.compress.kind!r}: one worker sends nothing, and rounds nothing", True)
     if job.strategy == "server":
-        return serving.make_server_exchange(job, held, gradients, keep), None
+        return serving.make_server_exchange(job, held, gradients, keep, keep_pieces), None
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
     if job.strategy == "averaging":
         train, samples = job.config.train, job.parts.by_worker
@@ -115,12 +161,13 @@ def make_exchange(
     buckets = [Bucket(where, one, *what) for (_, where), one in zip(wheres, reductions, strict=True)]
     names = ", ".join(dict.fromkeys(one.name for one in reductions))
     way = f"{names}, {len(buckets)} buckets" if len(buckets) > 1 else names
-    shards = serving.make_row_exchange(job, held, gradients) if held.elsewhere else None
+    shards = serving.make_row_exchange(job, held, gradients, keep_pieces) if held.elsewhere else None
     tables = None
     if params.tables:
         rest = optimizer, decoder(job), Merger(job.kernels), job.gradient_scale
         tables = GatheredTables(partial(all_gather_rows, workers), params, *rest)
-    exchange = AllreduceExchange(buckets, way, gradients, tables, shards)
+    place = workers.rank, workers.size
+    exchange = AllreduceExchange(buckets, way, gradients, tables, shards, place)
     ends = {stage: number for number, (stage, _) in enumerate(wheres)}
 
     def ready(stage: int) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -28,6 +28,28 @@ Call = Callable[[], float]
 """Computes a part's gradient; returns its loss"""
 
 NO_BATCH = Batch(np.empty((0, 0)), np.empty(0))
+
+
+class AnyLane(Protocol):
+    """What one thread computes, batch after batch."""
+
+    def shuffle(self, epoch: int) -> None:
+        """Draw the order in which this epoch visits each block."""
+
+    def load(self, number: int) -> None:
+        """Bring batch ``number`` of this epoch into memory."""
+
+    def row_keys(self) -> list[Mapping[str, Array]]:
+        """Which rows of each table the loaded parts touch."""
+
+    def compute(self) -> list[ByTable]:
+        """Compute the loaded parts; returns the rows of each part's gradient, if there are tables."""
+
+    losses: Array
+    """Of the parts, summed since they were last taken, (parts,) float64"""
+
+    def take_losses(self) -> Array:
+        """The losses of the parts, summed since the last call, (parts,) float64."""
 
 
 class Lane:
@@ -66,7 +88,7 @@ class Lane:
         self._batches = [NO_BATCH] * len(self._feeds)
         self._calls: list[Call] = []
         self._rows: list[ByTable] = []
-        self._losses = np.zeros(len(blocks))
+        self.losses = np.zeros(len(blocks))
         self._together: Callable[[], Array] | None = None
         self._grains: GrainGradients | None = None
         if share.adds is not None and not how.tables.names:
@@ -107,7 +129,7 @@ class Lane:
 
     def take_losses(self) -> Array:
         """The losses of the parts, summed since the last call, (parts,) float64."""
-        losses, self._losses = self._losses, np.zeros_like(self._losses)
+        losses, self.losses = self.losses, np.zeros_like(self.losses)
         return losses
 
     def _prepare(self, batches: Sequence[Batch]) -> None:
@@ -153,7 +175,7 @@ class Lane:
             check_finite(loss)
         except NotFiniteError as error:
             raise cause(error, self._blocks[part]) from error
-        self._losses[part] += loss
+        self.losses[part] += loss
         for row in range(self._tops[part], self._tops[part + 1] - 1, -1):
             self._add_into(self._share.stack[row - 1], self._share.stack[row])
 
@@ -165,7 +187,7 @@ class Lane:
             raise cause(error, *self._blocks) from error
         if not math.isfinite(sum(losses.tolist())):
             self._check_losses(losses)
-        self._losses += losses
+        self.losses += losses
 
     def _check_losses(self, losses: Array) -> None:
         """Raise what is to be said of the first loss that is not finite."""

@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from hpcps import stall
+from hpcps import stall, stopping
 from hpcps.comm import checked, launcher
+from hpcps.comm.launcher import FORWARDED, RANKS_VARIABLE
 from hpcps.comm.local import LocalWorld
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.transport import TIMEOUT_S, Transport
-from hpcps.config import Config, from_tree, to_toml
+from hpcps.config import Config, from_tree, signal_names, to_toml
 from hpcps.errors import ERROR, CommError, ConfigError, HpcpsError
 from hpcps.run import Run, train_rank
 
@@ -29,18 +30,38 @@ LEAVING_S = 2.0
 """How long a rank that ends after an error waits for the others."""
 
 
-def train(config: Config, *, ranks: int | None = None, out: Path | None = None, overwrite: bool = False) -> Run:
+def train(
+    config: Config,
+    *,
+    ranks: int | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Run:
     """Train as ``config`` says, on the launcher's ranks (all of them call this), or on ``ranks`` threads, or alone.
 
-    Blocks. Raises ConfigError, DataError, ModelError, CommError.
+    Goes on from the newest checkpoint in ``out``, with ``resume`` also of a finished run, unless told to ``overwrite``
+    it. Blocks. Raises ConfigError, DataError, ModelError, CheckpointError, CommError; StoppedError after a signal of
+    ``checkpoint.signals``, which are listened to meanwhile if this is the main thread.
     """
     if launcher.launched(os.environ) is not None or mpi_is_running():
-        return train_launched(lambda: config, ranks, out, overwrite)
+        return train_launched(lambda: config, ranks, out, overwrite, resume)
     folder = out or default_folder(config)
-    with threadpool_limits(1, "blas"):
-        return _on_threads(
-            lambda transport: _train(transport, config, folder, overwrite), ranks or 1, config.run.timeout_s
-        )
+    with threadpool_limits(1, "blas"), stopping.listening(signals(config)) as stop:
+
+        def body(transport: Transport) -> Run:
+            return _train(transport, config, folder, overwrite, resume, stop)
+
+        return _on_threads(body, ranks or 1, config.run.timeout_s)
+
+
+def signals(config: Config) -> list[str]:
+    """The signals after which a run writes a checkpoint and stops: also the one that hpcps sends ranks which it has
+    started itself."""
+    names = signal_names(config)
+    if config.server.record or config.server.replay:
+        return []  # a record is of a whole run
+    return [*names, FORWARDED] if names and RANKS_VARIABLE in os.environ and FORWARDED not in names else names
 
 
 def default_folder(config: Config) -> Path:
@@ -50,7 +71,9 @@ def default_folder(config: Config) -> Path:
     return Path("runs") / f"{data}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def train_launched(read: Callable[[], Config], ranks: int | None, out: Path | None, overwrite: bool) -> Run:
+def train_launched(
+    read: Callable[[], Config], ranks: int | None, out: Path | None, overwrite: bool, resume: bool = False
+) -> Run:
     """Train on the launcher's ranks; ``read`` gives the configuration on rank 0, or raises for all what it raises."""
     transport = world()
     if ranks is not None and ranks != transport.size:
@@ -63,13 +86,16 @@ def train_launched(read: Callable[[], Config], ranks: int | None, out: Path | No
         message = "run.transport = 'threads', but a launcher started MPI ranks; use --ranks N without one"
         raise _on_every_rank(ConfigError(message))
     transport.timeout_s = config.run.timeout_s
-    with threadpool_limits(1, "blas"):  # its sums depend on the thread count, and parts run side by side already
-        return _train(transport, config, out or default_folder(config), overwrite)
+    # BLAS on one thread: its sums depend on the thread count, and parts run side by side already.
+    with threadpool_limits(1, "blas"), stopping.listening(signals(config)) as stop:
+        return _train(transport, config, out or default_folder(config), overwrite, resume, stop)
 
 
-def _train(transport: Transport, config: Config, folder: Path, overwrite: bool) -> Run:
+def _train(
+    transport: Transport, config: Config, folder: Path, overwrite: bool, resume: bool, stop: stopping.Stop | None
+) -> Run:
     with stall.watched(transport.rank, transport.size, config.run.timeout_s) as watch:
-        return train_rank(transport, config, folder, overwrite, watch)
+        return train_rank(transport, config, folder, overwrite, watch, resume, stop)
 
 
 def world(timeout_s: float = TIMEOUT_S) -> Transport:

@@ -101,14 +101,14 @@ class SparseLoader:
         self._seen: Any = None
         self._all_ones = False
 
+    def rows(self, index: Array) -> tuple[tuple[Array, Array, Array], Array]:
+        """The samples of the given numbers as (indptr, entries, values), and their labels in the training dtype."""
+        samples, labels, near = self._block.near(index)
+        return self._entries(samples, near, index), labels.take(near).astype(self._shift.dtype)
+
     def load(self, index: Array) -> Batch:
         samples, labels, near = self._block.near(index)
-        if isinstance(samples, Csr):
-            indptr, entries, values = self._take(samples, near)
-        elif self._tables.fields > 1:
-            indptr, entries, values = self._ids(samples, near, index)
-        else:
-            indptr, entries, values = self._all_features(samples, near)
+        indptr, entries, values = self._entries(samples, near, index)
         try:
             if self._tables.fields > 1 and (np.diff(indptr) != self._tables.fields).any():
                 raise self._uneven(indptr, index)
@@ -116,6 +116,13 @@ class SparseLoader:
         except IndexError:
             raise self._unknown(indptr, entries, index) from None
         return Batch(Sparse(indptr, columns, values), _labels(labels, near, self._shift.dtype), keys)
+
+    def _entries(self, samples: Any, near: Array, index: Array) -> tuple[Array, Array, Array]:
+        if isinstance(samples, Csr):
+            return self._take(samples, near)
+        if self._tables.fields > 1:
+            return self._ids(samples, near, index)
+        return self._all_features(samples, near)
 
     def _take(self, samples: Csr, index: Array) -> tuple[Array, Array, Array]:
         """Rows of sparse samples, one after the other."""

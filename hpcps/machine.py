@@ -54,6 +54,11 @@ def crowded(seats: Sequence[Seat], rank: int) -> bool:
     return len(near) > len({core for seat in near for core in seat.cores}) or len(together) > len(mine.cores)
 
 
+def neighbours(seats: Sequence[Seat], rank: int) -> int:
+    """How many ranks this rank's node has, itself included."""
+    return sum(seat.node == seats[rank].node for seat in seats)
+
+
 def nodes(seats: Sequence[Seat]) -> int:
     """On how many nodes the ranks run."""
     return len({seat.node for seat in seats})

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+
+_SECONDS = ("train_s", "first_step_s", "lap_s")
 
 
 class Pace:
     """A stopwatch of steps of ``batch`` samples each. The very first step, in which kernels may be compiled, is kept
-    apart in ``first_step_s`` and does not count towards a speed."""
+    apart in ``first_step_s`` and does not count towards a speed; so is the first of a resumed run."""
 
     def __init__(self, batch: int) -> None:
         self.steps = 0
@@ -18,19 +20,36 @@ class Pace:
         self.first_step_s = 0.0
         self._batch = batch
         self._started = 0.0
+        self._is_first = True
+        self._timed_steps = 0
         self._lap_steps = 0
         self._lap_s = 0.0
+
+    def shown(self) -> dict[str, float]:
+        """What the stopwatch shows, between :meth:`stop` and :meth:`start`."""
+        told = {"train_s": self.train_s, "first_step_s": self.first_step_s, "lap_s": self._lap_s}
+        return {**told, "timed_steps": self._timed_steps, "lap_steps": self._lap_steps}
+
+    def go_on(self, steps: int, shown: Mapping[str, float]) -> None:
+        """Go on after ``steps`` with what another stopwatch has shown."""
+        self.steps = steps
+        self.train_s, self.first_step_s, self._lap_s = (shown.get(name, 0.0) for name in _SECONDS)
+        self._timed_steps, self._lap_steps = (int(shown.get(name, 0)) for name in ("timed_steps", "lap_steps"))
 
     def start(self) -> None:
         """Training goes on from here."""
         self._started = time.perf_counter()
 
-    def step(self) -> None:
-        """A step is done."""
+    def step(self) -> bool:
+        """A step is done. Returns whether it was the first that this stopwatch has seen."""
         self.steps += 1
-        if self.steps == 1:
-            self.first_step_s = time.perf_counter() - self._started
-            self.start()
+        if not self._is_first:
+            self._timed_steps += 1
+            return False
+        self._is_first = False
+        self.first_step_s = time.perf_counter() - self._started
+        self.start()
+        return True
 
     def stop(self) -> None:
         """Something else than training begins here."""
@@ -40,22 +59,18 @@ class Pace:
 
     def lap(self) -> float:
         """Samples a second since the last call."""
-        samples = self._counted(self.steps) - self._counted(self._lap_steps)
-        speed = self._speed(samples, self._lap_s)
-        self._lap_steps, self._lap_s = self.steps, 0.0
+        speed = self._speed(self._timed_steps - self._lap_steps, self._lap_s)
+        self._lap_steps, self._lap_s = self._timed_steps, 0.0
         return speed
 
     @property
     def samples_per_s(self) -> float:
         """Samples a second of the whole run."""
-        return self._speed(self._counted(self.steps), self.train_s)
+        return self._speed(self._timed_steps, self.train_s)
 
-    def _counted(self, steps: int) -> int:
-        return max(0, steps - 1) * self._batch
-
-    def _speed(self, samples: int, seconds: float) -> float:
+    def _speed(self, steps: int, seconds: float) -> float:
         """Of one step alone there is nothing but the first step's own time."""
-        return samples / max(seconds, 1e-9) if samples else self._batch / max(self.first_step_s, 1e-9)
+        return steps * self._batch / max(seconds, 1e-9) if steps else self._batch / max(self.first_step_s, 1e-9)
 
 
 LEAST_PART = 0.05

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from hpcps.collectives.engine import Engine, Start, pieces_program
 from hpcps.collectives.pending import Finished, Pending
+from hpcps.comm.codes import Residuals
 from hpcps.comm.order import Order
 from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.transport import Array
@@ -15,6 +16,7 @@ SHARDED_BYTES = 256 << 10
 """From here on each worker updates a chunk and hands it out: less work than for each to update all."""
 
 Prepare = Callable[[Array], Start]
+NOTHING: Residuals = {}
 
 
 class Reduction(Protocol):
@@ -22,6 +24,8 @@ class Reduction(Protocol):
 
     name: str
     part: slice
+    residuals: Residuals
+    """What compressed sums keep to be sent later; empty where nothing is left out"""
 
     def prepare(self, x: Array) -> Start:
         """A function that begins a sum of all workers' ``x``, (n,); when that is done ``x[part]`` is the sum. In a
@@ -35,9 +39,10 @@ class Reduction(Protocol):
 class Whole:
     """All workers get the whole sum, and update all of the bucket."""
 
-    def __init__(self, name: str, prepare: Prepare, count: int) -> None:
+    def __init__(self, name: str, prepare: Prepare, count: int, residuals: Residuals = NOTHING) -> None:
         self.name = name
         self.prepare = prepare
+        self.residuals = residuals
         self.part = slice(0, count)
 
     def prepare_spread(self, params: Array) -> Start:
@@ -46,6 +51,8 @@ class Whole:
 
 class Sharded:
     """Each worker gets the sum of a chunk, updates it, and hands the parameters out: the update is shared, too."""
+
+    residuals = NOTHING
 
     def __init__(self, name: str, prepare: Prepare, count: int, engine: Engine) -> None:
         self.name = f"{name}, update sharded"

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol, TextIO
 
 import numpy as np
@@ -19,12 +19,16 @@ from hpcps.data import Dataset
 from hpcps.models import Model
 from hpcps.pace import Straggler
 from hpcps.run_folder import RunFolder
+from hpcps.snapshot import Snapshot
 from hpcps.worker import Score
 
 Array = np.ndarray[Any, Any]
 
 MOST_STRAGGLERS = 3
 """Of those that a line names"""
+
+
+WARNING = "hpcps: warning: "
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class Measures:
     received_bytes: int | None = None
     requests_per_s: float | None = None
     """Of all workers, to shards"""
+    gradient_rows: int | None = None
+    pushed_rows: int | None = None
+    """Of all workers, where rows are kept back"""
     stragglers: tuple[Straggler, ...] | None = None
 
     def with_training(self, loss: float, samples_per_s: float) -> Measures:
@@ -51,14 +58,27 @@ class Measures:
     def with_traffic(self, told: Array) -> Measures:
         """The same, with what the workers have had to do with shards since the last report: a row a worker of training
         seconds, and of the numbers of ``Traffic``."""
-        train_s, waited_s, sent, received, requests = np.maximum(told, 1e-9).T
+        train_s, waited_s, sent, received, requests = np.maximum(told[:, :5], 1e-9).T
+        rows, pushed = told[:, 5:].sum(axis=0)
         return replace(
             self,
             idle=tuple(np.minimum(1.0, waited_s / train_s).round(4).tolist()),
             sent_bytes=int(sent.sum()),
             received_bytes=int(received.sum()),
             requests_per_s=round(float(requests.sum() / train_s.max()), 1),
+            gradient_rows=int(rows) if rows else None,
+            pushed_rows=int(pushed) if rows else None,
         )
+
+    @classmethod
+    def as_said(cls, said: Mapping[str, Any]) -> Measures:
+        """What :meth:`said` gave."""
+        known = {field.name: said[field.name] for field in fields(cls) if field.name in said}
+        if "idle" in known:
+            known["idle"] = tuple(known["idle"])
+        if "stragglers" in known:
+            known["stragglers"] = tuple(Straggler(**one) for one in known["stragglers"])
+        return cls(**known)
 
     def said(self) -> dict[str, Any]:
         """What is known, by name."""
@@ -83,10 +103,23 @@ def opening(config: Config, dataset: Dataset, parameters: int, strategy: str) ->
     print(f"{config.model.kind}: {parameters:,} parameters; strategy {strategy}", flush=True)
 
 
+def resuming(snapshot: Snapshot | None) -> None:
+    """Say where a run goes on, if it does."""
+    if snapshot is not None:
+        print(f"going on after step {snapshot.position.steps}: {snapshot.source}", flush=True)
+
+
 def note(text: str, is_first: bool) -> None:
     """Say something that may explain what people see, on the first rank."""
     if is_first:
         print(f"note: {text}", flush=True)
+
+
+def warn(text: str) -> None:
+    """Say that something went wrong with which training goes on. In one piece: other ranks may speak at that time."""
+    sys.stdout.flush()
+    sys.stderr.write(f"{WARNING}{text}\n")
+    sys.stderr.flush()
 
 
 class Reporter(Protocol):

@@ -23,6 +23,13 @@ class Rows(NamedTuple):
     values: Array
 
 
+class Picked(NamedTuple):
+    """Some of many rows: those of ``keys`` (k,) int64 where ``are_in`` (k,) bool says so."""
+
+    keys: Array
+    are_in: Array
+
+
 ByTable = Mapping[str, Rows]
 
 
@@ -63,7 +70,7 @@ class PulledRows:
 
     def rows(self, name: str, keys: Array) -> Array:
         held = self._held[name]
-        if keys is held.keys:
+        if keys is held.keys or np.array_equal(keys, held.keys):
             return held.values
         order = np.argsort(held.keys, kind="stable")
         places = order[np.searchsorted(held.keys, keys, sorter=order)]

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from hpcps import data, joining, machine, models, report, serving
+from hpcps import checkpoint, data, joining, machine, models, report, resuming, serving
+from hpcps.checkpoint.when import Stop
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Transport
-from hpcps.config import Config, to_toml
+from hpcps.config import Config, as_tree
 from hpcps.data import Dataset
 from hpcps.errors import ConfigError, ModelError
 from hpcps.exchange import Exchange
@@ -27,6 +28,7 @@ from hpcps.loader import Loaders
 from hpcps.models import Model
 from hpcps.params import Params
 from hpcps.report import Measures
+from hpcps.resuming import Saves
 from hpcps.run_folder import RunFolder, Trained
 from hpcps.server.sharding import shard_slices
 from hpcps.serving import Held
@@ -36,6 +38,7 @@ from hpcps.threads import Threads
 from hpcps.together import Together, agree
 from hpcps.trainer import Plan, Trainer, join_scores
 from hpcps.worker import Score, Worker, evaluate
+from hpcps.worker import lanes as make_lanes
 
 
 @dataclass(frozen=True)
@@ -46,35 +49,53 @@ class Run:
     summary: dict[str, Any]
 
 
-def train_rank(transport: Transport, config: Config, path: Path, overwrite: bool, watch: Watch) -> Run:
+def train_rank(
+    transport: Transport,
+    config: Config,
+    path: Path,
+    overwrite: bool,
+    watch: Watch,
+    resume: bool = False,
+    stop: Stop | None = None,
+) -> Run:
     """Train; every rank of ``transport`` calls this and gets the same Run. Blocks.
 
-    Raises ConfigError, DataError and ModelError on all ranks alike while the job is set up; later on the rank where
-    it happened.
+    Goes on from the newest checkpoint of an unfinished run in ``path``, and with ``resume`` of a finished one, unless
+    told to ``overwrite`` it. Raises ConfigError, DataError, ModelError and CheckpointError on all ranks alike while the
+    job is set up; later on the rank where it happened; StoppedError on all when told to ``stop``.
     """
     started = time.perf_counter()
     job = prepare(transport, config)
     told = job.together.once(lambda: np.frombuffer(os.fsencode(path), np.uint8))  # the first rank's, if by the clock
     folder = RunFolder(Path(os.fsdecode(told.tobytes())))
     is_first = transport.rank == 0
-    agree(job.together, lambda: folder.check(overwrite) if is_first else None)
+    agree(job.together, lambda: folder.check(overwrite, resume) if is_first else None)
+    warn = report.warn if is_first else lambda text: None
+    saves = Saves(resuming.folder_of(config, folder), stop, warn, job.neighbours)
+    begin = None if overwrite else checkpoint.newest(saves.folder, job.together, as_tree(config))
     dataset = load(job)
     facts = facts_of(job, dataset)
     model, held = agree(job.together, lambda: build(job, facts))
+    if begin is not None:
+        held = agree(job.together, lambda: resuming.go_on(job, dataset, held, begin))
+        for problem in begin.damaged:
+            saves.warn(f"{problem}; the checkpoint before is used")
     check_alike(job.together, held.params, "begin")
-    agree(job.together, lambda: folder.begin(to_toml(config)) if is_first else None)
+    agree(job.together, lambda: resuming.prepare(folder, saves.folder, config, begin) if is_first else None)
     watch.begin(folder.path)
 
     held = serving.share_with_shards(job, held)
     if job.workers is not None:
         held = held._replace(params=joining.where_all_see_it(job, job.workers, held.params))
         trained = Trained(held.params, facts, dataset.classes, dataset.shift, dataset.scale)
-        found = work(job, dataset, model, held, trained, folder, watch)
+        found = work(job, dataset, model, held, trained, folder, saves, watch)
     else:
-        found = serve(job, held, folder)
-    told = job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8))
+        found = serve(job, held, folder, saves)
+    told = json.loads(job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8)).tobytes())
+    if told.get("stopped"):
+        raise resuming.stopped(told["stopped"], folder.path)
     peaks = job.together.gather(np.array([machine.peak_memory_mib()]))
-    summary = {**json.loads(told.tobytes()), "peak_memory_mib": peaks.tolist()}
+    summary = {**told, "peak_memory_mib": peaks.tolist()}
     summary["wall_s"] = round(time.perf_counter() - started, 3)
 
     agree(job.together, lambda: check_alike(Meeting(job.workers), held.params, "end") if job.workers else None)
@@ -116,7 +137,7 @@ def facts_of(job: Job, dataset: Dataset) -> models.Facts:
     if models.takes_ids(job.config.model) and not dataset.sparse:
         ids = data.count_ids(dataset, job.together)
     entries = data.count_entries(dataset, job.together) if models.takes_as_many(job.config.model) else 0
-    return models.Facts(dataset.features, classes, dataset.sparse, ids, entries)
+    return models.Facts(dataset.features, classes, dataset.sparse, ids, entries, by_rows=job.strategy == "online")
 
 
 def build(job: Job, facts: models.Facts) -> tuple[Model, Held]:
@@ -143,7 +164,14 @@ def check_alike(together: Together, params: Params, when: str) -> None:
 
 
 def work(
-    job: Job, dataset: Dataset, model: Model, held: Held, trained: Trained, folder: RunFolder, watch: Watch
+    job: Job,
+    dataset: Dataset,
+    model: Model,
+    held: Held,
+    trained: Trained,
+    folder: RunFolder,
+    saves: Saves,
+    watch: Watch,
 ) -> dict[str, Any]:
     """A worker's run, from the first step to the last; ``trained`` holds the first parameters, and at the end the last
     ones. Returns what there is to say of it."""
@@ -152,11 +180,17 @@ def work(
     pool = Threads(min(job.threads, len(job.parts.owned)))
     tables = tables_of(job, model, held)
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
-    engine = joining.make_engine(job, job.workers)
-    gradients = joining.make_sum(job, job.workers, engine, len(params.dense.flat), held.shared)
-    exchange, ready = joining.make_exchange(job, job.workers, engine, model, held, gradients, folder.keep)
-    seed = config.train.seed
-    worker = Worker(model, params, how, job.parts, dataset.train, gradients.shares, seed, pool, ready)
+    keeper = resuming.shard_keeper(saves, job.workers.rank)
+    if job.strategy == "online":
+        gradients, exchange, lanes = joining.make_online(job, job.workers, model, held, dataset, how)
+    else:
+        engine = joining.make_engine(job, job.workers)
+        gradients = joining.make_sum(job, job.workers, engine, len(params.dense.flat), held.shared)
+        keeps = folder.keep, keeper.start
+        exchange, ready = joining.make_exchange(job, job.workers, engine, model, held, gradients, *keeps)
+        shares, seed = gradients.shares, config.train.seed
+        lanes = make_lanes(model, params, how, job.parts, dataset.train, shares, seed, ready)
+    worker = Worker(lanes, pool)
     plan = Plan(
         config.train.epochs,
         config.train.batch,
@@ -169,21 +203,31 @@ def work(
     is_first = job.workers.rank == 0
     if is_first:
         report.opening(config, dataset, held.size, f"{job.strategy} ({job.why}; {exchange.way})")
+        report.resuming(held.snapshot)
         reporter = report.Lines(folder, plan.epochs, plan.epochs * plan.steps_an_epoch)
     test = tester(job, dataset, model, params, how, exchange)
-    trainer = Trainer(job.workers, worker, gradients, exchange, job.parts, plan, reporter, test)
+    saver = resuming.make_saver(job, dataset, held, exchange, plan, saves)
+    begin = None if held.snapshot is None else held.snapshot.position
+    trainer = Trainer(job.workers, worker, gradients, exchange, job.parts, plan, reporter, test, saver, begin)
     watch.steps = lambda: trainer.pace.steps
     try:
         # Again: the user's file may have brought a library with threads of its own.
         with threadpool_limits(1):
-            measures = trainer.run()
-            sha256 = agree(Meeting(job.workers), lambda: write(trained, held, folder if is_first else None, exchange))
+            measures, sha256 = trainer.run(), ""
+            if not trainer.is_stopped:
+                place = folder if is_first else None
+                sha256 = agree(Meeting(job.workers), lambda: write(trained, held, place, exchange))
             exchange.finish()
+            keeper.wait()
+            saver.finish()
     except BaseException:
         pool.close(wait=False)
         raise
     pool.close()
-    return {**summary(job, dataset, held, trainer, measures, exchange), "params_sha256": sha256}
+    if trainer.is_stopped:
+        return {"stopped": {"signal": saver.when.signal, "step": trainer.pace.steps, **saver.told()}}
+    more = {"checkpoints": saver.written, "checkpoint_problems": saver.problems, "params_sha256": sha256}
+    return {**summary(job, dataset, held, trainer, measures, exchange), **more}
 
 
 def tables_of(job: Job, model: Model, held: Held) -> Tables:
@@ -202,11 +246,13 @@ def write(trained: Trained, held: Held, folder: RunFolder | None, exchange: Exch
         exchange.meet()  # until here the others have served the one that writes
 
 
-def serve(job: Job, held: Held, folder: RunFolder) -> dict[str, Any]:
+def serve(job: Job, held: Held, folder: RunFolder, saves: Saves) -> dict[str, Any]:
     """A server's run."""
-    number = job.transport.rank - job.roles.workers
-    where = shard_slices(len(held.params.flat), job.roles.servers)[number]
-    serving.make_server(job, held, where, number, folder.keep).run()
+    number, shards = job.transport.rank - job.roles.workers, job.roles.servers
+    where = shard_slices(len(held.params.flat), shards)[number]
+    keeper = resuming.shard_keeper(saves, number)
+    serving.make_server(job, held, where, number, shards, folder.keep, keeper.start).run()
+    keeper.wait()
     return {}
 
 
@@ -256,4 +302,5 @@ def summary(
         "train_samples": dataset.train_count,
         "test_samples": dataset.test_count,
         "parameters": held.size,
+        "resumed_from": resuming.resumed_from(held),
     }

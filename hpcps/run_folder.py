@@ -4,6 +4,7 @@
 ``config.toml``           the whole configuration, defaults included
 ``metrics.jsonl``         one line a report
 ``model.safetensors``     the parameters, and beside them what prediction needs
+``checkpoint/``           where the run can go on from: see ``hpcps/checkpoint``
 ``order-S.bin``           of a recorded run: in which order shard S took what workers sent
 ``stall-rank-R.txt``      of a run that has ended standing still: what rank R was doing
 ``summary.json``          written last: a folder without it is not finished
@@ -32,9 +33,9 @@ from hpcps.tensors import Stored, stored_here, write_tensors
 Array = np.ndarray[Any, Any]
 
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
-ORDERS = "order-*.bin"
+ORDERS, CHECKPOINTS = "order-*.bin", "checkpoint"
 STALLS = "stall-rank-*.txt"
-_KNOWN = {CONFIG, METRICS, MODEL, SUMMARY}
+_KNOWN = {CONFIG, METRICS, MODEL, SUMMARY, CHECKPOINTS}
 _EXTRA = "hpcps."  # prefix of the tensors that are not parameters
 
 
@@ -59,11 +60,12 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def check(self, overwrite: bool) -> None:
-        """Raise ConfigError if the folder cannot be used: it holds a finished run (and not ``overwrite``), or things
-        that are no run's, or cannot be written. Nothing in it is changed."""
-        if (self.path / SUMMARY).exists() and not overwrite:
-            raise ConfigError(f"{self.path}: holds a finished run; choose another --out, or give --overwrite")
+    def check(self, overwrite: bool, resume: bool = False) -> None:
+        """Raise ConfigError if the folder cannot be used: it holds a finished run (which is neither to be replaced nor
+        to be trained longer), or things that are no run's, or cannot be written. Nothing in it is changed."""
+        if (self.path / SUMMARY).exists() and not overwrite and not resume:
+            remedy = "choose another --out, or give --overwrite, or --resume to train it for more epochs"
+            raise ConfigError(f"{self.path}: holds a finished run; {remedy}")
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             known = {*_KNOWN, *(path.name for path in self.path.glob(ORDERS))}
@@ -72,18 +74,30 @@ class RunFolder:
                 raise ConfigError(f"{self.path}: is a folder with other things in it ({strangers[0]}); choose another")
             tempfile.TemporaryFile(dir=self.path).close()
 
-    def begin(self, config_toml: str) -> None:
-        """Take out what an earlier run left, and write the configuration. Raises ConfigError."""
+    def begin(self, config_toml: str, steps: int = 0) -> None:
+        """Take out what an earlier run left, its metrics up to ``steps`` excepted, and write the configuration. Raises
+        ConfigError."""
         with writing(self.path):
             earlier = [path for pattern in (ORDERS, STALLS) for path in self.path.glob(pattern)]
-            for path in [self.path / name for name in (SUMMARY, MODEL, METRICS)] + earlier:
+            for path in [self.path / name for name in (SUMMARY, MODEL)] + earlier:
                 path.unlink(missing_ok=True)
+            self._cut_metrics(steps)
             write_whole(self.path / CONFIG, lambda file: file.write_text(config_toml, encoding="utf-8"))
 
     def add_metrics(self, values: Mapping[str, Any]) -> None:
         """Append one line to the metrics."""
         with writing(self.path), (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+
+    def _cut_metrics(self, steps: int) -> None:
+        """Keep the lines of the first so many steps: those behind will come again."""
+        path, kept = self.path / METRICS, ""
+        if steps and path.exists():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = "".join(line for line in lines if 0 < _step_of(line) <= steps)
+        path.unlink(missing_ok=True)
+        if kept:
+            write_whole(path, lambda file: file.write_text(kept, encoding="utf-8"))
 
     def keep(self, name: str, content: bytes) -> None:
         """Write one more file, from any rank."""
@@ -103,6 +117,14 @@ class RunFolder:
         text = json.dumps(summary, indent=2) + "\n"
         with writing(self.path):
             write_whole(self.path / SUMMARY, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _step_of(line: str) -> int:
+    """The step of a line of metrics; 0 for one that is not whole."""
+    try:
+        return int(json.loads(line)["step"])
+    except (KeyError, TypeError, ValueError):
+        return 0
 
 
 def stall_name(rank: int) -> str:

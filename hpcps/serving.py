@@ -24,6 +24,7 @@ from hpcps.params import Params
 from hpcps.rows import Merger, PulledRows
 from hpcps.server.client import Client, DirectClient, RemoteClient
 from hpcps.server.delay import Compensated, Delay, Scaled, Undelayed
+from hpcps.server.filters import RowFilter
 from hpcps.server.replica import Replication
 from hpcps.server.serve import AsTheyCome, Server, Turns
 from hpcps.server.sharding import Roles, roles, shard_slices
@@ -31,6 +32,7 @@ from hpcps.server.store import Shard
 from hpcps.server.table import Table
 from hpcps.server.turns import Recorded, file_name
 from hpcps.server.turns import load as load_turns
+from hpcps.snapshot import Pieces, Snapshot
 from hpcps.sums import Decoder, Sum
 from hpcps.tensors import Stored
 
@@ -40,6 +42,8 @@ SHARDED_TABLES_WORKERS = 4
 
 Keep = Callable[[str, bytes], None]
 """Puts a file of this name and content into the run's folder."""
+KeepPieces = Callable[[int, Pieces], None]
+"""Keeps what a shard has of the run's state after so many steps, as it is now."""
 
 
 class Shared(NamedTuple):
@@ -62,6 +66,10 @@ class Held(NamedTuple):
     """Where rows of theirs are once they have been pulled"""
     shared: Shared | None = None
     """With the shards, which then update ``params`` themselves"""
+    letters: Memory | None = None
+    """By which keys and rows need not travel inside a node"""
+    snapshot: Snapshot | None = None
+    """Where the run goes on from; ``params`` do already"""
 
     @property
     def size(self) -> int:
@@ -86,6 +94,7 @@ class Held(NamedTuple):
 def hold(job: Job, model: Model, rng: np.random.Generator) -> Held:
     """The first parameters of a model, the same on every rank. Tables are on shards wherever there are shards for them,
     and there a row takes memory when its key first comes up."""
+    _check_filters(job, model)
     if not model.tables or not has_shards_of_tables(job):
         return Held(model.init(rng), {}, None)
     first = cast(Begins, model).first(rng)
@@ -93,12 +102,30 @@ def hold(job: Job, model: Model, rng: np.random.Generator) -> Held:
     return Held(first.dense, first.tables, PulledRows(widths, first.dense.flat.dtype, job.kernels))
 
 
+def _check_filters(job: Job, model: Model) -> None:
+    """Raise ConfigError where rows are to be kept back and there are none, or none that are pushed."""
+    options = job.config.server
+    if not (options.threshold or options.kkt):
+        return
+    key = "threshold" if options.threshold else "kkt"
+    if not model.tables:
+        raise ConfigError(f"server.{key} is for rows of tables, and this model has none; use compress.kind")
+    if not has_shards_of_tables(job):
+        raise ConfigError(
+            f"server.{key}: rows are all-gathered among fewer than {SHARDED_TABLES_WORKERS} workers, not pushed; "
+            "use train.strategy = 'server'"
+        )
+
+
 def share_with_shards(job: Job, held: Held) -> Held:
     """The same with dense parameters in memory that workers and shards have together, so that what a shard updates is
     fresh at every worker, and memory for gradients; where there can be. A collective of all ranks.
 
-    It takes one node, and steps of which each is added up: then parameters change only while all workers wait.
+    It takes one node, and steps of which each is added up: then parameters change only while all workers wait. And with
+    memory by which keys and rows go to shards of the same node, and from there.
     """
+    if held.elsewhere and job.transport.size > 1 and job.transport.memory.is_shared:
+        held = held._replace(letters=job.transport.memory)
     params, is_server = held.params, job.strategy == "server" and job.roles.servers > 0
     travels = job.config.train.reproducible or job.config.compress.kind != "none"
     if not is_server or job.slack != 0 or travels or not len(params.flat):
@@ -114,6 +141,17 @@ def share_with_shards(job: Job, held: Held) -> Held:
     return held._replace(params=params.on(common), shared=Shared(memory, gradient, params.flat))
 
 
+def go_on(held: Held, snapshot: Snapshot) -> Held:
+    """The parameters as they are in a snapshot, also of the tables that every worker holds. Raises CheckpointError."""
+    params = held.params
+    snapshot.fill(params.dense.flat, "parameters")
+    for name in params.tables:
+        table = params.table(name)
+        for block in snapshot.rows_of(name, table):
+            table[block.keys] = block.columns["rows"]
+    return held._replace(snapshot=snapshot)
+
+
 def has_shards_of_tables(job: Job) -> bool:
     """Whether tables, if there are any, are on shards: in a server run, or where that costs fewer bytes."""
     by_choice = job.config.train.strategy == "auto" and job.roles.workers >= SHARDED_TABLES_WORKERS
@@ -125,34 +163,61 @@ def decoder(job: Job) -> Decoder:
     return Decoder(job.config.train.reproducible, job.config.train.dtype, job.kernels)
 
 
-def make_server_exchange(job: Job, held: Held, gradients: Sum, keep: Keep) -> ServerExchange:
+def make_server_exchange(job: Job, held: Held, gradients: Sum, keep: Keep, keep_pieces: KeepPieces) -> ServerExchange:
     """Gradients to shards, parameters from them."""
     options = job.config.server
     shards = job.roles.servers or options.count
-    client = _make_client(job, job.roles, held, shard_slices(len(held.params.flat), shards), keep)
+    client = _make_client(job, job.roles, held, shard_slices(len(held.params.flat), shards), keep, keep_pieces)
     where = "of all ranks" if job.roles.are_colocated else "alone" if job.roles.servers else "of this process"
     staleness = f"staleness {options.staleness}" if isinstance(options.staleness, int) else "asynchronous"
     code = _make_code(job)
     coded = f" as {code.name}" if code is not None and job.roles.servers else ""
     through = ", in the node's memory" if held.shared is not None else ""
-    way = f"push{coded} to {shards} shard{'s' * (shards > 1)} {where}, pull from there{through}; {staleness}"
-    return ServerExchange(client, gradients, Merger(job.kernels), way, job.slack, options.warmup_steps)
+    filtered = _filtered(job)
+    way = f"push{coded}{filtered} to {shards} shard{'s' * (shards > 1)} {where}, pull from there{through}; {staleness}"
+    how = way, job.slack, options.warmup_steps, _make_row_filter(job, held), job.roles.workers
+    return ServerExchange(client, gradients, Merger(job.kernels), *how)
 
 
-def make_row_exchange(job: Job, held: Held, gradients: Sum) -> ServerExchange:
+def make_row_exchange(job: Job, held: Held, gradients: Sum, keep_pieces: KeepPieces) -> ServerExchange:
     """Rows of tables to shards of all ranks, and from them, beside dense parameters that are all-reduced."""
     ranks = job.roles.workers
     everywhere = roles(ranks, ranks, colocated=True)
-    client = _make_client(job, everywhere, held, [slice(0, 0)] * ranks, lambda name, content: None)
-    return ServerExchange(client, gradients, Merger(job.kernels), "push to shards of all ranks, pull from there")
+    client = _make_client(job, everywhere, held, [slice(0, 0)] * ranks, lambda name, content: None, keep_pieces)
+    way = f"push{_filtered(job)} to shards of all ranks, pull from there"
+    return ServerExchange(client, gradients, Merger(job.kernels), way, row_filter=_make_row_filter(job, held))
 
 
-def make_server(job: Job, held: Held, where: slice, number: int, keep: Keep) -> Server:
-    """Shard ``number``, which holds ``where`` of the dense parameters, those that are shared themselves, and what
-    serves it. ``keep`` takes its record, if there is to be one."""
+def _filtered(job: Job) -> str:
+    """In a few words which rows are kept back."""
+    options = job.config.server
+    said = [f"{name} {value:g}" for name, value in (("threshold", options.threshold), ("kkt", options.kkt)) if value]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _make_row_filter(job: Job, held: Held) -> RowFilter | None:
+    """What keeps rows back, if something does: both limits are of mean gradients, and the second is of all workers."""
+    options = job.config.server
+    if held.rows is None or not (options.threshold or options.kkt):
+        return None
+    zero_threshold = options.kkt * job.config.optimizer.l1 / job.roles.workers
+    limits = options.threshold / job.gradient_scale, zero_threshold / job.gradient_scale
+    return RowFilter(held.rows, *limits, job.kernels)
+
+
+def make_server(
+    job: Job, held: Held, where: slice, number: int, shards: int, keep: Keep, keep_pieces: KeepPieces
+) -> Server:
+    """Shard ``number`` of ``shards``, which holds ``where`` of the dense parameters, those that are shared themselves,
+    and what serves it. ``keep`` takes its record, if there is to be one, ``keep_pieces`` its state for a checkpoint."""
     dense = held.params.flat[where]
     shard = _make_shard(job, dense.copy() if held.shared is None else dense, held.elsewhere)
+    _go_on(shard, held, where, shards, number)
     workers, options = range(job.roles.workers), job.config.server
+
+    def keep_state() -> None:
+        keep_pieces(min(shard.clocks), shard.pieces(where.start, shards, number))
+
     turns: Turns = AsTheyCome()
     if options.record:
         turns = Recorded(lambda record: keep(file_name(number), record))
@@ -160,9 +225,13 @@ def make_server(job: Job, held: Held, where: slice, number: int, keep: Keep) -> 
         turns = load_turns(Path(options.replay), number, len(workers))
     memory = None if held.shared is None else held.shared.memory
     replication = _make_replication(job, held, shard, number) if options.replicas else None
-    rest = workers, decoder(job), job.order.counts, turns, memory
-    code = _make_code(job)
-    return Server(job.transport, shard, number, *rest, copies=job.slack != 0, replication=replication, code=code)
+    rest = workers, decoder(job), job.order.counts, turns, memory, job.slack != 0, replication, _make_code(job)
+    return Server(job.transport, shard, number, *rest, held.letters, keep_state)
+
+
+def _go_on(shard: Shard, held: Held, where: slice, shards: int, number: int) -> None:
+    if held.snapshot is not None:
+        shard.restore(held.snapshot, where.start, shards, number)
 
 
 def _make_replication(job: Job, held: Held, shard: Shard, number: int) -> Replication:
@@ -172,11 +241,14 @@ def _make_replication(job: Job, held: Held, shard: Shard, number: int) -> Replic
     where = shard_slices(len(held.params.flat), shards)[before]
     begin = held.params.flat if held.shared is None else held.shared.begin  # its shard may be at work already
     copy = _make_shard(job, begin[where].copy(), held.elsewhere)
+    _go_on(copy, held, where, shards, before)
     ranks = job.roles.server_rank(before), job.roles.server_rank(behind)
     return Replication(job.transport, number, shard, copy, *ranks)
 
 
-def _make_client(job: Job, planned: Roles, held: Held, where: list[slice], keep: Keep) -> Client:
+def _make_client(
+    job: Job, planned: Roles, held: Held, where: list[slice], keep: Keep, keep_pieces: KeepPieces
+) -> Client:
     """The way to the shards, of which number s has ``where[s]`` of the dense parameters: on their ranks, or, for a rank
     alone, in its own process."""
     dense, rank = held.params.flat, job.transport.rank
@@ -188,9 +260,9 @@ def _make_client(job: Job, planned: Roles, held: Held, where: list[slice], keep:
     server = None
     if planned.are_colocated:
         number = ranks.index(rank)
-        server = make_server(job, held, where[number], number, keep)
+        server = make_server(job, held, where[number], number, len(ranks), keep, keep_pieces)
     memory = None if held.shared is None else held.shared.memory
-    rest = decoder(job), server, memory, _make_code(job)
+    rest = decoder(job), server, memory, _make_code(job), held.letters, job.roles.workers
     return RemoteClient(job.transport, dense, held.rows, where, ranks, rank, *rest)
 
 

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcps.comm.launcher import RANKS_VARIABLE, TERMINAL_VARIABLE, library_name
+from hpcps.comm.launcher import FORWARDED, RANKS_VARIABLE, TERMINAL_VARIABLE, library_name
 from hpcps.errors import ERROR, CommError, ConfigError
 
 PROBE_TIMEOUT_S = 60
 ENDING_S = 10
-KNOWN_STATUSES = (0, 1, 2, 3, 130)
+KNOWN_STATUSES = (0, 1, 2, 3, 75, 130)
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
@@ -64,14 +64,15 @@ def probe_library() -> str | None:
     return library_name(probe.stdout) if probe.returncode == 0 else None
 
 
-def start(found: Launcher, ranks: int, arguments: Sequence[str], mark: Path | None) -> int:
+def start(found: Launcher, ranks: int, arguments: Sequence[str], mark: Path | None, stops: Sequence[str] = ()) -> int:
     """Run ``python -m hpcps ARGUMENTS`` on ``ranks`` ranks and wait for its end. Returns its exit status.
 
-    The job ends with this process: it is told to when this one is interrupted, terminated or killed. Raises CommError
-    if ranks were lost, or if the launcher says that all is well but ``mark``, which the job leaves last, is not there.
+    The job ends with this process: it is told to when this one is interrupted, terminated or killed; the signals
+    ``stops`` (``TERM``) are handed on instead, so that it may come to its own end. Raises CommError if ranks were lost,
+    or if the launcher says that all is well but ``mark``, which the job leaves last, is not there.
     """
     command = [*command_line(found, ranks), sys.executable, "-m", "hpcps", *arguments]
-    outer = signal.signal(signal.SIGTERM, _raise_terminated)
+    outer = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise_terminated)}
     try:
         with subprocess.Popen(
             command,
@@ -82,9 +83,13 @@ def start(found: Launcher, ranks: int, arguments: Sequence[str], mark: Path | No
             start_new_session=True,  # so that a terminal's Ctrl-C comes here alone, and once
             preexec_fn=_end_with_parent,
         ) as job:
+            for number in (signal.Signals[f"SIG{name}"] for name in stops):
+                before = signal.signal(number, lambda _, frame: job.send_signal(signal.Signals[f"SIG{FORWARDED}"]))
+                outer.setdefault(number, before)
             told = _pass_on(job)
     finally:
-        signal.signal(signal.SIGTERM, outer)
+        for number, handler in outer.items():
+            signal.signal(number, handler)
     if job.returncode not in KNOWN_STATUSES and not told.explained:
         raise CommError(told.lost(job.returncode))
     if job.returncode == 0 and mark is not None and not mark.exists():

@@ -10,7 +10,7 @@ to 2**-34 of the largest keep every bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +21,7 @@ from hpcps import aligned
 from hpcps.comm.order import adds_of, depth, pieces
 from hpcps.comm.topology import chunk_bounds
 from hpcps.errors import NotFiniteError
-from hpcps.rows import ByTable, Merger, Rows
+from hpcps.rows import ByTable, Merger, Picked, Rows
 
 Array = np.ndarray[Any, Any]
 Empty = Callable[[int, DTypeLike], Array]
@@ -30,6 +30,7 @@ FIXED_POINT_BITS = 62
 
 
 NO_ROWS: ByTable = {}
+ALL_ROWS: Mapping[str, Picked] = {}
 
 
 class Summed(NamedTuple):
@@ -41,6 +42,8 @@ class Summed(NamedTuple):
     """What the rows' values were multiplied by, the same on all ranks; 1 in floating point"""
     rows: ByTable = NO_ROWS
     """The tables' rows, in the dtype of the parameters, or as int64 fixed point"""
+    picked: Mapping[str, Picked] = ALL_ROWS
+    """Which rows of the batch these are, where they are not all"""
 
     @property
     def total(self) -> Array:

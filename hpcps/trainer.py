@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from hpcps.exchange import Exchange
 from hpcps.pace import Pace, Stragglers
 from hpcps.parts import Parts
 from hpcps.report import Measures, Reporter
+from hpcps.snapshot import Position
 from hpcps.sums import Sum
 from hpcps.worker import Score, Worker
 
@@ -33,11 +35,38 @@ class Plan:
     """Of the workers"""
 
 
+class Saver(Protocol):
+    """Keeps checkpoints. All workers call it after the same steps, and get the same answers."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is wanted after ``step``, or one of the steps before that had none."""
+
+    def look(self, step: int) -> None:
+        """Told after every step: find out whether one is wanted after the next. Now and then a collective."""
+
+    def save(self, position: Position) -> bool:
+        """Begin to keep the state of the run as it is after a step. Returns whether training is to stop then. A
+        collective."""
+
+
+class NeverSaves:
+    """No checkpoints."""
+
+    def is_due(self, step: int) -> bool:
+        return False
+
+    def look(self, step: int) -> None:
+        """Nothing is wanted."""
+
+    def save(self, position: Position) -> bool:
+        return False
+
+
 class Trainer:
     """One worker's loop. ``evaluate`` gives the scores of this worker's held-out blocks.
 
     All workers run the same steps and meet in the exchange, at reports and at evaluations. ``pace`` knows the steps
-    taken and their speed.
+    taken and their speed. ``begin``: where another run of the same plan was left.
     """
 
     def __init__(
@@ -50,6 +79,8 @@ class Trainer:
         plan: Plan,
         reporter: Reporter,
         evaluate: Callable[[], Measures],
+        saver: Saver | None = None,
+        begin: Position | None = None,
     ) -> None:
         self._workers = workers
         self._worker = worker
@@ -63,32 +94,50 @@ class Trainer:
         self._reported_steps = 0
         self._told: Array = np.empty(0)
         self.stragglers = Stragglers(plan.straggler_factor, plan.nodes)
+        self._saver = saver or NeverSaves()
+        self._is_due = False
+        self._begin = begin
+        self._last = Measures()
+        self.is_stopped = False
+        """Whether training was to stop before its end"""
+        if begin is not None:
+            self._go_on(begin)
 
     def run(self) -> Measures:
-        """Train to the end; returns what the last epoch measured. Errors name the worker and the step."""
-        measures = Measures()
+        """Train to the end; returns what was measured last. Errors name the worker and the step."""
+        first, done = divmod(self.pace.steps, self._plan.steps_an_epoch)
         try:
-            for epoch in range(self._plan.epochs):
-                measures = self._epoch(epoch)
+            for epoch in range(first, self._plan.epochs):
+                self._epoch(epoch, done if epoch == first else 0)
+                if self.is_stopped:
+                    break
         except HpcpsError as error:
             rank = f"rank {self._workers.rank}, " if self._workers.size > 1 else ""
             raise type(error)(f"{rank}step {self.pace.steps + 1}: {error}") from error
-        return measures
+        return self._last
 
-    def _epoch(self, epoch: int) -> Measures:
+    def _epoch(self, epoch: int, done: int) -> None:
+        """Train what is left of an epoch of which so many batches are done."""
         self.pace.start()
         self._worker.shuffle(epoch)
-        self._worker.load(0)
+        self._worker.load(done)
         self._exchange.fetch(self._worker.keys())
         last = self._plan.steps_an_epoch - 1
-        for batch in range(last + 1):
-            self._take_step(batch + 1 if batch < last else None)
-            if self._plan.report_every and self.pace.steps % self._plan.report_every == 0 and batch < last:
+        for batch in range(done, last):
+            self._take_step(batch + 1)
+            is_reported = self._plan.report_every and self.pace.steps % self._plan.report_every == 0
+            if is_reported or self._is_due:
                 self.pace.stop()
-                self._report(epoch, Measures())
+                if is_reported:
+                    self._report(epoch, Measures())
+                self._save()
+                if self.is_stopped:
+                    return
                 self.pace.start()
+        self._take_step(None)
         self.pace.stop()
-        return self._report(epoch, self._evaluate())
+        self._report(epoch, self._evaluate())
+        self._save()
 
     def _take_step(self, next_batch: int | None) -> None:
         # Compute: each share is taken up as it is finished.
@@ -98,30 +147,71 @@ class Trainer:
         self.stragglers.computed_s += time.perf_counter() - began
 
         # Launch the exchange, and load the next samples while it is under way.
-        self._exchange.start(self.pace.steps + 1)
+        step, is_last = self.pace.steps + 1, next_batch is None
+        self._is_due = self._saver.is_due(step) and (is_last or self._exchange.is_common(step))
+        self._exchange.start(step, flush=is_last or self._is_due)
         if next_batch is not None:
             self._worker.load(next_batch)
 
         # Gather: from here on the parameters are fresh, tables at least where the next batch reads them.
-        self._exchange.wait(self._worker.keys if next_batch is not None else None)
-        self.pace.step()
-        if self.pace.steps == 1:  # its time is kept apart
+        self._exchange.wait(None if self._is_due or next_batch is None else self._worker.keys)
+        if self.pace.step():  # its time is kept apart
             self._told = self._with_shards()
             self.stragglers.computed_s = 0.0
-        self._reporter.tick(self.pace.steps)
+        self._reporter.tick(step)
+        self._saver.look(step)
 
-    def _report(self, epoch: int, measures: Measures) -> Measures:
+    def _save(self) -> None:
+        """Keep a checkpoint if it is due; and make ready what the next batch reads, which the last step did not."""
+        if not self._is_due:
+            return
+        self._exchange.meet()
+        self.is_stopped = self._saver.save(self._position())
+        if not self.is_stopped and self.pace.steps % self._plan.steps_an_epoch:
+            self._exchange.fetch(self._worker.keys())
+
+    def _position(self) -> Position:
+        """How far the run has come. A collective."""
+        steps = self.pace.steps
+        return Position(
+            steps=steps,
+            updates=self._exchange.updates(steps),
+            workers=self._workers.size,
+            losses=tuple(self._join(self._worker.losses).tolist()),
+            reported_steps=self._reported_steps,
+            clock=self.pace.shown(),
+            measures=self._last.said(),
+            resumed=() if self._begin is None else (*self._begin.resumed, self._begin.steps),
+        )
+
+    def _go_on(self, begin: Position) -> None:
+        """Go on where another run was left; its losses are those of the same parts, or else of the first one."""
+        self.pace.go_on(begin.steps, begin.clock)
+        self._reported_steps = begin.reported_steps
+        self._last = Measures.as_said(begin.measures)
+        losses = np.array(begin.losses)
+        if len(losses) != self._parts.total:
+            losses = np.zeros(self._parts.total)
+            losses[0] = math.fsum(begin.losses)
+        self._worker.go_on(losses[self._parts.owned.start : self._parts.owned.stop])
+
+    def _join(self, own: Array) -> Array:
+        """One number a part, from all workers. A collective."""
+        joined = np.zeros(self._parts.total)
+        joined[self._parts.owned.start : self._parts.owned.stop] = own
+        ring.all_gather(self._workers, joined, self._parts.ranges)
+        return joined
+
+    def _report(self, epoch: int, measures: Measures) -> None:
         """Join the losses of all workers, in part order, and hand the report out on rank 0."""
         self._exchange.meet()
-        losses = np.zeros(self._parts.total)
-        losses[self._parts.owned.start : self._parts.owned.stop] = self._worker.take_losses()
-        ring.all_gather(self._workers, losses, self._parts.ranges)
+        losses = self._join(self._worker.take_losses())
         samples = (self.pace.steps - self._reported_steps) * self._plan.batch
         self._reported_steps = self.pace.steps
         measures = measures.with_training(math.fsum(losses) / samples, self.pace.lap())
         measures = self._with_stragglers(self._with_traffic(measures))
+        self._last = measures
         self._reporter.report(self.pace.steps, epoch + 1, self.pace.train_s, measures)
-        return measures
 
     def _with_stragglers(self, measures: Measures) -> Measures:
         """The same, with the workers that have been slow since the last report. A collective."""

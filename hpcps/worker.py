@@ -11,7 +11,7 @@ import numpy as np
 from hpcps import models, parts
 from hpcps.data import Block
 from hpcps.errors import ModelError, NotFiniteError
-from hpcps.lane import Lane, Ready, cause, check_finite
+from hpcps.lane import AnyLane, Lane, Ready, cause, check_finite
 from hpcps.loader import Loader, Loaders
 from hpcps.models import Array, Arrays, Batch, Model
 from hpcps.params import Params
@@ -25,34 +25,16 @@ EVALUATION_SAMPLES = 1024
 
 
 class Worker:
-    """The parts of this worker, shared out over its threads as ``shares`` says.
+    """The parts of this worker, shared out over its threads, each with a lane of its own."""
 
-    ``ready`` is for a model with ``stages`` whose one part is all that the worker computes.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        params: Params,
-        how: Loaders,
-        plan: parts.Parts,
-        blocks: Mapping[int, Block],
-        shares: Sequence[Share],
-        seed: int,
-        threads: Threads,
-        ready: Ready | None = None,
-    ) -> None:
+    def __init__(self, lanes: Sequence[AnyLane], threads: Threads) -> None:
+        self._lanes = lanes
         self._threads = threads
-        numbers = [[plan.owned[position] for position in share.parts] for share in shares]
-        self._lanes = [
-            Lane(model, params, how, [blocks[n] for n in own], [plan.size(n) for n in own], own, share, seed, ready)
-            for own, share in zip(numbers, shares, strict=True)
-        ]
 
     def shuffle(self, epoch: int) -> None:
         """Draw the order in which this epoch visits each block."""
-        for lane in self._lanes:
-            lane.shuffle(epoch)
+        for _ in self._threads.each(methodcaller("shuffle", epoch), self._lanes):
+            pass
 
     def load(self, batch: int) -> None:
         """Bring the samples of batch number ``batch`` of this epoch into memory."""
@@ -66,11 +48,45 @@ class Worker:
     def gradients(self) -> Iterator[list[ByTable]]:
         """Compute the loaded parts' gradients, the shares side by side; give out, share after share as they are
         finished, the rows of its parts' gradients, where there are tables."""
-        return self._threads.each(Lane.compute, self._lanes)
+        return self._threads.each(methodcaller("compute"), self._lanes)
+
+    @property
+    def losses(self) -> Array:
+        """The losses of the owned parts, summed since they were last taken, (parts,) float64."""
+        return np.concatenate([lane.losses for lane in self._lanes])
+
+    def go_on(self, losses: Array) -> None:
+        """Go on with the losses of the owned parts, (parts,), summed so far."""
+        start = 0
+        for lane in self._lanes:
+            count = len(lane.losses)
+            lane.losses = losses[start : start + count].copy()
+            start += count
 
     def take_losses(self) -> Array:
         """The losses of the owned parts, summed since the last call, (parts,) float64."""
         return np.concatenate([lane.take_losses() for lane in self._lanes])
+
+
+def lanes(
+    model: Model,
+    params: Params,
+    how: Loaders,
+    plan: parts.Parts,
+    blocks: Mapping[int, Block],
+    shares: Sequence[Share],
+    seed: int,
+    ready: Ready | None = None,
+) -> list[Lane]:
+    """The lanes of a worker that computes gradients, one for each of ``shares``.
+
+    ``ready`` is for a model with ``stages`` whose one part is all that the worker computes.
+    """
+    numbers = [[plan.owned[position] for position in share.parts] for share in shares]
+    return [
+        Lane(model, params, how, [blocks[n] for n in own], [plan.size(n) for n in own], own, share, seed, ready)
+        for own, share in zip(numbers, shares, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

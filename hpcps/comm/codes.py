@@ -8,6 +8,7 @@ Stich and Jaggi 2019). The kernels are those of ``hpcps_kernels``, handed in as 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import DTypeLike
 from hpcps.comm.transport import Array
 from hpcps.errors import CommError, NotFiniteError
 
+Residuals = Mapping[str, tuple[int, Array]]
+"""What is kept to be sent later: by name, the first element that it belongs to, and the numbers themselves."""
 POSITIONS_MAX = 2**31
 """Positions are sent as int32."""
 

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 
 from hpcps.aligned import LINE_BYTES
 from hpcps.comm import codes
-from hpcps.comm.codes import Code
+from hpcps.comm.codes import Code, Residuals
 from hpcps.comm.largest import LargestAllreduce
 from hpcps.comm.pending import Pending, Steps
 from hpcps.comm.topology import block_bounds
@@ -56,6 +56,10 @@ class CompressedAllreduce:
             _Slot(transport.size, code.message_bytes(self._segment)) for _ in range(min(self._turns, GATHER_LAG + 1))
         ]
         self._tags = (0, 0)
+
+    def residuals(self) -> Residuals:
+        """What this rank has left out of its own numbers, and of the sums of its chunk."""
+        return {"": (0, self._residual), "sum": (self._bounds[self._transport.rank], self._sum_residual)}
 
     def start(self, x: Array) -> Pending:
         """Begin the sum of ``x``, (count,) float32, which may not be touched before the wait and then holds the sum.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hpcps.comm import ring
-from hpcps.comm.codes import Largest, not_finite
+from hpcps.comm.codes import Largest, Residuals, not_finite
 from hpcps.comm.pending import Pending, Steps
 from hpcps.comm.transport import Array, Transport
 
@@ -34,6 +34,10 @@ class LargestAllreduce:
         self._message_bytes = self._code.message_bytes(count)
         row_bytes = -(-self._message_bytes // 8) * 8  # the next rank's values are aligned, too
         self._messages = np.zeros((transport.size, row_bytes), np.uint8)
+
+    def residuals(self) -> Residuals:
+        """What this rank has left out."""
+        return {"": (0, self._residual)}
 
     def start(self, x: Array) -> Pending:
         """Begin the sum of ``x``, (count,), which may not be touched before the wait and then holds the sum.

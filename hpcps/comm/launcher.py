@@ -11,6 +11,9 @@ RANKS_VARIABLE = "HPCPS_LAUNCHED_RANKS"
 TERMINAL_VARIABLE = "HPCPS_TERMINAL"
 """Set by hpcps for the ranks that it starts itself: 1 if their output goes to a terminal, else 0."""
 
+FORWARDED = "USR1"
+"""The signal that hpcps hands on to the ranks that it starts itself, whichever has come: launchers forward this one."""
+
 _PMI = ("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE")  # MPICH's mpiexec, and srun --mpi=pmi2
 _SRUN = ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 _VARIABLES = (  # name for people, rank, size

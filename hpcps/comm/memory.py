@@ -10,8 +10,10 @@ import ctypes
 import mmap
 import os
 import secrets
+import weakref
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -30,10 +32,21 @@ Region = tuple[int, list[int]]
 
 PAGE_BYTES = mmap.PAGESIZE
 ALL_MEMORY_BYTES = 2**62
+TICKET_BYTES = 96
+
+
+class Lent(NamedTuple):
+    """Memory of a rank that others of its node may borrow, as long as the rank keeps it."""
+
+    array: Array
+    """(size_bytes,) uint8"""
+    ticket: Array
+    """(TICKET_BYTES,) uint8: what they borrow it by"""
 
 
 class Memory(ABC):
-    """What the ranks of ``transport`` share on their nodes. Making one is a collective, and so are its methods.
+    """What the ranks of ``transport`` share on their nodes. Making one is a collective, and so are its methods but
+    :meth:`lend` and :meth:`borrow`.
 
     ``nodes``: the ranks of each node, nodes in the order of their first ranks; ``node``: this rank's among them;
     ``near``: a transport over the ranks of this node; ``regions``: where all that was allocated lies.
@@ -59,6 +72,19 @@ class Memory(ABC):
     def common(self, count: int, dtype: DTypeLike) -> Array | None:
         """One array of ``count`` elements, zero at first, for all ranks of the node together: what one writes the
         others read. None, on all of them, where there is too little memory. It stays for as long as this object."""
+
+    @property
+    @abstractmethod
+    def is_shared(self) -> bool:
+        """Whether the ranks of this node see each other's memory, and there is some: the first call tries it out."""
+
+    @abstractmethod
+    def lend(self, size_bytes: int) -> Lent:
+        """Memory of this rank for others to look at. Raises CommError where there is too little of that kind."""
+
+    @abstractmethod
+    def borrow(self, ticket: Array) -> Array:
+        """The memory of another rank of this node. Raises CommError."""
 
 
 class ProcessMemory(Memory):
@@ -98,6 +124,27 @@ class ProcessMemory(Memory):
         self.regions.append((size_bytes, [whole.ctypes.data] * self.near.size))
         return whole[:size_bytes].view(dtype)
 
+    @cached_property
+    def is_shared(self) -> bool:
+        try:
+            self.pieces(1)
+        except CommError as error:
+            if not error.known_to_all:
+                raise
+            return False
+        return True
+
+    def lend(self, size_bytes: int) -> Lent:
+        name = f"hpcps-{secrets.token_hex(8)}"
+        file = _create(name, size_bytes)
+        array = _open(f"/proc/self/fd/{file}", name, size_bytes)
+        weakref.finalize(array, os.close, file)
+        return Lent(array, _ticket(os.getpid(), file, size_bytes, name))
+
+    def borrow(self, ticket: Array) -> Array:
+        process, file, size_bytes, name = ticket.tobytes().decode().split()
+        return _open(f"/proc/{int(process)}/fd/{int(file)}", name, int(size_bytes))
+
 
 class ThreadMemory(Memory):
     """Memory of threads of one process, which see all of it.
@@ -122,6 +169,22 @@ class ThreadMemory(Memory):
 
     def common(self, count: int, dtype: DTypeLike) -> Array | None:
         return self.pieces(count * np.dtype(dtype).itemsize)[0].view(dtype)
+
+    is_shared = True
+
+    def lend(self, size_bytes: int) -> Lent:
+        array = aligned.empty(size_bytes, np.uint8)
+        self._kept.append(array)
+        return Lent(array, _ticket(array.ctypes.data, size_bytes))
+
+    def borrow(self, ticket: Array) -> Array:
+        address, size_bytes = ticket.tobytes().decode().split()
+        return array_at(int(address), int(size_bytes))
+
+
+def _ticket(*words: object) -> Array:
+    text = " ".join(map(str, words)).encode()
+    return np.frombuffer(text.ljust(TICKET_BYTES), np.uint8)
 
 
 def nodes_of(transport: Transport) -> list[list[int]]:

@@ -16,15 +16,24 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from hpcps.config.options import HELP, Compress, Config, Data, Model, Optimizer, Run, Server, Train, help_of
-from hpcps.config.refusals import check
+from hpcps.config.options import HELP, Checkpoint, Compress, Config, Data, Model, Optimizer, Run, Server, Train, help_of
+from hpcps.config.refusals import check, signal_names
 from hpcps.errors import ConfigError
 
-__all__ = ["HELP", "Compress", "Config", "Data", "Model", "Optimizer", "Run", "Server", "Train"]
-__all__ += ["from_tree", "read", "to_toml"]
+__all__ = ["HELP", "Checkpoint", "Compress", "Config", "Data", "Model", "Optimizer", "Run", "Server", "Train"]
+__all__ += ["as_tree", "from_tree", "read", "signal_names", "to_toml"]
 
 _SECTIONS = get_type_hints(Config)
-_PATHS = ("data.path", "data.labels", "data.test", "model.kind", "model.scores", "optimizer.kind", "server.replay")
+_PATHS: tuple[str, ...] = (
+    "data.path",
+    "data.labels",
+    "data.test",
+    "model.kind",
+    "model.scores",
+    "optimizer.kind",
+    "server.replay",
+)
+_PATHS += ("checkpoint.path",)
 
 
 def read(path: Path | None, environment: Mapping[str, str] | None = None, settings: Iterable[str] = ()) -> Config:
@@ -62,6 +71,12 @@ def to_toml(config: Config) -> str:
     return "\n".join(lines)
 
 
+def as_tree(config: Config) -> dict[str, Any]:
+    """The whole configuration as nested dictionaries of what JSON knows."""
+    tree: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))
+    return tree
+
+
 def _literal(value: Any) -> str:
     """A TOML value; JSON's strings, numbers, booleans and arrays are TOML's."""
     if isinstance(value, dict):
@@ -96,7 +111,7 @@ def _make_absolute(tree: Mapping[str, Any], folder: Path) -> None:
         if section in ("model", "optimizer"):
             is_path = ":" in value
         else:
-            is_path = section == "server" or any(mark in value for mark in "/.*?[")
+            is_path = section in ("server", "checkpoint") or any(mark in value for mark in "/.*?[")
         if value and (is_path or (section == "data" and os.path.exists(folder / value))):
             values[name] = os.path.normpath(folder / value)
 

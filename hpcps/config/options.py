@@ -76,7 +76,7 @@ class Train(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     batch: Positive = 256
     seed: Count = 0
     dtype: Literal["float32", "float64"] = "float32"
-    strategy: Literal["auto", "ring", "server", "averaging"] = "auto"
+    strategy: Literal["auto", "ring", "server", "averaging", "online"] = "auto"
     average_every: Positive = 10
     average_warmup: Count = 0
     algorithm: Literal["auto", "memory", "ring", "doubling", "hierarchical", "mpi"] = "auto"
@@ -96,6 +96,8 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     warmup_steps: Count = 0
     admit_after: Annotated[int, Meta(ge=0, lt=65535)] = 0
     evict_after: Count = 0
+    threshold: NotNegative = 0.0
+    kkt: Annotated[float, Meta(ge=0, le=1)] = 0.0
     delay: Literal["none", "scale", "compensate"] = "none"
     compensation: Rate = 0.04
     record: bool = False
@@ -108,6 +110,16 @@ class Compress(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kind: Literal["none", "bf16", "int8", "topk"] = "none"
     block: Block = 256
     fraction: Share = 0.01
+
+
+class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is kept so that a run can go on later."""
+
+    every_steps: Count = 0
+    every_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    keep: Positive = 2
+    path: str = ""
+    signals: str = "USR1,TERM"
 
 
 class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -128,6 +140,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     train: Train = Train()
     server: Server = Server()
     compress: Compress = Compress()
+    checkpoint: Checkpoint = Checkpoint()
     run: Run = Run()
 
 
@@ -171,7 +184,7 @@ HELP = {
     "train.batch": "the global batch in samples, whatever the rank count",
     "train.seed": "what all random draws are keyed by, >= 0",
     "train.dtype": "float32 | float64",
-    "train.strategy": "auto | ring | server | averaging",
+    "train.strategy": "auto | ring | server | averaging | online (each sample is a step)",
     "train.average_every": "averaging: steps that workers train alone before their parameters are averaged, >= 1",
     "train.average_warmup": "averaging: steps at the start with an averaging after each (post-local SGD)",
     "train.algorithm": "auto | memory | ring | doubling | hierarchical | mpi: how arrays are all-reduced",
@@ -186,6 +199,8 @@ HELP = {
     "server.warmup_steps": "the first steps are synchronous, whatever the staleness",
     "server.admit_after": "pushes of a key that are dropped, and counted, before it gets a row of its own, < 65535",
     "server.evict_after": "rows that were not pushed in so many updates of their shard are taken away (0: never)",
+    "server.threshold": "a row is pushed when its mean gradients have added up to an element beyond it (0: at once)",
+    "server.kkt": "ftrl: a row of zeros is pushed when its gradients are beyond this part of l1, 0 <= k <= 1 (0: off)",
     "server.delay": "none | scale (by 1 / (1 + age)) | compensate: what is done about gradients of old parameters",
     "server.compensation": "compensate: its strength, > 0",
     "server.record": "keep the order in which shards took what workers sent, in the run's folder",
@@ -193,6 +208,11 @@ HELP = {
     "compress.kind": "none | bf16 | int8 | topk: gradients in fewer bytes; what is left out is sent later",
     "compress.block": "int8: numbers that share a scale, 16 <= b <= 65536",
     "compress.fraction": "topk: the part of the numbers that is sent, the largest, 0 < f <= 1",
+    "checkpoint.every_steps": "steps between checkpoints (0: none)",
+    "checkpoint.every_s": "seconds between checkpoints (0: none)",
+    "checkpoint.keep": "how many checkpoints are kept, the newest, >= 1",
+    "checkpoint.path": "the folder of the checkpoints, seen by all ranks (default: checkpoint, in the run's folder)",
+    "checkpoint.signals": "signals that mean: one more checkpoint, then stop; of USR1, USR2, TERM, HUP, INT",
     "run.device": "cpu",
     "run.threads": "threads of a rank (0: the cores that it may use)",
     "run.transport": "auto | mpi | threads",

@@ -8,8 +8,11 @@ from hpcps.config.options import Config, Server, Train, help_of
 from hpcps.errors import ConfigError
 
 OPTIMIZERS = ("sgd", "adagrad", "rmsprop", "adam", "adamw", "ftrl")
+SIGNALS = ("USR1", "USR2", "TERM", "HUP", "INT")
 _POINT = ("linear", "logistic", "fm", "matrix-factorization")
 _FACTORS = ("fm", "matrix-factorization")
+ONLINE_MODELS = ("linear", "logistic")
+ONLINE_OPTIMIZERS = ("sgd", "adagrad", "ftrl")
 USERS = {
     "model.loss": _POINT,
     "model.delta": _POINT,
@@ -32,6 +35,8 @@ USERS = {
     "compress.fraction": ("topk",),
 }
 """The kinds of model, optimiser or compression that use a key, where not all do."""
+FILTERS = ("threshold", "kkt")
+"""The keys of the server that all shards of tables have, those beside all-reduced parameters too."""
 
 
 def check(config: Config, source: str) -> None:
@@ -45,14 +50,17 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: train.straggler_factor = {train.straggler_factor:g}: must be 0 or more than 1")
     if config.run.device == "cuda":
         raise ConfigError(f"{source}: run.device = 'cuda': this version has no GPU kernels; use 'cpu'")
-    if train.strategy == "server" and train.algorithm != "auto":
-        raise ConfigError(f"{source}: train.algorithm is the all-reduce's; train.strategy = 'server' does not use it")
+    if train.strategy in ("server", "online") and train.algorithm != "auto":
+        strategy = f"train.strategy = {train.strategy!r}"
+        raise ConfigError(f"{source}: train.algorithm is the all-reduce's; {strategy} does not use it")
     kind = config.optimizer.kind
     if kind not in OPTIMIZERS and ":" not in kind:
         raise ConfigError(f"{source}: optimizer.kind: no optimizer {kind!r}{help_of('optimizer.kind')}")
     _check_averaging(config, source)
+    _check_online(config, source)
     _check_compress(config, source)
     _check_server(config, source)
+    _check_checkpoint(config, source)
     _check_users(config, source)
     if config.model.kind == "matrix-factorization" and config.data.scale != "none":
         raise ConfigError(f"{source}: data.scale = {config.data.scale!r}: matrix-factorization has ids, not numbers")
@@ -64,12 +72,13 @@ def check(config: Config, source: str) -> None:
 def _check_server(config: Config, source: str) -> None:
     """Refuse what the parameter server cannot do, or would ignore."""
     train, server = config.train, config.server
-    default, why = Server(), ""
+    default, why = Server(), _why_no_filter(config)
+    used = [name for name in Server.__struct_fields__ if getattr(server, name) != getattr(default, name)]
+    of_server = [name for name in used if train.strategy != "auto" or name not in FILTERS]
     if config.optimizer.clip_norm and (server.count != 1 or server.colocated):
         why = "count or colocated with optimizer.clip_norm: a shard sees a part of the gradient, not its norm; use 1"
-    elif train.strategy != "server" and server != default:
-        key = next(name for name in Server.__struct_fields__ if getattr(server, name) != getattr(default, name))
-        why = f"{key} is the server strategy's; train.strategy = {train.strategy!r} does not use it"
+    elif train.strategy != "server" and of_server:
+        why = f"{of_server[0]} is the server strategy's; train.strategy = {train.strategy!r} does not use it"
     elif server.colocated and server.count != 1:
         why = f"count = {server.count} with server.colocated: every rank holds a shard"
     elif train.reproducible and server.admit_after:
@@ -86,6 +95,21 @@ def _check_server(config: Config, source: str) -> None:
         why = "record with server.replay: the order is known already"
     if why:
         raise ConfigError(f"{source}: server.{why}")
+
+
+def _why_no_filter(config: Config) -> str:
+    """What rows that are kept back do not go with."""
+    train, server, optimizer = config.train, config.server, config.optimizer
+    used = [name for name in FILTERS if getattr(server, name)]
+    if not used or train.strategy not in ("auto", "server"):
+        return ""
+    if train.reproducible:
+        return f"{used[0]} with train.reproducible: which rows are kept back depends on who computes which samples"
+    if server.kkt and optimizer.kind != "ftrl":
+        return f"kkt is for optimizer.kind = 'ftrl', whose zeros last while gradients are small, not {optimizer.kind!r}"
+    if server.kkt and not optimizer.l1:
+        return "kkt is a part of optimizer.l1, which is 0: without it no weight stays zero"
+    return ""
 
 
 def _check_averaging(config: Config, source: str) -> None:
@@ -108,6 +132,29 @@ def _check_averaging(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: {strategy} with {why}")
 
 
+def _check_online(config: Config, source: str) -> None:
+    """Refuse what cannot be learned from one sample at a time."""
+    if config.train.strategy != "online":
+        return
+    optimizer, why = config.optimizer, ""
+    if config.model.kind not in ONLINE_MODELS:
+        why = f"model.kind = {config.model.kind!r}: it is for {' and '.join(ONLINE_MODELS)}"
+    elif optimizer.kind not in ONLINE_OPTIMIZERS:
+        why = f"optimizer.kind = {optimizer.kind!r}: it is for {', '.join(ONLINE_OPTIMIZERS)}"
+    elif optimizer.momentum:
+        why = "optimizer.momentum: the features that a sample has not would move, too"
+    elif optimizer.clip_norm:
+        why = "optimizer.clip_norm: there is no gradient of a batch"
+    elif optimizer.l1 and optimizer.kind != "ftrl":
+        why = "optimizer.l1: it needs optimizer.kind = 'ftrl'"
+    elif config.train.reproducible:
+        why = "train.reproducible: who is first depends on time"
+    elif config.compress.kind != "none":
+        why = f"compress.kind = {config.compress.kind!r}: nothing is sent"
+    if why:
+        raise ConfigError(f"{source}: train.strategy = 'online' with {why}")
+
+
 def _check_compress(config: Config, source: str) -> None:
     """Refuse what codes cannot do."""
     kind, train = config.compress.kind, config.train
@@ -120,6 +167,24 @@ def _check_compress(config: Config, source: str) -> None:
         why = "train.dtype = 'float64': its codes stand for float32; use 'float32', or compress.kind = 'topk'"
     if why:
         raise ConfigError(f"{source}: compress.kind = {kind!r} with {why}")
+
+
+def _check_checkpoint(config: Config, source: str) -> None:
+    """Refuse what checkpoints cannot do, and signals that there are not."""
+    options, server = config.checkpoint, config.server
+    for name in signal_names(config):
+        if name not in SIGNALS:
+            raise ConfigError(f"{source}: checkpoint.signals: no signal {name!r}{help_of('checkpoint.signals')}")
+    if (options.every_steps or options.every_s) and (server.record or server.replay):
+        key, name = "every_steps" if options.every_steps else "every_s", "record" if server.record else "replay"
+        why = "a record is of a whole run, from its first step"
+        raise ConfigError(f"{source}: checkpoint.{key} with server.{name}: {why}")
+
+
+def signal_names(config: Config) -> list[str]:
+    """Which signals are to stop the run after one more checkpoint: ``["USR1", "TERM"]``."""
+    names = config.checkpoint.signals.upper().split(",")
+    return [name.strip().removeprefix("SIG") for name in names if name.strip()]
 
 
 def _check_users(config: Config, source: str) -> None:

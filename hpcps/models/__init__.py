@@ -64,6 +64,8 @@ class Facts:
     """For each column of dense samples that hold ids: one more than the largest"""
     entries: int = 0
     """Entries of each sample of sparse data, where all have as many; else 0"""
+    by_rows: bool = False
+    """Whether the weights of a linear model are to be a table also where its features are few, or dense"""
 
 
 class Model(Protocol):

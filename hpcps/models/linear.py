@@ -24,7 +24,7 @@ DENSE_FEATURES = 256
 
 def make(options: Options, task: Task, facts: Facts, dtype: str, kernels: Any) -> Model:
     """The model for data of these facts."""
-    is_table = facts.sparse and facts.features > DENSE_FEATURES
+    is_table = facts.by_rows or (facts.sparse and facts.features > DENSE_FEATURES)
     if task == "multiclass":
         return (SparseSoftmax if is_table else Softmax)(facts.features, facts.classes, dtype, kernels)
     kind = SparseLinear if is_table else Linear

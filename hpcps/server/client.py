@@ -12,15 +12,16 @@ from hpcps.comm.codes import Code
 from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError
-from hpcps.rows import PulledRows, Rows
+from hpcps.rows import Picked, PulledRows, Rows
 from hpcps.server import messages
 from hpcps.server.filters import Encoder
-from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, Counts, Header, Kind
-from hpcps.server.nearby import nearby
+from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, SOME_KEYS, Counts, Header, Kind
+from hpcps.server.nearby import letter_memory, nearby
 from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.serve import Server
 from hpcps.server.sharding import keys_of_shard
 from hpcps.server.store import Shard
+from hpcps.snapshot import Flat, Pieces, Snapshot, in_memory
 from hpcps.sums import Decoder, Summed
 
 Take = Callable[[int, Letter], None]
@@ -35,6 +36,9 @@ class Traffic(NamedTuple):
     sent_bytes: int
     received_bytes: int
     requests: int
+    gradient_rows: int = 0
+    pushed_rows: int = 0
+    """Of gradients, and of pushes; where rows are kept back"""
 
 
 class Client(Protocol):
@@ -58,6 +62,16 @@ class Client(Protocol):
     def meet(self) -> None:
         """Block until all workers have come here, serving where this rank has a shard."""
 
+    def keep(self) -> None:
+        """The same, and shards on other ranks, and this rank's, keep their state for a checkpoint meanwhile. All
+        workers' steps up to their last must be in the parameters."""
+
+    def pieces(self) -> Pieces:
+        """What of a run's state this worker has, until the next push: with shards of its own process theirs, too."""
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot; shards do so themselves. Raises CheckpointError."""
+
     def finish(self) -> list[Counts]:
         """Tell all shards that this worker has no more to push; returns what each of them has done. Blocks until all
         workers have finished."""
@@ -72,7 +86,9 @@ class RemoteClient:
 
     ``dense``: the worker's copy of the dense parameters, (n,), of which shard s has ``shards[s]``; ``rows``: where
     rows go, if the model has tables. Both are written as answers arrive. ``memory``: what the ranks of the node share,
-    if arrays are to be named that lie there; ``code``: what gradients are pushed as. The shards have both, too.
+    if arrays are to be named that lie there; ``code``: what gradients are pushed as; ``letters``: memory for keys and
+    rows that need not travel in the node. The shards have all three, too. ``workers``: how many there are, of which
+    this is number ``worker``.
     """
 
     def __init__(
@@ -87,8 +103,11 @@ class RemoteClient:
         server: Server | None = None,
         memory: Memory | None = None,
         code: Code | None = None,
+        letters: Memory | None = None,
+        workers: int = 0,
     ) -> None:
         self._transport = transport
+        self._workers = workers
         self._dense = dense
         self._rows = rows
         self._shards = shards
@@ -99,11 +118,14 @@ class RemoteClient:
         self._nearby = [nearby(memory, rank) for rank in servers]
         wait = transport.wait if server is None else self._wait_serving
         self._outboxes = [
-            Outbox(transport, rank, REQUEST_TAG, near, wait) for rank, near in zip(servers, self._nearby, strict=True)
+            Outbox(transport, rank, REQUEST_TAG, near, wait, letter_memory(letters, rank))
+            for rank, near in zip(servers, self._nearby, strict=True)
         ]
         self._targets = [self._dense[shard] for shard in shards]
         self._inboxes = [
-            Inbox(transport, rank, ANSWER_TAG, self._dense.dtype, len(target), target, near)
+            Inbox(
+                transport, rank, ANSWER_TAG, self._dense.dtype, len(target), target, near, letter_memory(letters, rank)
+            )
             for rank, target, near in zip(servers, self._targets, self._nearby, strict=True)
         ]
         self._encoders = [Encoder(code, len(target), decoder.dtype) for target in self._targets] if code else []
@@ -112,6 +134,7 @@ class RemoteClient:
         self._slack = 0
         self._forms: list[Form] = []
         self._step = 0
+        self._is_settled = True
         self._asked = NO_KEYS
         self._is_listening = True
         self._waited_s = 0.0
@@ -120,12 +143,13 @@ class RemoteClient:
 
     def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
         if self._rows is not None:
-            are_known = self._are_asked(gradient.rows)
+            are_known = self._are_asked(gradient.picked or gradient.rows)
             for number, outbox in enumerate(self._outboxes):
                 header = self._push_header(Kind.PUSH, number, gradient, slack)
                 header.step = step
                 follow = self._follow(header, gradient, number, are_known)
-                outbox.send(header, self._dense_of(gradient, number), follow)
+                outbox.send(header, self._dense_of(gradient, number), follow, may_lend=self._is_settled)
+            self._is_settled = slack != 0  # such a push is applied as it comes
             return
         if not self._is_prepared(gradient, slack):
             self._prepare(gradient, slack)
@@ -152,12 +176,21 @@ class RemoteClient:
         self._take_up(self._step, keys)
 
     def meet(self) -> None:
-        if self._server is None:
-            return
-        for number, outbox in enumerate(self._outboxes):
-            outbox.send(Header(Kind.MEET, self._worker, number))
-        self._receive(lambda number, letter: self._expect(letter, Kind.MET, 0, number))
-        self._server.flush()
+        if self._server is not None:
+            self._meet(Kind.MEET)
+
+    def keep(self) -> None:
+        self._meet(Kind.KEEP)
+
+    def pieces(self) -> Pieces:
+        start = self._worker * len(self._dense)
+        encoders = zip(self._encoders, self._shards, strict=False)
+        return Pieces([Flat("residual", start + where.start, in_memory(one.residual)) for one, where in encoders])
+
+    def restore(self, snapshot: Snapshot) -> None:
+        count, workers = len(self._dense), self._workers
+        for one, where in zip(self._encoders, self._shards, strict=False):
+            snapshot.fill_residual(one.residual, where.start, count, self._worker, workers, has_sums=False)
 
     def finish(self) -> list[Counts]:
         for number, outbox in enumerate(self._outboxes):
@@ -181,6 +214,13 @@ class RemoteClient:
         received_bytes = sum(box.received_bytes for box in self._inboxes)
         sent_bytes, requests = sum(box.sent_bytes for box in self._outboxes), sum(box.letters for box in self._outboxes)
         return Traffic(self._waited_s, sent_bytes, received_bytes, requests)
+
+    def _meet(self, kind: Kind) -> None:
+        for number, outbox in enumerate(self._outboxes):
+            outbox.send(Header(kind, self._worker, number))
+        self._receive(lambda number, letter: self._expect(letter, Kind.MET, 0, number))
+        if self._server is not None:
+            self._server.flush()
 
     def _is_prepared(self, gradient: Summed, slack: int) -> bool:
         """Whether the last gradient lay in the same array, and was pushed in the same way."""
@@ -212,7 +252,7 @@ class RemoteClient:
         header.at_once = slack != 0
         return header
 
-    def _are_asked(self, rows: Mapping[str, Rows]) -> bool:
+    def _are_asked(self, rows: Mapping[str, Rows] | Mapping[str, Picked]) -> bool:
         """Whether these rows are those that were asked for last: then the shards know their keys."""
         asked = self._asked
         return (
@@ -226,6 +266,10 @@ class RemoteClient:
         rows = self._split(gradient.rows, number)
         if not rows:
             return []
+        if are_known and gradient.picked:
+            header.keys = SOME_KEYS
+            picked = [own.are_in[self._of_shard(own.keys, number)] for own in gradient.picked.values()]
+            return messages.sections(messages.pack_picked(picked), [own.values for own in rows])
         if are_known:
             header.keys = SAME_KEYS
             return messages.sections(None, [own.values for own in rows])
@@ -235,6 +279,7 @@ class RemoteClient:
 
     def _ask(self, step: int, keys: Mapping[str, Array], slack: int) -> None:
         self._asked = keys or self._asked
+        self._is_settled |= slack == 0
         for number, outbox in enumerate(self._outboxes):
             header = Header(Kind.PULL, self._worker, number, step, slack=slack)
             section: list[Array] = []
@@ -381,6 +426,19 @@ class DirectClient:
 
     def meet(self) -> None:
         """There is one worker."""
+
+    def keep(self) -> None:
+        """All shards are among the :meth:`pieces`."""
+
+    def pieces(self) -> Pieces:
+        found = Pieces()
+        for number, (shard, where) in enumerate(zip(self._shards, self._slices, strict=True)):
+            found += shard.pieces(where.start, 1 if shard.tables else len(self._shards), number)
+        return found
+
+    def restore(self, snapshot: Snapshot) -> None:
+        for number, (shard, where) in enumerate(zip(self._shards, self._slices, strict=True)):
+            shard.restore(snapshot, where.start, 1 if shard.tables else len(self._shards), number)
 
     def finish(self) -> list[Counts]:
         return [Counts(s.updates, s.duplicates, 0, 0, 0, dict(s.staleness)) for s in self._shards]

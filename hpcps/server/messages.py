@@ -1,4 +1,4 @@
-"""The messages between workers and shards, version 5.
+"""The messages between workers and shards, version 7.
 
 A *letter* is a header of 128 bytes and up to three sections: numbers of dense parameters, keys, and rows of tables. All
 numbers are little-endian. A letter of up to FRONT_BYTES is one message: the header, then the sections one after the
@@ -11,9 +11,9 @@ where it lies.
 offset type    name         meaning
 ====== ======= ============ =========================================================================
 0      4 bytes magic        ``HPPS``
-4      u16     version      5
-6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull, 5 meet;
-                            shard to worker: 16 parameters, 17 counts (answers finish), 18 met (answers meet);
+4      u16     version      7
+6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull, 5 meet, 6 keep;
+                            shard to worker: 16 parameters, 17 counts (answers finish), 18 met (answers meet, keep);
                             between shards: 32 update, 33 followed (answers update), 2 finish
 8      u32     worker       number of the worker among the workers
 12     u32     shard        number of the shard
@@ -22,19 +22,25 @@ offset type    name         meaning
 26     u16     rows         encoding of the rows: as of the dense section, or 2 int64 fixed point
 28     u32     pieces       push: into how many arrays of one length the dense section is cut; else 1
 32     f64     scale        fixed point: what the rows were multiplied by (a power of two); else 1
-40     i64     keys         elements of the section of keys; 0: there is none; -1: those of this worker's last pull
+40     i64     keys         elements of the section of keys; 0: there is none; -1: those of this worker's last pull;
+                            -2: some of them
 48     i64     slack        pull: how many steps of any other worker may be missing; -1: any number
 56     i64     more         bytes of the sections of keys and rows
 64     u32     at once      push: 0: to be added to the other workers' pushes of this step, 1: to be applied at once
 68     u32     region       0: the dense section travels; else it lies in region ``region`` - 1 of the node's memory
 72     i64     offset       where it begins in the sender's piece of that region, in bytes
-80             40 bytes     zero
+80     u32     lent         0: keys and rows travel; 1: they lie in memory that the sender lends
+84             36 bytes     zero
 120    i64     step         push: the step of the gradient, from 1; pull: the last step of this worker;
                             parameters: as in the pull
 ====== ======= ============ =========================================================================
 
 What changes from letter to letter of one kind is often the step alone, so it comes last: a letter whose first 120 bytes
 are those of the one before needs no other look.
+
+Of keys and rows that are *lent* a ticket of 96 bytes travels in their place: by it the receiver borrows memory of the
+sender, on the same node, at whose start they lie (``hpcps/comm/memory.py``). It may look at them until it answers; at
+those of a push until it has answered that its parameters contain the step.
 
 A *region* is what ``hpcps/comm/memory.py`` calls so: ranks of one node number theirs alike. A gradient that is named by
 its place may be read, and added to, by the shard until the worker has the answer that contains its step. Parameters
@@ -47,13 +53,14 @@ tree order. Or it is the gradient in codes, see ``hpcps/server/filters.py``. Tha
 parameters.
 
 Keys are i64 throughout: the number of keys of each table, in the order of the model's tables, then the keys, table
-after table. The row of key r is on shard r modulo S. The
-rows of a push are the gradients of its keys, table after table, k times W numbers in the header's encoding of rows. The
-rows of an answer are the parameters of the keys asked for.
+after table. The row of key r is on shard r modulo S. Where a push is of some keys of the worker's last pull, the
+section has a bit for each of these instead, table after table, 1 for those that are meant: the first in the lowest bit
+of a byte, and each table's in bytes of their own. The rows of a push are the gradients of its keys, table after table,
+k times W numbers in the header's encoding of rows. The rows of an answer are the parameters of the keys asked for.
 
 A shard drops a push of a step that it has had from this worker, so a push may be sent again. When all workers have
 finished it answers each with its counts, as the section of keys: see ``Counts``. When all workers have asked to meet it
-tells each.
+tells each; before that, where they have asked it to keep its state, it copies that for a checkpoint.
 
 With replicas a shard sends each update to its follower, on UPDATE_TAG, see ``hpcps/server/replica.py``: the sum of
 the gradients and rows of which it consists, ``step`` its number. The follower answers on FOLLOWED_TAG. A finish of a
@@ -70,11 +77,12 @@ from typing import Any
 
 import numpy as np
 
+from hpcps.comm.memory import TICKET_BYTES
 from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 
 MAGIC = b"HPPS"
-VERSION = 5
+VERSION = 7
 HEADER_BYTES = 128
 FRONT_BYTES = 8192
 ALIGNMENT_BYTES = 64
@@ -84,8 +92,9 @@ UPDATE_TAG = 18
 FOLLOWED_TAG = 19
 UNBOUNDED = -1
 SAME_KEYS = -1
+SOME_KEYS = -2
 
-_HEADER = struct.Struct("<4sHHIIqHHIdqqqIIq40xq")
+_HEADER = struct.Struct("<4sHHIIqHHIdqqqIIqI36xq")
 STEP_OFFSET = 120
 _FLOAT32: np.dtype[Any] = np.dtype("<f4")
 CODES = np.dtype(np.uint8)
@@ -101,6 +110,7 @@ class Kind(IntEnum):
     PUSH = 3
     PULL = 4
     MEET = 5
+    KEEP = 6
     PARAMETERS = 16
     COUNTS = 17
     MET = 18
@@ -130,6 +140,7 @@ class Header:
     at_once: bool = False
     region: int = 0
     offset: int = 0
+    is_lent: bool = False
 
     @property
     def dense_bytes(self) -> int:
@@ -137,16 +148,21 @@ class Header:
         return 0 if self.region else self.count * self.dtype.itemsize
 
     @property
+    def more_bytes(self) -> int:
+        """Bytes of the sections of keys and rows, or of a ticket for them, that travel."""
+        return TICKET_BYTES if self.is_lent else self.more
+
+    @property
     def is_one_message(self) -> bool:
         """Whether the sections travel in the header's message."""
-        return HEADER_BYTES + padded(self.dense_bytes) + self.more <= FRONT_BYTES
+        return HEADER_BYTES + padded(self.dense_bytes) + self.more_bytes <= FRONT_BYTES
 
 
 def write(buffer: Array, header: Header) -> None:
     """Put the header in front of ``buffer`` (uint8)."""
     h = header
     dense = h.worker, h.shard, h.count, _CODES[h.dtype], _CODES[h.rows_dtype], h.pieces
-    rest = h.scale, h.keys, h.slack, h.more, h.at_once, h.region, h.offset, h.step
+    rest = h.scale, h.keys, h.slack, h.more, h.at_once, h.region, h.offset, h.is_lent, h.step
     _HEADER.pack_into(buffer.data, 0, MAGIC, VERSION, h.kind, *dense, *rest)
 
 
@@ -154,16 +170,16 @@ def read(buffer: Array) -> Header:
     """The header in front of a message that has arrived. Raises CommError if it is not one of ours."""
     fields = _HEADER.unpack_from(buffer.data)
     magic, version, kind, worker, shard, count, encoding, rows, pieces, scale, keys, *rest = fields
-    slack, more, at_once, region, offset, step = rest
+    slack, more, at_once, region, offset, is_lent, step = rest
     if magic != MAGIC or version != VERSION:
         raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
-    if kind not in _KINDS or encoding >= len(_ENCODINGS) or rows >= _CODES[CODES] or keys < SAME_KEYS:
+    if kind not in _KINDS or encoding >= len(_ENCODINGS) or rows >= _CODES[CODES] or keys < SOME_KEYS:
         raise CommError(f"a message of unknown kind {kind} or encoding {encoding}, {rows}, or with {keys} keys, came")
     if count < 0 or more < 0 or keys * 8 > more or pieces < 1 or count % pieces:
         raise CommError(f"{count} numbers came in {pieces} pieces, with {keys} keys in {more} bytes")
     encodings = _ENCODINGS[encoding], _ENCODINGS[rows]
     sizes = step, count, *encodings, pieces, scale, keys, slack, more
-    return Header(_KINDS[kind], worker, shard, *sizes, at_once == 1, region, offset)
+    return Header(_KINDS[kind], worker, shard, *sizes, at_once == 1, region, offset, is_lent == 1)
 
 
 @dataclass
@@ -220,6 +236,24 @@ def unpack(buffer: Array, header: Header, tables: int) -> tuple[list[Array], Arr
     if end <= 0:
         return [np.empty(0, np.int64)] * tables, buffer
     return unpack_keys(buffer[:end].view(np.int64), tables), buffer[padded(end) :]
+
+
+def pack_picked(are_in: Sequence[Array]) -> Array:
+    """The section that says which keys of a pull are meant, of each table (k,) bool: uint8."""
+    return np.concatenate([np.packbits(own, bitorder="little") for own in are_in])
+
+
+def unpack_picked(buffer: Array, keys: Sequence[Array]) -> tuple[list[Array], Array]:
+    """Those that are meant of the keys of a pull, of each table, and the bytes behind the section that says it. Raises
+    CommError if it is too short."""
+    found, start = [], 0
+    for own in keys:
+        stop = start + -(-len(own) // 8)
+        if stop > len(buffer):
+            raise CommError(f"{len(buffer)} bytes came, too few to tell which keys of a pull are meant")
+        found.append(own[np.unpackbits(buffer[start:stop], count=len(own), bitorder="little").view(np.bool_)])
+        start = stop
+    return found, buffer[padded(start) :]
 
 
 def take_rows(buffer: Array, counts: Sequence[int], widths: Sequence[int], dtype: np.dtype[Any]) -> list[Array]:

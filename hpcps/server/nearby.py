@@ -1,4 +1,4 @@
-"""Dense sections that do not travel: arrays named by their place in memory that a rank and a peer on its node see."""
+"""Sections that do not travel: they lie in memory that a rank and a peer on its node see."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcps.comm.memory import Memory, array_at
+from hpcps.comm.memory import Lent, Memory, array_at
 from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 
@@ -40,6 +40,58 @@ class Nearby:
         if not 0 <= offset <= size_bytes - count * dtype.itemsize or offset % dtype.itemsize:
             raise CommError(f"{count} numbers cannot lie at {offset} in region {region} of {size_bytes} bytes")
         return array_at(starts[self._peers] + offset, count * dtype.itemsize).view(dtype)
+
+
+class Lending:
+    """Memory in which a rank writes keys and rows for a peer on its node, in two places by turns: what is in one may be
+    looked at while the other is written to."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._rooms: list[Lent | None] = [None, None]
+        self._is_out = False
+
+    def room(self, size_bytes: int) -> Lent | None:
+        """Memory of at least so many bytes, the one that was not given last; None, from then on, where there is too
+        little."""
+        if self._is_out:
+            return None
+        self._rooms.reverse()
+        room = self._rooms[0]
+        if room is None or len(room.array) < size_bytes:
+            try:
+                room = self._rooms[0] = self._memory.lend(size_bytes + size_bytes // 4)
+            except CommError:  # then they travel
+                self._is_out, room = True, None
+        return room
+
+
+class Borrowed:
+    """Memory of ``peer`` in which it writes what this rank is to look at."""
+
+    def __init__(self, memory: Memory | None, peer: int) -> None:
+        self._memory = memory
+        self._peer = peer
+        self._known: dict[bytes, Array] = {}
+
+    def section(self, ticket: Array, size_bytes: int) -> Array:
+        """The first bytes of what a ticket stands for. Raises CommError where there are fewer, or none are seen."""
+        text = ticket.tobytes()
+        if text not in self._known:
+            if self._memory is None:
+                raise CommError(f"rank {self._peer} lends memory of its own, which is not seen here")
+            while len(self._known) > 1:  # the peer has two
+                del self._known[next(iter(self._known))]
+            self._known[text] = self._memory.borrow(ticket)
+        found = self._known[text][:size_bytes]
+        if len(found) < size_bytes:
+            raise CommError(f"rank {self._peer} lends {len(found)} bytes for a section of {size_bytes}")
+        return found
+
+
+def letter_memory(memory: Memory | None, peer: int) -> Memory | None:
+    """The memory by which long letters to and from a peer need not travel; None where it is not on this node."""
+    return memory if memory is not None and peer in memory.nodes[memory.node] else None
 
 
 def nearby(memory: Memory | None, peer: int) -> Nearby | None:

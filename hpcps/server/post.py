@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hpcps import aligned
+from hpcps.comm.memory import Lent, Memory
 from hpcps.comm.transport import Array, StartAgain, Ticket, Transport
 from hpcps.errors import CommError
 from hpcps.server.messages import (
@@ -26,7 +27,7 @@ from hpcps.server.messages import (
     read,
     write,
 )
-from hpcps.server.nearby import TRAVELS, Nearby
+from hpcps.server.nearby import TRAVELS, Borrowed, Lending, Nearby
 
 _NOTHING = np.empty(0, np.uint8)
 
@@ -42,7 +43,7 @@ class Letter:
         self.dense = dense
         self.more = more
         self.room = room
-        self.size_bytes = HEADER_BYTES + header.dense_bytes + header.more
+        self.size_bytes = HEADER_BYTES + header.dense_bytes + header.more_bytes
 
 
 class _Room:
@@ -90,7 +91,8 @@ class Inbox:
     """Letters from ``peer``, one after the other. :attr:`ticket` is what is waited for next.
 
     Dense sections of ``dtype`` with up to ``most`` elements are accepted; they are written to ``target``, (most,),
-    where that is given and the letter is long. ``nearby``: where sections may lie that do not travel.
+    where that is given and the letter is long. ``nearby``: where dense sections may lie that do not travel; ``memory``:
+    where keys and rows may.
     """
 
     def __init__(
@@ -102,7 +104,9 @@ class Inbox:
         most: int,
         target: Array | None = None,
         nearby: Nearby | None = None,
+        memory: Memory | None = None,
     ) -> None:
+        self._borrowed = Borrowed(memory, peer)
         self._transport = transport
         self._peer = peer
         self._tag = tag
@@ -136,7 +140,8 @@ class Inbox:
             return None
         assert self._header is not None
         header, self._header = self._header, None
-        letter = Letter(header, self._long_dense(header), self._room.of_more(header.more), self._room)
+        more = self._more(header, self._room.of_more(header.more_bytes))
+        letter = Letter(header, self._long_dense(header), more, self._room)
         self.received_bytes += letter.size_bytes
         return letter
 
@@ -155,10 +160,16 @@ class Inbox:
             dense = room.front[HEADER_BYTES : HEADER_BYTES + header.dense_bytes].view(header.dtype)
             if header.region:
                 dense = self._near_dense(header)
-            return room.remember(Letter(header, dense, room.front[start : start + header.more], room))
+            letter = Letter(header, dense, self._more(header, room.front[start : start + header.more_bytes]), room)
+            return letter if header.is_lent else room.remember(letter)
         self._header = header
-        self._parts = [part for part in (self._long_dense(header), room.of_more(header.more)) if part.size]
+        dense = _NOTHING if header.region else self._long_dense(header)  # does not travel, whatever follows it
+        self._parts = [part for part in (dense, room.of_more(header.more_bytes)) if part.size]
         return None
+
+    def _more(self, header: Header, came: Array) -> Array:
+        """Keys and rows: what came, or what it is a ticket for."""
+        return self._borrowed.section(came, header.more) if header.is_lent else came
 
     def _long_dense(self, header: Header) -> Array:
         if header.region:
@@ -175,8 +186,8 @@ class Inbox:
 
 class Outbox:
     """Letters to ``peer``. Sections that travel may not be changed before :meth:`flush`, or the next letter, has been
-    called; dense ones that both see (``nearby``) do not travel. ``wait``: how to wait for messages, if not by the
-    transport."""
+    called; dense ones that both see (``nearby``) do not travel, nor do long ones of keys and rows where the peer can
+    borrow ``memory``. ``wait``: how to wait for messages, if not by the transport."""
 
     def __init__(
         self,
@@ -185,7 +196,9 @@ class Outbox:
         tag: int,
         nearby: Nearby | None = None,
         wait: Callable[..., None] | None = None,
+        memory: Memory | None = None,
     ) -> None:
+        self._lending = None if memory is None else Lending(memory)
         self._transport = transport
         self._peer = peer
         self._tag = tag
@@ -194,21 +207,31 @@ class Outbox:
         self._front = aligned.empty(FRONT_BYTES, np.uint8)
         self._more = _NOTHING
         self._lent: Sequence[Array] = ()
+        self._place: Lent | None = None
         self._tickets: list[Ticket] = []
         self._kept: list[Array] = []
         self.sent_bytes = 0
         self.letters = 0
 
-    def send(self, header: Header, dense: Array = _NOTHING, follow: Sequence[Array] = ()) -> None:
-        """Start to send a letter: the ``dense`` section and those that ``follow``; sets their sizes in the header."""
+    def send(
+        self, header: Header, dense: Array = _NOTHING, follow: Sequence[Array] = (), may_lend: bool = True
+    ) -> None:
+        """Start to send a letter: the ``dense`` section and those that ``follow``; sets their sizes in the header.
+        ``may_lend``: the peer will have answered this letter before the one after the next."""
         if self._tickets:
             self.flush()
         self._describe(header, dense, follow)
+        if follow is not self._lent or not follow:
+            self._place = self._room_for(header.more) if may_lend else None
+            if self._place is not None:
+                pack(self._place.array, follow)
+        if self._place is not None:
+            header.is_lent, follow = True, [self._place.ticket]
         front, size_bytes = self._front, header.dense_bytes
         write(front, header)
         isend, peer, tag = self._transport.isend, self._peer, self._tag
         self.letters += 1
-        self.sent_bytes += HEADER_BYTES + size_bytes + header.more
+        self.sent_bytes += HEADER_BYTES + size_bytes + header.more_bytes
         self._kept = [dense]
         if header.is_one_message:
             end = HEADER_BYTES + size_bytes
@@ -216,7 +239,7 @@ class Outbox:
                 front[HEADER_BYTES:end].view(dense.dtype)[:] = dense.reshape(-1)
             if header.more:
                 start = HEADER_BYTES + padded(size_bytes)
-                end = start + header.more
+                end = start + header.more_bytes
                 pack(front[start:end], follow)
             self._tickets = [isend(front[:end], peer, tag)]
             return
@@ -225,9 +248,10 @@ class Outbox:
             self._kept = [np.ascontiguousarray(dense)]
             self._tickets.append(isend(self._kept[0], peer, tag))
         if header.more:
+            more = self._more_of(header.more_bytes)
             if follow is not self._lent:
-                pack(self._more_of(header.more), follow)
-            self._tickets.append(isend(self._more[: header.more], peer, tag))
+                pack(more, follow)
+            self._tickets.append(isend(more, peer, tag))
 
     def form(self, header: Header, dense: Array) -> Form:
         """A letter to be sent again and again."""
@@ -238,7 +262,9 @@ class Outbox:
         """Memory for sections that are to ``follow`` in the next letter, where they need not be copied."""
         self.flush()
         sizes = [rows * width * dtype.itemsize for rows, width in shapes]
-        more, start = self._more_of(sum(map(padded, sizes))), 0
+        total, start = sum(map(padded, sizes)), 0
+        self._place = self._room_for(total)
+        more = self._more_of(total) if self._place is None else self._place.array
         lent = []
         for shape, size_bytes in zip(shapes, sizes, strict=True):
             lent.append(more[start : start + size_bytes].view(dtype).reshape(shape))
@@ -274,7 +300,13 @@ class Outbox:
     def _more_of(self, size_bytes: int) -> Array:
         if len(self._more) < size_bytes:
             self._more = aligned.empty(size_bytes + size_bytes // 4, np.uint8)
-        return self._more
+        return self._more[:size_bytes]
+
+    def _room_for(self, size_bytes: int) -> Lent | None:
+        """Memory that the peer can borrow; None where sections of this size travel."""
+        if self._lending is None or size_bytes <= FRONT_BYTES:
+            return None
+        return self._lending.room(size_bytes)
 
 
 class Form:

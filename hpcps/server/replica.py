@@ -28,7 +28,7 @@ class Replication:
     ``leader`` (a rank) with ``copy``, which begins as that shard does."""
 
     def __init__(self, transport: Transport, number: int, own: Shard, copy: Shard, leader: int, follower: int) -> None:
-        self.followed = 0
+        self.followed = own.updates
         """The last update of the own shard that the follower has"""
         self._number = number
         self._own = own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,8 +14,8 @@ from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError, CommTimeout
 from hpcps.rows import Rows
 from hpcps.server import messages
-from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, Counts, Header, Kind
-from hpcps.server.nearby import nearby
+from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, SOME_KEYS, Counts, Header, Kind
+from hpcps.server.nearby import letter_memory, nearby
 from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.replica import Replication
 from hpcps.server.store import Shard
@@ -59,7 +59,8 @@ class Server:
     push may ask to be applied at once, for workers may read the parameters while the shard does not know of it.
     ``copies``: some pushes will ask for that, so that parameters may change while an answer is under way: answers are
     copies, as they are after the first such push anyway. ``replication``: of this shard, and of another on this rank.
-    ``code``: what gradients are pushed as.
+    ``code``: what gradients are pushed as; ``letters``: memory for keys and rows that need not travel, as the workers'.
+    ``keep``: called when all workers have asked for a checkpoint.
     """
 
     def __init__(
@@ -75,8 +76,11 @@ class Server:
         copies: bool = False,
         replication: Replication | None = None,
         code: Code | None = None,
+        letters: Memory | None = None,
+        keep: Callable[[], None] | None = None,
     ) -> None:
         self._transport = transport
+        self._keep = keep
         self._shard = shard
         self._number = number
         self._rows_dtype = decoder.rows_dtype
@@ -88,10 +92,13 @@ class Server:
         self._decoded = [aligned.empty(count, decoder.dtype) for _ in workers] if code else []
         dtype, most = (decoder.dtype, count) if code is None else (CODES, code.message_bytes(count))
         self._inboxes = [
-            Inbox(transport, rank, REQUEST_TAG, dtype, own * most, None, one)
+            Inbox(transport, rank, REQUEST_TAG, dtype, own * most, None, one, letter_memory(letters, rank))
             for rank, own, one in zip(workers, pieces, near, strict=True)
         ]
-        self._outboxes = [Outbox(transport, rank, ANSWER_TAG, one) for rank, one in zip(workers, near, strict=True)]
+        self._outboxes = [
+            Outbox(transport, rank, ANSWER_TAG, one, memory=letter_memory(letters, rank))
+            for rank, one in zip(workers, near, strict=True)
+        ]
         self._answers: dict[int, Form] = {}
         self._repeated: list[Letter | None] = [None] * len(workers)
         self._gradients: dict[int, Summed] = {}
@@ -154,10 +161,11 @@ class Server:
         if letter.header.kind is Kind.FINISH:
             self._finish(worker)
             return
-        if letter.header.kind is Kind.MEET:
+        if letter.header.kind in (Kind.MEET, Kind.KEEP):
+            keeps = letter.header.kind is Kind.KEEP
             inbox.give_back(letter)
             inbox.listen()
-            self._meet(worker)
+            self._meet(worker, keeps)
             return
         is_kept = self._handle(worker, letter)
         self._answer_all()
@@ -216,10 +224,12 @@ class Server:
         for number, outbox in enumerate(self._outboxes):
             outbox.send(Header(Kind.COUNTS, number, self._number, keys=len(counts)), follow=[counts])
 
-    def _meet(self, worker: int) -> None:
+    def _meet(self, worker: int, keeps: bool) -> None:
         self._came.add(worker)
         if len(self._came) == len(self._inboxes):
             self._came.clear()
+            if keeps and self._keep is not None:
+                self._keep()
             for number, outbox in enumerate(self._outboxes):
                 outbox.send(Header(Kind.MET, number, self._number))
 
@@ -229,10 +239,12 @@ class Server:
         if header.worker != worker or header.shard != self._number:
             raise CommError(f"shard {self._number} got worker {header.worker}'s message for shard {header.shard}")
         keys, behind = messages.unpack(letter.more, header, len(self._widths))
-        if header.keys == SAME_KEYS:
+        if header.keys in (SAME_KEYS, SOME_KEYS):
             if worker not in self._asked:
                 raise CommError(f"worker {worker} names the keys of a pull that shard {self._number} has not had")
             keys = self._asked[worker]
+            if header.keys == SOME_KEYS:
+                keys, behind = messages.unpack_picked(letter.more, keys)
         is_kept = False
         if header.kind is not Kind.PULL:
             dense = self._dense(worker, letter)

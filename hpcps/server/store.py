@@ -16,6 +16,7 @@ from hpcps.rows import ByTable, Merger
 from hpcps.server.delay import Delay, Undelayed
 from hpcps.server.messages import UNBOUNDED
 from hpcps.server.table import AnyTable
+from hpcps.snapshot import Flat, Pieces, Snapshot, in_memory
 from hpcps.sums import Decoder, Summed
 
 NO_TABLES: Mapping[str, AnyTable] = {}
@@ -162,6 +163,27 @@ class Shard:
         self._change(update.dense, update.rows)
         if self.on_update is not None:
             self.on_update(update)
+
+    def pieces(self, start: int, shards: int, shard: int) -> Pieces:
+        """What this is of a run's state, as shard ``shard`` of ``shards``, whose dense parameters begin at number
+        ``start`` of all: in memory that stays so until the next push. All workers must be at the same step."""
+        arrays = {"parameters": self.params} | {f"state.{name}": array for name, array in self.state.items()}
+        found = Pieces([Flat(name, start, in_memory(array)) for name, array in arrays.items() if len(array)])
+        for name, table in self.tables.items():
+            found += table.pieces(name, shards, shard)
+        return found
+
+    def restore(self, snapshot: Snapshot, start: int, shards: int, shard: int) -> None:
+        """Go on from a snapshot; the dense parameters are there already. Raises CheckpointError."""
+        for name, array in self.state.items():
+            snapshot.fill_state(array, name, start)
+        for name, table in self.tables.items():
+            table.restore(snapshot, name, shards, shard)
+        self.updates = snapshot.position.updates
+        workers = range(len(self.clocks))
+        self.clocks, self._pushed = ([snapshot.position.steps for _ in workers] for _ in range(2))
+        for worker in workers:
+            self.seen(worker)
 
     def _change(self, dense: Array, rows: ByTable) -> None:
         if dense is not self._last_gradient:  # one worker's comes in the same array in every step

@@ -14,9 +14,11 @@ from hpcps_kernels.row_index import RowIndex
 from numpy.typing import DTypeLike
 
 from hpcps.comm.transport import Array
+from hpcps.errors import CheckpointError
 from hpcps.first import FirstRows
 from hpcps.optim import Optimizer
 from hpcps.server.growing import GrowingRows
+from hpcps.snapshot import Block, Flat, Pieces, Snapshot, TableRows, in_memory
 
 BLOCK = 1 << 16
 """Rows that are handed out or moved at a time."""
@@ -56,8 +58,9 @@ class Table:
         self.dropped = 0
         """Rows of pushes that were dropped, over all pushes."""
         self._first, self._optimizer, self._kernels, self._threads = first, optimizer, kernels, threads
-        states = len(optimizer.init(np.empty((0, self.width), dtype)))
-        self._packed = GrowingRows(self.width * (1 + states), dtype)
+        self.states = tuple(optimizer.init(np.empty((0, self.width), dtype)))
+        """The names of the arrays of state, in the order in which they lie behind a row"""
+        self._packed = GrowingRows(self.width * (1 + len(self.states)), dtype)
         self._keys = GrowingRows(1, np.int64)
         self._uses = GrowingRows(2, np.int64) if tracks_use else None
         self._index = RowIndex(kernels, capacity)
@@ -133,6 +136,61 @@ class Table:
         for start in range(0, len(self), BLOCK):
             part = slice(start, min(start + BLOCK, len(self)))
             yield self._keys.array[part, 0].copy(), self._packed.array[part, : self.width].copy()
+
+    def pieces(self, name: str, shards: int, shard: int) -> Pieces:
+        """What there is, as table ``name`` on one of ``shards``: until the next push or eviction."""
+        count, columns = len(self), {"keys": in_memory(self._keys.array[: len(self), 0])}
+        for place, column in enumerate(("rows", *(f"state.{state}" for state in self.states))):
+            columns[column] = in_memory(self._packed.array[:count, place * self.width : (place + 1) * self.width])
+        if self._uses is not None:
+            columns["uses"] = in_memory(self._uses.array[:count])
+        flats = []
+        if self._sketch is not None:
+            flats = [Flat(f"sketch.{name}", shard * self._sketch.size, in_memory(self._sketch.reshape(-1)))]
+        return Pieces(flats, [TableRows(name, columns, among=(shards, shard))])
+
+    def restore(self, snapshot: Snapshot, name: str, shards: int, shard: int) -> None:
+        """Take over what a snapshot has of table ``name`` for one of ``shards``. The table must be empty."""
+        for block in snapshot.rows(name, self.width, self.dtype, self.states, shards, shard):
+            keys, packed, uses = self._touched(block, snapshot.position.updates)
+            before = len(self)
+            self._reserve(before + len(keys))
+            slots = self._index.insert(keys)
+            if len(self) != before + len(keys):
+                raise CheckpointError(f"{snapshot.source}: {name} has a key twice")
+            self._packed.array[slots] = packed
+            self._keys.array[slots, 0] = keys
+            if self._uses is not None:
+                self._uses.array[slots] = uses
+        if self._sketch is not None and snapshot.has(f"sketch.{name}"):
+            self._restore_sketch(self._sketch.reshape(-1), snapshot, f"sketch.{name}", shards, shard)
+
+    def _touched(self, block: Block, updates: int) -> tuple[Array, Array, Array]:
+        """Keys, rows with their state, and uses: of a table that was whole the rows alone that are not as they begin.
+        What is not known to have been used counts as used in the last update."""
+        keys, columns = block.keys, block.columns
+        packed = np.concatenate([columns["rows"], *(columns[f"state.{name}"] for name in self.states)], axis=1)
+        uses = columns.get("uses", np.full((len(keys), 2), (1, updates), np.int64))
+        if not block.is_whole:
+            return keys, packed, uses
+        first = np.empty((len(keys), self.width), self.dtype)
+        self._first.fill(first, keys, self._kernels)
+        begin = np.concatenate([first, *self._optimizer.init(first).values()], axis=1)
+        changed = np.flatnonzero((packed.view(np.uint8) != begin.view(np.uint8)).any(axis=1))
+        return keys[changed], packed[changed], uses[changed]
+
+    def _restore_sketch(self, sketch: Array, snapshot: Snapshot, name: str, shards: int, shard: int) -> None:
+        """The shard's own counts, or, where there were other shards, those of all of them added up: at times too high,
+        as they may be."""
+        were = max(1, snapshot.count(name) // len(sketch))
+        if were == shards:
+            snapshot.fill(sketch, name, shard * len(sketch))
+            return
+        own = np.empty_like(sketch)
+        for other in range(were):
+            snapshot.fill(own, name, other * len(sketch))
+            np.minimum(sketch, MOST_PUSHES_COUNTED - own, out=sketch)
+            sketch += own
 
     def _columns(self) -> list[GrowingRows]:
         return [self._packed, self._keys, *([] if self._uses is None else [self._uses])]
@@ -219,6 +277,19 @@ class WholeTable:
     def evict(self, min_pushes: int = 0, since_step: int = 0) -> int:
         """Nothing: a whole table keeps its rows."""
         return 0
+
+    def pieces(self, name: str, shards: int, shard: int) -> Pieces:
+        """As of `Table`, for the one shard that has all rows."""
+        columns = {"rows": in_memory(self._rows)}
+        columns |= {f"state.{state}": in_memory(array) for state, array in self._state.items()}
+        return Pieces(tables=[TableRows(name, columns)])
+
+    def restore(self, snapshot: Snapshot, name: str, shards: int, shard: int) -> None:
+        """As of `Table`."""
+        for block in snapshot.rows_of(name, self._rows, tuple(self._state)):
+            self._rows[block.keys] = block.columns["rows"]
+            for state, array in self._state.items():
+                array[block.keys] = block.columns[f"state.{state}"]
 
     def blocks(self) -> Iterator[tuple[Array, Array]]:
         """As of `Table`."""

@@ -225,11 +225,16 @@ def averages(t):
 
 def server(t):
     """Workers and shards on ranks of their own end with what one place computes, dense parameters and a table."""
-    if t.size == 1:
-        return
+    if t.size > 1:
+        serve_and_work(t, 13, None)
+        assert t.memory.is_shared
+        serve_and_work(t, 6000, t.memory)
+
+
+def serve_and_work(t, rows, letters):
     shards = 2 if t.size > 3 else 1
     workers = roles(t.size, shards).workers
-    count, rows = 101, 13
+    count = 101
     slices = shard_slices(count, shards)
     optimizer = optim.make(Optimizer(kind="adagrad"), KERNELS)
     decoder, merger = Decoder(False, np.float32, KERNELS), Merger(KERNELS)
@@ -237,7 +242,7 @@ def server(t):
     def gradient(step, worker):
         rng = np.random.default_rng(10 * step + worker)
         dense = rng.normal(size=count).astype(np.float32)
-        keys = rng.permutation(rows)[: 2 + worker]
+        keys = rng.permutation(rows)[: rows // 6 + worker]
         return Summed(dense, 1.0, {"table": Rows(keys, rng.normal(size=(len(keys), 2)).astype(np.float32))})
 
     params = Params.zeros({"dense": (count,), "table": (rows, 2)}, np.float32, ("table",))
@@ -245,10 +250,11 @@ def server(t):
         number = t.rank - workers
         stored = {"table": Table(FirstRows((rows, 2), seed=0), np.float32, optimizer, KERNELS)}
         shard = Shard(params["dense"][slices[number]].copy(), optimizer, decoder, merger, in_turn(workers), 0.5, stored)
-        Server(t, shard, number, list(range(workers)), decoder, [1] * workers).run()
+        Server(t, shard, number, list(range(workers)), decoder, [1] * workers, letters=letters).run()
         return
     pulled, every = PulledRows({"table": 2}, np.float32, KERNELS), {"table": np.arange(rows)}
-    client = RemoteClient(t, params["dense"], pulled, slices, list(range(workers, t.size)), t.rank, decoder)
+    rest = slices, list(range(workers, t.size)), t.rank, decoder
+    client = RemoteClient(t, params["dense"], pulled, *rest, letters=letters)
     for step in range(1, 6):
         client.push(step, gradient(step, t.rank))
         client.pull(step, {"table": np.arange(0, rows, 2)} if step < 5 else None)

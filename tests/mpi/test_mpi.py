@@ -98,6 +98,16 @@ def test_workers_that_train_alone_end_as_threads_do(launcher, tmp_path, example)
         assert found[name] == threads[name], name
 
 
+def test_workers_that_share_their_numbers_learn_as_one_does(launcher, tmp_path):
+    for ranks in (1, 3):
+        done = program("train", EXAMPLES / "online.toml", "--ranks", ranks, "--out", tmp_path / f"{ranks}")
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, three = summary(tmp_path / "1"), summary(tmp_path / "3")
+    assert three["transport"][:3] == "MPI"
+    assert three["loss"] == pytest.approx(one["loss"], rel=0.1)
+    assert three["accuracy"] == pytest.approx(one["accuracy"], abs=0.05)
+
+
 def test_a_launcher_starts_the_ranks(launcher, tmp_path, alone):
     settings = ["--set", "train.reproducible=true", "--set", "train.strategy=server"]
     command = ["-m", "hpcps", "train", EXAMPLES / "digits.toml", "--out", tmp_path / "run", *QUICK, *settings]

@@ -356,7 +356,7 @@ def test_what_codes_leave_out_comes_later(on_ranks, kind, tables, slack):
             client.push(step, summed(step, transport.rank, count, workers, False, tables), slack)
             client.pull(step, {name: np.arange(3) for name in params.tables} if step < steps else None, slack)
         client.finish()
-        return dense, np.concatenate([encoder._residual for encoder in client._encoders])
+        return dense, np.concatenate([encoder.residual for encoder in client._encoders])
 
     found = on_ranks(workers + shards, body)[:workers]
     pushed = sum(gradient(step, worker, count, workers, False) for step in range(1, steps + 1) for worker in range(2))

@@ -217,6 +217,41 @@ def test_a_task_that_fails_ends_the_job_with_its_message(slurm, plugin, tmp_path
     assert seconds < PROMPT_S
 
 
+STOPS = """
+import os
+import signal
+import time
+import numpy as np
+
+calls = 0
+
+def f(params, samples, labels):
+    global calls
+    calls += 1
+    if not os.path.exists("run/checkpoint"):
+        time.sleep(0.002)
+        if os.environ["SLURM_PROCID"] == "1" and calls == 40:
+            os.kill(os.getpid(), signal.SIGTERM)
+    residual = params["weight"] - samples.mean()
+    return float((residual**2).sum()), {"weight": 2 * residual, "bias": np.zeros(10)}
+"""
+
+
+def test_a_job_that_is_told_to_stop_goes_on_when_it_comes_again(slurm, plugin, tmp_path):
+    """Though one rank alone has heard of it."""
+    (tmp_path / "own.py").write_text(STOPS)
+    settings = (f"model.kind={tmp_path}/own.py:f", "model.scores=", "run.threads=1", "train.epochs=60")
+    words = [word for setting in settings for word in ("--set", setting)]
+    variables = {"HPCPS_MPI": plugin, "OMPI_MCA_btl_sm_backing_directory": str(tmp_path)}
+    state, log = slurm.batch(tmp_path, ROOT / "slurm" / "ring.sbatch", BY_HAND, "run", *words, **variables)
+    assert state == "FAILED", log
+    assert log.count("hpcps: stopped by SIGTERM after step ") == 1, log
+    assert "the same command, with --out run, goes on" in log
+    state, log = slurm.batch(tmp_path, ROOT / "slurm" / "ring.sbatch", BY_HAND, "run", *words, **variables)
+    assert state == "COMPLETED", log
+    assert len(summary(tmp_path / "run")["resumed_from"]) == 1
+
+
 def test_a_task_that_is_killed_ends_the_job(slurm, plugin, tmp_path):
     """By the batch file's --kill-on-bad-exit: with MPICH the other ranks would wait for run.timeout_s."""
     kill = FAILS.replace('raise ValueError("no luck today")', "os.kill(os.getpid(), 9)")

@@ -26,13 +26,14 @@ def index_clear(table: Array) -> None:
 def index_find(slots: Array, table: Array, keys: Array) -> None:
     _check_capacity(table)
     m = keys.shape[0]
-    for i in range(min(AHEAD, m)):
-        prefetch(table, _first_cell(keys[i], table), 0)
-    for i in range(m):
+    for i in range(-AHEAD, m):
         if i + AHEAD < m:
-            prefetch(table, _first_cell(keys[i + AHEAD], table), 0)
-        cell = _cell(table, keys[i])
-        slots[i] = -1 if cell < 0 else table[cell, 1]
+            cell = _first_cell(keys[i + AHEAD], table)
+            slots[i + AHEAD] = cell  # until it is looked at
+            prefetch(table, cell, 0)
+        if i >= 0:
+            cell = _cell_from(slots[i], table, keys[i])
+            slots[i] = -1 if cell < 0 else table[cell, 1]
 
 
 @kernel
@@ -95,7 +96,13 @@ def _clear(table: Array) -> None:
 @part
 def _cell(table: Array, key: Any) -> Any:
     """The cell that holds the key or is empty for it; -1 where a full table does not hold it."""
-    cell, last = _first_cell(key, table), table.shape[0] - 1
+    return _cell_from(_first_cell(key, table), table, key)
+
+
+@part
+def _cell_from(cell: Any, table: Array, key: Any) -> Any:
+    """The same, from the key's first cell on."""
+    last = table.shape[0] - 1
     for _ in range(table.shape[0]):
         if table[cell, 1] < 0 or table[cell, 0] == key:
             return cell

@@ -242,6 +242,14 @@ def online_ftrl_pass(
     return total
 
 
+@kernel
+def online_ftrl_weights(weight: Array, state: Array, alpha: float, beta: float, l1: float, l2: float) -> None:
+    to = state.dtype.type
+    steepness, start, sparsity, decay = to(1 / alpha), to(beta), to(l1), to(l2)
+    for d in range(weight.shape[0]):
+        weight[d] = _ftrl_weight(state[d, 0], np.sqrt(state[d, 1]), steepness, start, sparsity, decay)
+
+
 @inlined
 def _ftrl_weight(z: float, root: float, steepness: float, beta: float, l1: float, l2: float) -> float:
     weight = (np.copysign(l1, z) - z) / ((beta + root) * steepness + l2)

@@ -75,6 +75,11 @@ def gather_leading(out: Array, table: Array, index: Array) -> None:
     for start in range(0, m, BLOCK):
         stop = min(start + BLOCK, m)
         _check_index(index[start:stop], table.shape[0])
+        if width == 1:
+            for i in range(start, stop):
+                prefetch(table, index[min(i + ahead, stop - 1)], 0)
+                out[i, 0] = table[np.uint64(index[i]), 0]
+            continue
         for i in range(start, stop):
             soon, d = index[min(i + ahead, stop - 1)], 0
             while d < width:

@@ -109,12 +109,11 @@ def online_ftrl(
     s = (sqrt(n + g^2) - sqrt(n)) / alpha; z += g - s w; n += g^2.
     """
     to, total = state.dtype.type, 0.0
-    steepness, start = to(1 / alpha), to(beta)
+    steepness = to(1 / alpha)
 
-    def weights(pairs: Array, l1: Any, l2: Any) -> Array:
-        z, n = pairs.T
-        slope = (start + np.sqrt(n)) * steepness + l2
-        found: Array = np.divide(np.copysign(l1, z) - z, slope, out=np.zeros_like(z), where=~(np.abs(z) <= l1))
+    def weights(pairs: Array, l1: float, l2: float) -> Array:
+        found = np.empty(len(pairs), pairs.dtype)
+        online_ftrl_weights(found, pairs, alpha, beta, l1, l2)
         return found
 
     def step(pair: Array, w: Any, g: Any) -> None:
@@ -124,13 +123,22 @@ def online_ftrl(
         pair[0] += g - (np.sqrt(pair[1]) - root) * steepness * w
 
     for columns, x, label in _samples(indptr, indices, values, labels, index, len(state), to):
-        w, bias_weight = weights(state[columns], to(l1), to(l2)), weights(bias[None], to(0), to(0))
+        w, bias_weight = weights(state[columns], l1, l2), weights(bias[None], 0, 0)
         each, r = _residual(x @ w + bias_weight[0], label, loss, delta)
         total += each
         for d, before, value in zip(columns, w, x, strict=True):
             step(state[d], before, r * value)
         step(bias, bias_weight[0], r)
     return total
+
+
+def online_ftrl_weights(weight: Array, state: Array, alpha: float, beta: float, l1: float, l2: float) -> None:
+    """The weights (D,) that `online_ftrl` derives of its state (D, 2)."""
+    to = state.dtype.type
+    z, n = state.T
+    slope = (to(beta) + np.sqrt(n)) * to(1 / alpha) + to(l2)
+    weight[:] = 0
+    np.divide(np.copysign(to(l1), z) - z, slope, out=weight, where=~(np.abs(z) <= to(l1)))
 
 
 def _samples(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpcps_kernels.spec import Spec, inout, read, real
+from hpcps_kernels.spec import Spec, inout, out, read, real
 from hpcps_kernels.specs.loss import POINT
 from hpcps_kernels.specs.sparse import COLUMNS, POINTERS
 
@@ -27,4 +27,10 @@ SPECS = (
     _online("online_sgd", "weight", (), "learning_rate", "l2"),
     _online("online_adagrad", "state", ("2",), "learning_rate", "epsilon", "l2"),
     _online("online_ftrl", "state", ("2",), "alpha", "beta", "l1", "l2"),
+    Spec(
+        "online_ftrl_weights",
+        "online",
+        (out("weight", "F", "D"), read("state", "F", "D", "2"), *map(real, ("alpha", "beta", "l1", "l2"))),
+        splits="D",
+    ),
 )

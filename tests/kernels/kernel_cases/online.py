@@ -41,7 +41,13 @@ def _case(kernel: str, size, dtype: str, loss: str = "logistic", stored: str = "
     )
 
 
+def _weights(size: int, dtype: str) -> Case:
+    scalars = SCALARS["online_ftrl"]
+    return Case("online_ftrl_weights", {"D": size}, {"F": dtype}, scalars, {"state": _state})
+
+
 CASES = [
+    *(_weights(size, dtype) for size in (0, 1, 5, 1001) for dtype in FLOATS),
     *(_case(kernel, size, dtype) for kernel in SCALARS for size in SIZES for dtype in FLOATS),
     *(_case(kernel, SIZES[-1], dtype, loss) for kernel in SCALARS for loss in POINT_LOSSES for dtype in FLOATS),
     *(_case(kernel, SIZES[-1], dtype, left_out=("values",)) for kernel in SCALARS for dtype in FLOATS),

@@ -1,0 +1,72 @@
+"""Neighbouring dense parameters whose gradient is all-reduced as one, with what their update needs."""
+
+from __future__ import annotations
+
+from hpcps.collectives.pending import Pending
+from hpcps.comm.transport import Array
+from hpcps.optim import Optimizer
+from hpcps.reduction import Reduction
+from hpcps.snapshot import Flat, Pieces, Snapshot, in_memory
+
+
+class Bucket:
+    """Neighbouring dense parameters whose gradient is summed as one: ``params[where]``.
+
+    ``gradient``: of all dense parameters, (n,), or pieces of it (m, n); the same array in every step.
+    """
+
+    def __init__(
+        self,
+        where: slice,
+        reduction: Reduction,
+        params: Array,
+        gradient: Array,
+        optimizer: Optimizer,
+        gradient_scale: float,
+    ) -> None:
+        mine, given = params[where][reduction.part], gradient[..., where]
+        summed = (given if given.ndim == 1 else given[0])[reduction.part]
+        self._sum = reduction.prepare(given)
+        self._mine, self._state = mine, optimizer.init(mine)
+        self._update = optimizer.prepare(mine, self._state, summed, gradient_scale)
+        self._spread = reduction.prepare_spread(params[where])
+        self._where, self._start, self._residuals = where, where.start + reduction.part.start, reduction.residuals
+        self._is_shared_out = len(mine) < where.stop - where.start
+        self.pending: Pending | None = None
+
+    def pieces(self, rank: int, count: int) -> Pieces:
+        """What worker ``rank`` has of the state: the part that it updates; the first worker, where all update all.
+        ``count``: of how many dense parameters."""
+        flats = []
+        if rank == 0 or self._is_shared_out:
+            arrays = {"parameters": self._mine} | {f"state.{name}": array for name, array in self._state.items()}
+            flats = [Flat(name, self._start, in_memory(array)) for name, array in arrays.items()]
+        for name, (start, residual) in self._residuals.items():
+            at = self._where.start + start
+            named = ("residual.sum", at) if name else ("residual", rank * count + at)
+            flats.append(Flat(*named, in_memory(residual)))
+        return Pieces(flats)
+
+    def restore(self, snapshot: Snapshot, rank: int, workers: int, count: int) -> None:
+        """Take over what worker ``rank`` is to have of a snapshot."""
+        for name, array in self._state.items():
+            snapshot.fill_state(array, name, self._start)
+        for name, (start, residual) in self._residuals.items():
+            at = self._where.start + start
+            if not name:
+                has_sums = "sum" in self._residuals
+                snapshot.fill_residual(residual, at, count, rank, workers, has_sums)
+            elif snapshot.has("residual.sum"):
+                snapshot.fill(residual, "residual.sum", at)
+
+    def start(self) -> None:
+        """Begin the sum of the bucket's part of the gradient."""
+        self.pending = self._sum()
+
+    def update(self, step: int) -> Pending:
+        """Wait for the sum, apply it, and begin to bring the parameters to all workers."""
+        assert self.pending is not None
+        self.pending.wait()
+        self.pending = None
+        self._update(step)
+        return self._spread()
