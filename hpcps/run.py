@@ -222,6 +222,8 @@ def work(
             saver.finish()
     except BaseException:
         pool.close(wait=False)
+        saver.give_up()
+        keeper.give_up()
         raise
     pool.close()
     if trainer.is_stopped:
@@ -251,7 +253,11 @@ def serve(job: Job, held: Held, folder: RunFolder, saves: Saves) -> dict[str, An
     number, shards = job.transport.rank - job.roles.workers, job.roles.servers
     where = shard_slices(len(held.params.flat), shards)[number]
     keeper = resuming.shard_keeper(saves, number)
-    serving.make_server(job, held, where, number, shards, folder.keep, keeper.start).run()
+    try:
+        serving.make_server(job, held, where, number, shards, folder.keep, keeper.start).run()
+    except BaseException:
+        keeper.give_up()
+        raise
     keeper.wait()
     return {}
 

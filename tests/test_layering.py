@@ -58,7 +58,7 @@ ARROWS = {
     "pace": set(),
     "run_folder": {"errors", "models", "params", "tensors"},
     "tensors": set(),
-    "report": {"comm", "config", "data", "models", "pace", "run_folder", "snapshot", "worker"},
+    "report": {"comm", "config", "data", "errors", "models", "pace", "run_folder", "snapshot", "worker"},
     "trainer": {"comm", "errors", "exchange", "pace", "parts", "report", "snapshot", "sums", "worker"},
     "checkpoint": {"comm", "errors", "snapshot", "tensors", "together"},
     "stopping": set(),
@@ -128,7 +128,8 @@ ARROWS = {
         "worker",
     },
     "stall": {"errors", "run_folder"},
-    "launch": {"comm", "config", "errors", "run", "stall", "stopping"},
+    "survival": {"comm", "errors", "report", "run"},
+    "launch": {"comm", "config", "errors", "run", "stall", "stopping", "survival"},
     "inference": {
         "comm",
         "config",
