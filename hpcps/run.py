@@ -161,7 +161,6 @@ def work(
     ones. Returns what there is to say of it."""
     assert job.workers is not None
     config, params = job.config, held.params
-    pool = Threads(min(job.threads, len(job.parts.owned)))
     tables = tables_of(job, model, held)
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
     engine = joining.make_engine(job, job.workers)
@@ -169,7 +168,7 @@ def work(
     keeper = resuming.shard_keeper(saves, job.workers.rank)
     keeps = folder.keep, keeper.start
     exchange, ready = joining.make_exchange(job, job.workers, engine, model, held, gradients, *keeps)
-    seed = config.train.seed
+    seed, pool = config.train.seed, Threads(min(job.threads, len(job.parts.owned)))
     worker = Worker(model, params, how, job.parts, dataset.train, gradients.shares, seed, pool, ready)
     plan = Plan(
         config.train.epochs, config.train.batch, dataset.train_count // config.train.batch, config.train.report_every
