@@ -1,0 +1,35 @@
+"""What kernels tell the host: two numbers on the device, a sum and whether something is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hpcps_kernels.gpu._launch import THREADS, Launch, device, strides
+
+NUMBERS_BELOW = Launch("checks", "numbers_below", "const I *, i64, i64, double *", strides(4 * THREADS), {"I": ("i32", "i64")})
+ENTRIES = Launch(
+    "checks", "entries", "const i64 *, i64, const I *, i64, i64, i64, double *", strides(THREADS), {"I": ("i32",)}
+)
+
+
+class Told:
+    """Kernels that find something wrong set ``array[1]``; later ones look there and do nothing. `sum` waits for them."""
+
+    def __init__(self) -> None:
+        self.array = device().zeros(2, "float64")
+
+    def numbers_below(self, index: Any, rows: int) -> None:
+        """Look whether all numbers are 0 .. rows - 1."""
+        NUMBERS_BELOW(index.size, index, index.size, rows, self.array, I=index.dtype)
+
+    def entries(self, indptr: Any, indices: Any, columns: int, all_entries: bool = False) -> None:
+        """Look whether samples have their entries inside the arrays, and entries a column below ``columns``."""
+        n, nnz = indptr.size - 1, indices.size
+        ENTRIES(max(n + 1, nnz), indptr, n, indices, nnz, columns, int(all_entries), self.array, I=indices.dtype)
+
+    def sum(self, error: Exception) -> float:
+        """Wait; raise ``error`` if something was wrong, else give what was summed in ``array[0]``."""
+        total, wrong = device().read(self.array).tolist()
+        if wrong:
+            raise error
+        return float(total)
