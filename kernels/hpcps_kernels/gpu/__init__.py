@@ -1,3 +1,3 @@
 """The families in CUDA C++, launched through CuPy. Nothing here imports CuPy but `_cupy`."""
 
-FAMILIES = ("packed", "update")
+FAMILIES = ("loss", "packed", "reduce", "update")
