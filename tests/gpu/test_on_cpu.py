@@ -54,6 +54,14 @@ def near(got: Any, wanted: Any, dtype: str, tolerance: float, what: str) -> None
     np.testing.assert_allclose(got, wanted, rtol=0, atol=within, err_msg=what)
 
 
+def of_use(case: Case, name: str, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Of a stack of grains the rows that are left; those above hold anything."""
+    if name == "stack" and case.kernel != "layer_grains":
+        adds = next(array for a, array in zip(case.spec.arrays, case.arrays(), strict=True) if a.name == "adds")
+        return [array[: len(adds) - adds.sum()] for array in arrays]
+    return list(arrays)
+
+
 def test_there_are_cases_for_every_kernel() -> None:
     assert set(TYPICAL) == {name for name, spec in SPECS.items() if spec.module in FAMILIES}
 
@@ -67,7 +75,7 @@ def test_the_source_does_as_the_reference_does(case: Case, compiled: Compiled) -
     if answer is not None:
         near(answer, wanted_answer, dtype, tolerance, "what it returns")
     for argument, g, w in zip(case.spec.arrays, got, wanted, strict=True):
-        near(g, w, dtype, tolerance if argument.is_written else 0, argument.name)
+        near(*of_use(case, argument.name, g, w), dtype, tolerance if argument.is_written else 0, argument.name)
 
 
 @pytest.mark.parametrize("case", TYPICAL.values(), ids=lambda case: case.kernel)

@@ -64,7 +64,10 @@ class CupyDevice:
         return cupy.cumsum(x, dtype="int64")
 
     def multiply_transposed(self, out: Any, a: Any, b: Any) -> None:
-        cupy.matmul(a.T, b, out=out)
+        if len(a):
+            cupy.matmul(a.T, b, out=out)
+        else:
+            out.fill(0)
 
 
 def count_devices() -> int:

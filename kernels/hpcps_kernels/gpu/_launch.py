@@ -106,7 +106,11 @@ class Launch:
 
     def instances(self) -> list[Instance]:
         """All that there are."""
-        return [_instance(self, chosen) for chosen in product(*self.template.values())]
+        return [self.instance(*chosen) for chosen in product(*self.template.values())]
+
+    def instance(self, *types: str) -> Instance:
+        """The one for these types, in the order of the template."""
+        return _instance(self, types)
 
     def __hash__(self) -> int:
         return id(self)

@@ -34,18 +34,19 @@ template <class A> __global__ void sum_into(A* out, const A* xs, i64 rows, i64 n
     });
 }
 
-// A stack machine a column: row rows[p] of xs is pushed (row p where there are no numbers), then adds[p] times the two
+// A stack machine a column: row rows[p] of xs is pushed (row p where they are not numbered), then adds[p] times the two
 // uppermost become their sum. What is left goes to rows of out, `pitch` numbers apart. The uppermost is in a register,
 // those below in `stack`, as deep as the program needs.
 template <class A>
-__global__ void sum_tree(A* out, i64 pitch, A* stack, const A* xs, i64 n, const i64* rows, const i64* adds, i64 count) {
+__global__ void sum_tree(A* out, i64 pitch, A* stack, const A* xs, i64 n, const i64* rows, i64 numbered,
+                         const i64* adds, i64 count) {
     for (i64 i = this_thread(); i < n; i += all_threads()) {
         A top = 0;
         i64 below = -1;  // entries in `stack`
         for (i64 p = 0; p < count; ++p) {
             if (below >= 0) stack[below * n + i] = top;
             ++below;
-            top = xs[(rows ? rows[p] : p) * n + i];
+            top = xs[(numbered ? rows[p] : p) * n + i];
             for (i64 a = 0; a < adds[p]; ++a) top = stack[--below * n + i] + top;
         }
         for (i64 m = 0; m < below; ++m) out[m * pitch + i] = stack[m * n + i];
@@ -121,4 +122,19 @@ template <class Fold> __global__ void fold_parts(double* told, const double* par
     for (i64 i = threadIdx.x; i < count; i += blockDim.x) found = Fold()(found, parts[i]);
     found = fold_block(found, 0., Fold());
     if (threadIdx.x == 0) told[0] = found;
+}
+
+// A block for 32 columns: each warp adds up every eighth row, then the warps' sums are added in order.
+template <class T> __global__ void sum_columns(T* out, const T* xs, i64 rows, i64 n) {
+    __shared__ T sums[8][32];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    i64 column = (i64)blockIdx.x * 32 + lane;
+    T sum = 0;
+    if (column < n)
+        for (i64 row = warp; row < rows; row += 8) sum += xs[row * n + column];
+    sums[warp][lane] = sum;
+    __syncthreads();
+    if (warp || column >= n) return;
+    for (int w = 1; w < 8; ++w) sum += sums[w][lane];
+    out[column] = sum;
 }
