@@ -59,7 +59,8 @@ class Instance:
     @property
     def declaration(self) -> str:
         """Has it compiled; an error where the arguments are others than those declared."""
-        return f"template __global__ void {self.expression}({', '.join(self.arguments)});\n"
+        template = "template " if self.expression.endswith(">") else ""
+        return f"{template}__global__ void {self.expression}({', '.join(self.arguments)});\n"
 
 
 class Device(Protocol):
@@ -122,7 +123,7 @@ def _instance(launch: Launch, chosen: tuple[str, ...]) -> Instance:
     for letter, one in types.items():
         assert one in launch.template[letter], f"{launch.function}: {letter} = {one}"
     words = [[types.get(word, word) for word in argument.split()] for argument in launch.arguments.split(",")]
-    name = f"{launch.function}<{', '.join(chosen)}>"
+    name = launch.function + (f"<{', '.join(chosen)}>" if chosen else "")
     return Instance(launch.file, name, tuple(" ".join(one) for one in words))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpcps_kernels.gpu._launch import THREADS, Launch, device, strides
+from hpcps_kernels.gpu._launch import FLOATS, THREADS, Launch, device, strides
 
 NUMBERS_BELOW = Launch("checks", "numbers_below", "const I *, i64, i64, double *", strides(4 * THREADS), {"I": ("i32", "i64")})
 ENTRIES = Launch(
     "checks", "entries", "const i64 *, i64, const I *, i64, i64, i64, double *", strides(THREADS), {"I": ("i32",)}
 )
+
+CLEAR = Launch("checks", "clear", "T *, i64, const double *", strides(4 * THREADS), {"T": (*FLOATS, "i64")})
 
 
 class Told:
@@ -26,6 +28,10 @@ class Told:
         """Look whether samples have their entries inside the arrays, and entries a column below ``columns``."""
         n, nnz = indptr.size - 1, indices.size
         ENTRIES(max(n + 1, nnz), indptr, n, indices, nnz, columns, int(all_entries), self.array, I=indices.dtype)
+
+    def clear(self, out: Any) -> None:
+        """Fill with 0, unless something was found wrong."""
+        CLEAR(out.size, out, out.size, self.array, T=out.dtype)
 
     def sum(self, error: Exception) -> float:
         """Wait; raise ``error`` if something was wrong, else give what was summed in ``array[0]``."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from hpcps_kernels.gpu._launch import FLOATS, THREADS, Launch, device, one_each
 from hpcps_kernels.gpu._told import Told
-from hpcps_kernels.gpu.reduce import fold_parts
+from hpcps_kernels.gpu.reduce import fold_parts, lanes_for
 from hpcps_kernels.spec import POINT_LOSSES
 
 SAMPLES = 4 * THREADS  # of a block at least
@@ -45,11 +45,6 @@ def label_error(loss: int | None) -> ValueError:
         return ValueError("softmax: a label is outside 0..K-1")
     wanted = "not 0 or more" if POINT_LOSSES[loss] == "poisson" else "neither 0 nor 1"
     return ValueError(f"{POINT_LOSSES[loss]}: a label is {wanted}")
-
-
-def lanes_for(length: int) -> int:
-    """How many neighbouring threads go through so many numbers: a power of two, of a warp at most."""
-    return min(32, 1 << max(length - 1, 0).bit_length())
 
 
 def point_into(

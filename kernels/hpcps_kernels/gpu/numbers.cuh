@@ -16,6 +16,15 @@ __device__ __forceinline__ i64 this_thread() { return (i64)blockIdx.x * blockDim
 __device__ __forceinline__ i64 all_threads() { return (i64)gridDim.x * blockDim.x; }
 __device__ __forceinline__ i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
 
+// Where number i of rows so wide is; divides 32 bits where they will do, which is several times as fast.
+struct Cell {
+    i64 row, column;
+};
+__device__ __forceinline__ Cell cell(i64 i, i64 width) {
+    i64 row = (u64)(i | width) >> 32 ? i / width : (i64)((u32)i / (u32)width);
+    return {row, i - row * width};
+}
+
 // W neighbours, moved in accesses of 16 bytes where they are so many.
 template <class T, int W> struct alignas(sizeof(T) * W < 16 ? sizeof(T) * W : 16) Few {
     T v[W];

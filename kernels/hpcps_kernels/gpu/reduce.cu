@@ -1,5 +1,5 @@
 // Sums, products and maxima of flat buffers.
-#include "numbers.cuh"
+#include "columns.cuh"
 
 template <class A> __global__ void add_into(A* out, const A* x, i64 n) {
     each<16 / sizeof(A)>(n, aligned(out, x), [&](i64 i, auto width) {
@@ -124,17 +124,7 @@ template <class Fold> __global__ void fold_parts(double* told, const double* par
     if (threadIdx.x == 0) told[0] = found;
 }
 
-// A block for 32 columns: each warp adds up every eighth row, then the warps' sums are added in order.
-template <class T> __global__ void sum_columns(T* out, const T* xs, i64 rows, i64 n) {
-    __shared__ T sums[8][32];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    i64 column = (i64)blockIdx.x * 32 + lane;
-    T sum = 0;
-    if (column < n)
-        for (i64 row = warp; row < rows; row += 8) sum += xs[row * n + column];
-    sums[warp][lane] = sum;
-    __syncthreads();
-    if (warp || column >= n) return;
-    for (int w = 1; w < 8; ++w) sum += sums[w][lane];
-    out[column] = sum;
+// out (chunks, n): the column sums of each chunk of rows.
+template <class T> __global__ void sum_columns(T* out, const T* xs, i64 rows, i64 n, i64 lanes, i64 chunk) {
+    column_sums(out, rows, n, lanes, chunk, [&](i64 row, i64 column) { return xs[row * n + column]; });
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from hpcps_kernels.gpu._launch import FLOATS, THREADS, Launch, device, one_each, strides
 from hpcps_kernels.gpu._told import Told
@@ -10,6 +11,7 @@ from hpcps_kernels.reference.reduce import depth_and_left
 
 SHARE = 16 * THREADS  # elements of a block at least, of a sum over all
 SHARES = 2048  # blocks at most
+CHUNKS = 64  # of rows at most, of which column sums are made side by side
 
 _A, _T = {"A": (*FLOATS, "i64")}, {"T": FLOATS}
 _WIDE = strides(4 * THREADS)
@@ -24,7 +26,7 @@ FROM_FIXED = Launch("reduce", "from_fixed", "T *, const i64 *, i64, double", _WI
 DOT = Launch("reduce", "dot", "double *, const T *, const T *, i64", one_each, _T)
 MAX_ABS = Launch("reduce", "max_abs", "double *, const T *, i64", one_each, _T)
 COUNT_NOT_FINITE = Launch("reduce", "count_not_finite", "double *, const T *, i64", one_each, _T)
-SUM_COLUMNS = Launch("reduce", "sum_columns", "T *, const T *, i64, i64", one_each, _T)
+SUM_COLUMNS = Launch("reduce", "sum_columns", "T *, const T *, i64, i64, i64, i64", one_each, _T)
 FOLD_PARTS = Launch("reduce", "fold_parts", "double *, const double *, i64", one_each, {"Fold": ("Plus", "Largest")}, 1024)
 
 
@@ -60,9 +62,40 @@ def fold_rows(out: Any, pitch: int, xs: Any, rows: Any, adds: Any, depth: int) -
 
 
 def sum_columns(out: Any, xs: Any) -> None:
-    """out (n,) = the rows of xs (P, n), added up in strands: an order that is faster than `sum_into`'s."""
-    rows, n = xs.shape
-    SUM_COLUMNS(-(-n // 32), out, xs, rows, n, T=out.dtype)
+    """out (n,) = the sum of the rows of xs (P, n), in an order of its own that is faster than `sum_into`'s."""
+
+    def launch(grid: ColumnGrid, sums: Any) -> None:
+        SUM_COLUMNS(grid.blocks, sums, xs, *xs.shape, grid.lanes, grid.chunk, T=out.dtype)
+
+    by_columns(out, *xs.shape, launch)
+
+
+class ColumnGrid(NamedTuple):
+    """How the blocks of column sums share out a matrix."""
+
+    blocks: int
+    lanes: int  # columns of a block
+    chunk: int  # rows of a block
+
+
+def by_columns(out: Any, rows: int, n: int, launch: Callable[[ColumnGrid, Any], None]) -> None:
+    """Launch what sums up columns of (rows, n) by chunks of rows, and add up the chunks into out (n,)."""
+    if n == 0:
+        return
+    lanes = lanes_for(n)
+    chunks = max(1, min(CHUNKS, rows * lanes // SHARE))
+    grid = ColumnGrid(-(-n // lanes) * chunks, lanes, -(-rows // chunks))
+    if chunks == 1:
+        launch(grid, out)
+        return
+    sums = device().empty((chunks, n), out.dtype)
+    launch(grid, sums)
+    sum_columns(out, sums)
+
+
+def lanes_for(length: int) -> int:
+    """How many neighbouring threads go through so many numbers: a power of two, of a warp at most."""
+    return min(32, 1 << max(length - 1, 0).bit_length())
 
 
 def dot(x: Any, y: Any) -> float:

@@ -111,7 +111,8 @@ __global__ void rows(T* p, T* s, T* t, i64 pitch, const T* gradient, const i64* 
     if (told[1] != 0) return;
     ROUNDED;
     for (i64 i = this_thread(); i < k * width; i += all_threads()) {
-        i64 at = index[i / width] * pitch + i % width;
+        auto [row, column] = cell(i, width);
+        i64 at = index[row] * pitch + column;
         step<1, T, Rule>(p + at, s + at, t + at, gradient + i, numbers);
     }
 }
