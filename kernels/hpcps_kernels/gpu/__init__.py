@@ -1,3 +1,3 @@
 """The families in CUDA C++, launched through CuPy. Nothing here imports CuPy but `_cupy`."""
 
-FAMILIES = ("gradient", "grain", "loss", "packed", "reduce", "sparse", "update")
+FAMILIES = ("embedding", "gradient", "grain", "layer", "loss", "packed", "reduce", "rows", "sparse", "update")
