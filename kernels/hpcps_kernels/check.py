@@ -39,7 +39,7 @@ class Arrays(Protocol):
     """The arrays that a back end's kernels take, and what is to be known of how they lie."""
 
     name: str
-    kind: type
+    kind: type[Any]
     layout: str  # what of an array a wrapper remembers, as Python writes it
 
     def check_layout(self, where: str, argument: Argument, array: Any) -> None:
@@ -49,8 +49,9 @@ class Arrays(Protocol):
 class NumpyArrays:
     """NumPy's."""
 
-    name, kind = "a NumPy array", np.ndarray
-    layout = "{0}.shape, {0}.dtype, {0}.flags.num"
+    name: str = "a NumPy array"
+    kind: type[Any] = np.ndarray
+    layout: str = "{0}.shape, {0}.dtype, {0}.flags.num"
 
     def check_layout(self, where: str, argument: Argument, array: Any) -> None:
         if not array.flags.c_contiguous:
@@ -61,7 +62,7 @@ class NumpyArrays:
             raise ValueError(f"{where} must be writeable, not read-only")
 
 
-NUMPY = NumpyArrays()
+NUMPY: Arrays = NumpyArrays()
 
 
 def checked(spec: Spec, kernel: Callable[..., Any], doc: str | None, kind: Arrays = NUMPY) -> Callable[..., Any]:

@@ -85,6 +85,10 @@ class Compiled:
         names = [one.expression for one in instances(instance.file)]
         return getattr(self._library(instance.file).result(), f"run_{names.index(instance.expression)}")
 
+    def text(self, file: str) -> str:
+        """What is compiled of a file."""
+        return self._change(source(file))
+
     def _library(self, file: str) -> Future[ctypes.CDLL]:
         if file not in self._libraries:
             self._libraries[file] = self._pool.submit(self._compile, file)
@@ -93,7 +97,7 @@ class Compiled:
     def _compile(self, file: str) -> ctypes.CDLL:
         text, library = self._folder / f"{file}.cpp", self._folder / f"{file}.so"
         wrappers = [_wrapper(number, one) for number, one in enumerate(instances(file))]
-        text.write_text(f'#include "{HEADER}"\n{self._change(source(file))}\n#line 1 "wrappers"\n' + "\n".join(wrappers))
+        text.write_text(f'#include "{HEADER}"\n{self.text(file)}\n#line 1 "wrappers"\n' + "\n".join(wrappers))
         command = ["g++", *FLAGS, str(text), "-o", str(library)]
         told = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         assert told.returncode == 0, told.stderr[:4000]
@@ -113,14 +117,14 @@ def _wrapper(number: int, instance: Instance) -> str:
 
 
 class OnCpu:
-    """Launches, as the table declares them, with every argument's type checked; the order of threads goes by ``seed``."""
+    """Launches as the table declares them, every argument's type checked; the order of threads goes by ``seed``."""
 
     number = 0
     array = DeviceArray
 
     def __init__(self, compiled: Compiled, multiprocessors: int = 2, seed: int = 0) -> None:
         self._compiled, self.multiprocessors, self.seed = compiled, multiprocessors, seed
-        self.launched: list[tuple[str, int]] = []
+        self.done: list[str] = []  # what was launched and read, in order
 
     def __enter__(self) -> OnCpu:
         return self
@@ -130,7 +134,7 @@ class OnCpu:
     def launch(self, instance: Instance, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
         values = [_argument(c, x) for c, x in zip(instance.arguments, arguments, strict=True)]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        self.launched.append((instance.expression, blocks))
+        self.done.append(instance.expression)
         self.seed += 1
         code = self._compiled.function(instance)(blocks, threads, self.seed, pointers)
         assert code == 0, f"{instance.expression}: threads wait for others that never come"
@@ -148,6 +152,7 @@ class OnCpu:
 
     def read(self, array: DeviceArray) -> np.ndarray:
         assert isinstance(array, DeviceArray)
+        self.done.append("read")
         return array.view_on_host.copy()
 
     def argsort(self, keys: DeviceArray) -> DeviceArray:

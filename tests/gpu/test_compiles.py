@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from hpcps_kernels.gpu._source import OPTIONS, source
 from hpcps_kernels.gpu._launch import TABLE, Instance
+from hpcps_kernels.gpu._source import OPTIONS, source
 from on_cpu import instances
 
 FILES = sorted({launch.file for launch in TABLE})

@@ -1,65 +1,32 @@
-"""Every GPU kernel's source, run on the CPU, against the reference: the calls of `kernel_cases`, threads in any order."""
+"""Every GPU kernel's source, run on the CPU against the reference: calls of `kernel_cases`, threads in any order."""
 
 from __future__ import annotations
 
-import importlib
+import re
 from typing import Any
 
 import numpy as np
 import pytest
-from hpcps_kernels import SPECS, load
+from hpcps_kernels import SPECS
 from hpcps_kernels.gpu import FAMILIES
-from hpcps_kernels.gpu._launch import Use
-from kernel_cases import Case, all_cases
+from hpcps_kernels.gpu._launch import TABLE
+from hpcps_kernels.gpu.table import GpuKernels
+from kernel_cases import Case
 from on_cpu import Compiled, OnCpu, margins_are_untouched, on_device
+from twins import CASES, TYPICAL, arguments, compare
 
-REFERENCE = load("reference")
-CASES = [case for case in all_cases() if case.spec.module in FAMILIES]
-TYPICAL = {case.kernel: case for case in CASES if case.arrays()[0].size}  # the last case of each
+NAN = np.float32(np.nan)
 
 
 def call(case: Case, device: OnCpu, misaligned: int = 0, dirty: bool = False) -> tuple[Any, list[np.ndarray]]:
-    """The twin's answer, and its arrays afterwards."""
-    spec = case.spec
-    kernel = getattr(importlib.import_module(f"hpcps_kernels.gpu.{spec.module}"), case.kernel)
+    """What the kernel returns, and its arrays afterwards."""
     arrays = [on_device(array, misaligned) for array in case.arrays()]
-    for argument, array in zip(spec.arrays, arrays, strict=True):
+    for argument, array in zip(case.spec.arrays, arrays, strict=True):
         if dirty and argument.role == "out":
             array.view_on_host.reshape(-1).view(np.uint8)[:] = 0x77
-    values = iter(arrays), iter(case.numbers())
-    given = [next(values[not a.is_array]) for a in spec.arguments]
-    codes = [a.choices.index(x) if a.choices else x for a, x in zip(spec.arguments, given, strict=True)]
-    with Use(device):
-        answer = kernel(*codes)
+    answer = getattr(GpuKernels(device), case.kernel)(*arguments(case, arrays))
     assert all(map(margins_are_untouched, arrays))
     return answer, [array.view_on_host for array in arrays]
-
-
-def expected(case: Case) -> tuple[Any, list[np.ndarray]]:
-    arrays = case.arrays()
-    values = iter(arrays), iter(case.numbers())
-    answer = getattr(REFERENCE, case.kernel)(*[next(values[not a.is_array]) for a in case.spec.arguments])
-    return answer, arrays
-
-
-def near(got: Any, wanted: Any, dtype: str, tolerance: float, what: str) -> None:
-    """As in the tests of the CPU's kernels: within so many epsilons of the largest magnitude, or the same bits."""
-    got, wanted = np.asarray(got), np.asarray(wanted)
-    if not tolerance or wanted.dtype.kind not in "f":
-        np.testing.assert_array_equal(got, wanted, err_msg=what, strict=True)
-        return
-    epsilon = max(np.finfo(one).eps for one in (dtype, wanted.dtype))
-    finite = np.abs(wanted[np.isfinite(wanted)])
-    within = tolerance * epsilon * max(finite.max(initial=0), 1)
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=within, err_msg=what)
-
-
-def of_use(case: Case, name: str, *arrays: np.ndarray) -> list[np.ndarray]:
-    """Of a stack of grains the rows that are left; those above hold anything."""
-    if name == "stack" and case.kernel != "layer_grains":
-        adds = next(array for a, array in zip(case.spec.arrays, case.arrays(), strict=True) if a.name == "adds")
-        return [array[: len(adds) - adds.sum()] for array in arrays]
-    return list(arrays)
 
 
 def test_there_are_cases_for_every_kernel() -> None:
@@ -68,14 +35,7 @@ def test_there_are_cases_for_every_kernel() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_source_does_as_the_reference_does(case: Case, compiled: Compiled) -> None:
-    wanted_answer, wanted = expected(case)
-    answer, got = call(case, OnCpu(compiled))
-    dtype, tolerance = case.dtypes.get("F", "float64"), case.spec.tolerance_on_gpu
-    assert type(answer) is type(wanted_answer)
-    if answer is not None:
-        near(answer, wanted_answer, dtype, tolerance, "what it returns")
-    for argument, g, w in zip(case.spec.arrays, got, wanted, strict=True):
-        near(*of_use(case, argument.name, g, w), dtype, tolerance if argument.is_written else 0, argument.name)
+    compare(case, *call(case, OnCpu(compiled)))
 
 
 @pytest.mark.parametrize("case", TYPICAL.values(), ids=lambda case: case.kernel)
@@ -85,3 +45,70 @@ def test_the_same_bits_in_any_order_at_any_place_on_any_device(case: Case, compi
         answer, arrays = call(case, OnCpu(compiled, multiprocessors, seed), misaligned, dirty=True)
         seen.add((repr(answer), *(array.tobytes() for array in arrays)))
     assert len(seen) == 1
+
+
+def test_every_instance_of_the_table_is_there(compiled: Compiled) -> None:
+    for launch in TABLE:
+        for instance in launch.instances():
+            assert compiled.function(instance) is not None
+
+
+def test_a_missing_barrier_shows(tmp_path) -> None:
+    """The harness is worth something only if it finds what a GPU would find, now and then."""
+    case = next(case for case in CASES if case.kernel == "square_norm" and case.lengths["n"] == 4097)
+    barriers = re.findall(r"__syncthreads\(\);", (Compiled(tmp_path).text("reduce")))
+    assert len(barriers) == 3  # two in fold_block, one in column_sums
+    wrong = Compiled(
+        tmp_path, lambda text: text.replace("of_warps[warp] = x;\n    __syncthreads();", "of_warps[warp] = x;")
+    )
+    assert wrong.text("reduce") != Compiled(tmp_path).text("reduce")
+    with pytest.raises(AssertionError):
+        for seed in range(5):
+            compare(case, *call(case, OnCpu(wrong, seed=seed)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_sums_over_blocks_do_not_depend_on_the_order_of_threads(compiled: Compiled, seed: int) -> None:
+    case = next(case for case in CASES if case.kernel == "dot" and case.lengths["n"] == 4097)
+    answer, _ = call(case, OnCpu(compiled, seed=seed * 1000))
+    assert answer == call(case, OnCpu(compiled))[0]
+
+
+def test_halves_of_all_kinds(compiled: Compiled) -> None:
+    kernels = GpuKernels(OnCpu(compiled))
+    every = np.arange(2**16).astype(np.uint16)
+    numbers = on_device(np.empty(2**16, np.float32))
+    for kind in ("float16", "bfloat16"):
+        getattr(kernels, f"from_{kind}")(numbers, on_device(every))
+        wanted = (
+            every.view(np.float16).astype(np.float32) if kind == "float16" else (every.astype("u4") << 16).view("f4")
+        )
+        np.testing.assert_array_equal(numbers.view_on_host, wanted)
+        back = on_device(np.zeros(2**16, np.uint16))
+        getattr(kernels, f"to_{kind}")(back, numbers)
+        np.testing.assert_array_equal(back.view_on_host[~np.isnan(wanted)], every[~np.isnan(wanted)])
+    rng = np.random.default_rng(0)
+    anything = rng.integers(0, 2**32, 200_000, dtype=np.uint32).view(np.float32)
+    edges = (2.0 ** np.arange(-27, 18, 0.25)).astype(np.float32)
+    x = np.concatenate([anything, edges, -edges, np.nextafter(edges, 0), np.float32([0, -0.0, 65519.996, 65520])])
+    codes = on_device(np.zeros(x.size, np.uint16))
+    kernels.to_float16(codes, on_device(x))
+    with np.errstate(over="ignore", invalid="ignore"):
+        wanted = x.astype(np.float16)
+    same = codes.view_on_host.view(np.float16)
+    np.testing.assert_array_equal(same[~np.isnan(x)], wanted[~np.isnan(x)])
+    assert np.isnan(same[np.isnan(x)]).all()
+
+
+def test_a_nan_reaches_the_loss_and_its_element_alone(compiled: Compiled) -> None:
+    kernels = GpuKernels(OnCpu(compiled))
+    scores, labels = np.zeros(600, np.float32), np.zeros(600, np.float32)
+    scores[77] = NAN
+    for loss in ("squared", "huber", "logistic", "hinge", "squared_hinge", "poisson"):
+        given = on_device(scores)
+        answer = kernels.point_residual(given, on_device(labels), on_device(labels[:0]), loss, 1.0)
+        assert np.isnan(answer)
+        assert np.isnan(given.view_on_host).nonzero()[0].tolist() == [77]
+    assert np.isnan(kernels.max_abs(on_device(scores)))
+    assert kernels.all_finite(on_device(labels))
+    assert not kernels.all_finite(on_device(scores))

@@ -10,10 +10,10 @@ from hpcps_kernels.spec import Argument
 class DeviceArrays:
     """CuPy's arrays in the memory of one GPU."""
 
-    name = "a CuPy array"
-    layout = "{0}.shape, {0}.dtype, {0}.flags.c_contiguous, {0}.data.device_id"
+    name: str = "a CuPy array"
+    layout: str = "{0}.shape, {0}.dtype, {0}.flags.c_contiguous, {0}.data.device_id"
 
-    def __init__(self, kind: type, device: int) -> None:
+    def __init__(self, kind: type[Any], device: int) -> None:
         self.kind, self._device = kind, device
 
     def check_layout(self, where: str, argument: Argument, array: Any) -> None:

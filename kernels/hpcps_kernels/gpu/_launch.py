@@ -38,7 +38,7 @@ FLOATS = ("float", "double")
 Grid = Callable[[int, int], int]  # blocks for so much work on so many multiprocessors
 
 
-def strides(each: int = THREADS) -> Grid:
+def strides(each: int) -> Grid:
     """A block for each so many items, up to what keeps the device busy: where results do not depend on the grid."""
     return lambda work, multiprocessors: min(-(-work // each), multiprocessors * BLOCKS_EACH)
 
@@ -91,7 +91,7 @@ class Launch:
     file: str
     function: str
     arguments: str
-    grid: Grid = strides()
+    grid: Grid
     template: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     threads: int = THREADS
 

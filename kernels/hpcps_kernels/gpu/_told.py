@@ -6,7 +6,9 @@ from typing import Any
 
 from hpcps_kernels.gpu._launch import FLOATS, THREADS, Launch, device, strides
 
-NUMBERS_BELOW = Launch("checks", "numbers_below", "const I *, i64, i64, double *", strides(4 * THREADS), {"I": ("i32", "i64")})
+NUMBERS_BELOW = Launch(
+    "checks", "numbers_below", "const I *, i64, i64, double *", strides(4 * THREADS), {"I": ("i32", "i64")}
+)
 ENTRIES = Launch(
     "checks", "entries", "const i64 *, i64, const I *, i64, i64, i64, double *", strides(THREADS), {"I": ("i32",)}
 )
@@ -15,7 +17,7 @@ CLEAR = Launch("checks", "clear", "T *, i64, const double *", strides(4 * THREAD
 
 
 class Told:
-    """Kernels that find something wrong set ``array[1]``; later ones look there and do nothing. `sum` waits for them."""
+    """Kernels that find something wrong set ``array[1]``; later ones look there, and do nothing. `sum` waits."""
 
     def __init__(self) -> None:
         self.array = device().zeros(2, "float64")

@@ -100,7 +100,9 @@ def linear_parts(
     here, blocks, classes = device(), len(bounds) - 1, bias.size
     (n, features), dtype = samples.shape, weight.dtype
     parts = Parts(
-        here.empty((blocks, classes * features), dtype), here.empty((blocks, classes), dtype), here.empty(blocks, "float64")
+        here.empty((blocks, classes * features), dtype),
+        here.empty((blocks, classes), dtype),
+        here.empty(blocks, "float64"),
     )
     residual, places = here.empty(n * classes, dtype), here.put(np.array(bounds, np.int64))
     launch = SOFTMAX if loss is None else POINT

@@ -29,4 +29,5 @@ def activation_gradient(delta: Any, bias_gradient: Any, z: Any, out: Any, activa
             grid.blocks, delta, sums, z, out, *z.shape, grid.lanes, grid.chunk, activation, T=z.dtype
         )  # fmt: skip
 
-    by_columns(bias_gradient, *z.shape, launch)
+    n, units = z.shape
+    by_columns(bias_gradient, n, units, launch)

@@ -1,4 +1,4 @@
-"""Optimiser steps over rows of a table whose state lies beside them: the kernel by rows, told where the states begin."""
+"""Optimiser steps over rows of a table whose state lies beside them: the kernel by rows, told where states begin."""
 
 from __future__ import annotations
 

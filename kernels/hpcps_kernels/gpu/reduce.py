@@ -27,7 +27,9 @@ DOT = Launch("reduce", "dot", "double *, const T *, const T *, i64", one_each, _
 MAX_ABS = Launch("reduce", "max_abs", "double *, const T *, i64", one_each, _T)
 COUNT_NOT_FINITE = Launch("reduce", "count_not_finite", "double *, const T *, i64", one_each, _T)
 SUM_COLUMNS = Launch("reduce", "sum_columns", "T *, const T *, i64, i64, i64, i64", one_each, _T)
-FOLD_PARTS = Launch("reduce", "fold_parts", "double *, const double *, i64", one_each, {"Fold": ("Plus", "Largest")}, 1024)
+FOLD_PARTS = Launch(
+    "reduce", "fold_parts", "double *, const double *, i64", one_each, {"Fold": ("Plus", "Largest")}, 1024
+)
 
 
 def add_into(out: Any, x: Any) -> None:
@@ -67,7 +69,8 @@ def sum_columns(out: Any, xs: Any) -> None:
     def launch(grid: ColumnGrid, sums: Any) -> None:
         SUM_COLUMNS(grid.blocks, sums, xs, *xs.shape, grid.lanes, grid.chunk, T=out.dtype)
 
-    by_columns(out, *xs.shape, launch)
+    rows, n = xs.shape
+    by_columns(out, rows, n, launch)
 
 
 class ColumnGrid(NamedTuple):

@@ -62,7 +62,9 @@ def gather_csr(out: Any, indptr: Any, indices: Any, values: Any, index: Any, shi
         T=out.dtype, V=values.dtype,
     )  # fmt: skip
     told.sum(
-        IndexError("gather_csr: an index is outside 0..N-1, or a row has entries outside the arrays or columns outside 0..D-1")
+        IndexError(
+            "gather_csr: an index is outside 0..N-1, or a row has entries outside the arrays or columns outside 0..D-1"
+        )
     )
 
 

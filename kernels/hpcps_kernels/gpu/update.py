@@ -24,7 +24,9 @@ ROWS = Launch(
 )
 
 
-def update_rows(tables: list[Any], pitch: int, count: int, gradient: Any, index: Any, rule: str, numbers: Numbers) -> None:
+def update_rows(
+    tables: list[Any], pitch: int, count: int, gradient: Any, index: Any, rule: str, numbers: Numbers
+) -> None:
     """Row index[i] of flat tables with ``count`` rows, ``pitch`` numbers from one to the next."""
     told = Told()
     told.numbers_below(index, count)
