@@ -42,7 +42,7 @@ def check(config: Config, source: str) -> None:
     if train.reproducible and train.grains > train.batch:
         raise ConfigError(f"{source}: train.grains = {train.grains} is more than train.batch = {train.batch}")
     if config.run.device == "cuda":
-        raise ConfigError(f"{source}: run.device = 'cuda': this version has no GPU kernels; use 'cpu'")
+        raise ConfigError(f"{source}: run.device = 'cuda': this version does not train on GPUs; use 'cpu'")
     if train.strategy == "server" and train.algorithm != "auto":
         raise ConfigError(f"{source}: train.algorithm is the all-reduce's; train.strategy = 'server' does not use it")
     kind = config.optimizer.kind

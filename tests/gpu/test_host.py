@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -102,11 +103,11 @@ def test_what_is_wrong_in_the_data_is_an_error(device: OnCpu) -> None:
         kernels.point_loss(one, one, none, "huber", 0.0)
     with pytest.raises(ValueError, match=r"softmax: a label is outside 0\.\.K-1"):
         kernels.softmax_loss(on_device(np.ones((1, 3))), on_device(np.array([3])), none)
+    codes, scales = on_device(np.zeros(4, np.int8)), on_device(np.zeros(1, np.float32))
     with pytest.raises(ValueError, match="an element is not finite"):
-        codes, scales = on_device(np.zeros(4, np.int8)), on_device(np.zeros(1, np.float32))
         kernels.quantize_int8(codes, scales, on_device(np.float32([0, 1, np.inf, 2])), 4, "nearest", 0, 0)
+    zero = on_device(np.array([0]))
     with pytest.raises(ValueError, match="the adds leave another number of sums"):
-        zero = on_device(np.array([0]))
         kernels.sum_tree(on_device(np.ones((2, 3))), on_device(np.ones((1, 3))), zero, zero)
 
 
@@ -121,8 +122,8 @@ def test_malformed_samples_are_errors_and_nothing_is_written(device: OnCpu, indp
         kernels.bag_backward(table, *entries, out, "mean")
     with pytest.raises(IndexError, match="entries outside"):
         kernels.csr_softmax_scores(out, *entries, table, on_device(np.zeros(2)))
+    ones = on_device(np.ones(4))
     with pytest.raises(IndexError, match="outside"):
-        ones = on_device(np.ones(4))
         kernels.gather_csr(on_device(np.zeros((1, 4))), *entries, on_device(np.array([0])), ones, ones)
     assert (out.view_on_host == 5).all()
     assert (table.view_on_host == 7).all()
@@ -141,7 +142,7 @@ def test_cuts_cover_the_samples_and_go_by_their_number_alone(n: int, classes: in
     found = cuts(7, 7 + n, classes)
     assert found == [7 + place for place in cuts(0, n, classes)]
     assert (found[0], found[-1]) == (7, 7 + n)
-    assert all(low < high for low, high in zip(found, found[1:], strict=False)) or n == 0
+    assert all(low < high for low, high in pairwise(found)) or n == 0
     assert len(found) <= 514
 
 
@@ -155,50 +156,44 @@ def test_a_source_is_one_text_and_every_header_is_in_it_once() -> None:
 # CuPy's side, on a CuPy that only writes down what it is asked for.
 
 
-class FakeCupy(SimpleNamespace):
-    """As much of CuPy as is used to open a device and to launch."""
+class FakeRuntimeError(RuntimeError):
+    """In the place of CUDARuntimeError."""
 
-    def __init__(self, version: str = "14.0.0", gpus: int = 2, driver: int = 13000) -> None:
-        self.asked: list[object] = []
 
-        class CUDARuntimeError(RuntimeError): ...
+def fake_cupy(version: str = "14.0.0", gpus: int = 2, driver: int = 13000) -> SimpleNamespace:
+    """As much of CuPy as is used to open a device and to launch; `asked` is what it was asked for, in order."""
+    asked: list[object] = []
 
-        def count() -> int:
-            if not gpus:
-                raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
-            return gpus
+    class Device:
+        def __init__(self, number: int) -> None:
+            self.number, self.attributes = number, {"MultiProcessorCount": 132}
 
-        class Device:
-            def __init__(device, number: int) -> None:
-                device.number, device.attributes = number, {"MultiProcessorCount": 132}
+        def __enter__(self) -> None:
+            asked.append(("use", self.number))
 
-            def __enter__(device) -> None:
-                self.asked.append(("use", device.number))
+        def __exit__(self, *error: object) -> None:
+            asked.append("before")
 
-            def __exit__(device, *error: object) -> None:
-                self.asked.append("before")
+    class RawModule:
+        def __init__(self, **given: object) -> None:
+            asked.append(given)
 
-        class RawModule:
-            def __init__(module, **given: object) -> None:
-                self.asked.append(given)
+        def get_function(self, name: str):
+            return lambda grid, block, arguments: asked.append((name, grid, block, arguments))
 
-            def get_function(module, name: str):
-                return lambda grid, block, arguments: self.asked.append((name, grid, block, arguments))
+    def count() -> int:
+        if not gpus:
+            raise FakeRuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+        return gpus
 
-        runtime = SimpleNamespace(
-            getDeviceCount=count, CUDARuntimeError=CUDARuntimeError, driverGetVersion=lambda: driver
-        )
-        super().__init__(
-            __version__=version,
-            ndarray=DeviceArray,
-            cuda=SimpleNamespace(runtime=runtime, Device=Device),
-            RawModule=RawModule,
-        )
+    runtime = SimpleNamespace(getDeviceCount=count, CUDARuntimeError=FakeRuntimeError, driverGetVersion=lambda: driver)
+    cuda = SimpleNamespace(runtime=runtime, Device=Device)
+    return SimpleNamespace(asked=asked, __version__=version, ndarray=DeviceArray, cuda=cuda, RawModule=RawModule)
 
 
 @pytest.fixture
 def with_cupy(monkeypatch):
-    def use(fake: FakeCupy):
+    def use(fake: SimpleNamespace):
         monkeypatch.setitem(sys.modules, "cupy", fake)
         monkeypatch.delitem(sys.modules, "hpcps_kernels.gpu._cupy", raising=False)
         return importlib.import_module("hpcps_kernels.gpu._cupy")
@@ -208,7 +203,7 @@ def with_cupy(monkeypatch):
 
 
 def test_a_kernel_is_compiled_once_and_launched_on_its_device(with_cupy) -> None:
-    fake = FakeCupy()
+    fake = fake_cupy()
     kernels = GpuKernels(with_cupy(fake).CupyDevice(1))
     arrays = [DeviceArray(ONES, ONES, device_id=1) for _ in range(2)]
     for _ in range(2):
@@ -228,13 +223,13 @@ def test_a_kernel_is_compiled_once_and_launched_on_its_device(with_cupy) -> None
 @pytest.mark.parametrize(
     ("fake", "says"),
     [
-        (FakeCupy(gpus=0, driver=0), "there is no NVIDIA driver on this machine"),
-        (FakeCupy(gpus=0), "no GPU can be used: cudaErrorNoDevice"),
-        (FakeCupy(gpus=1), r"there is no GPU 1; 1 seen, counted from 0"),
-        (FakeCupy(version="12.3.0"), r"CuPy 12\.3\.0 is too old; 13 or newer is needed"),
+        (fake_cupy(gpus=0, driver=0), "there is no NVIDIA driver on this machine"),
+        (fake_cupy(gpus=0), "no GPU can be used: cudaErrorNoDevice"),
+        (fake_cupy(gpus=1), r"there is no GPU 1; 1 seen, counted from 0"),
+        (fake_cupy(version="12.3.0"), r"CuPy 12\.3\.0 is too old; 13 or newer is needed"),
     ],
 )
-def test_why_there_is_no_table_is_one_line(with_cupy, fake: FakeCupy, says: str) -> None:
+def test_why_there_is_no_table_is_one_line(with_cupy, fake: SimpleNamespace, says: str) -> None:
     found = with_cupy(fake)
     with pytest.raises(RuntimeError, match=f"^kernels: {says}") as caught:
         found.CupyDevice(1)

@@ -63,8 +63,7 @@ def test_a_missing_barrier_shows(tmp_path) -> None:
     )
     assert wrong.text("reduce") != Compiled(tmp_path).text("reduce")
     with pytest.raises(AssertionError):
-        for seed in range(5):
-            compare(case, *call(case, OnCpu(wrong, seed=seed)))
+        compare(case, *call(case, OnCpu(wrong)))
 
 
 @pytest.mark.parametrize("seed", range(20))

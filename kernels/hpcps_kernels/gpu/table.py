@@ -25,8 +25,8 @@ LEFT_OUT = {
 class GpuKernels(Kernels):
     """`Kernels` for CuPy's arrays in the memory of one GPU.
 
-    Kernels that return a number, or that look whether numbers of rows are in range, wait for the GPU; others return while
-    they are under way on CuPy's current stream.
+    Kernels that return a number, or that look whether numbers of rows are in range, wait for the GPU; others return
+    while they are under way on CuPy's current stream.
     """
 
     def __init__(self, device: Any) -> None:
