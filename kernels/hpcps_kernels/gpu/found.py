@@ -1,4 +1,4 @@
-"""What there is of GPU, driver and CuPy, without loading CuPy. Run as a program: one line, and status 2 without a GPU."""
+"""What there is of GPU, driver and CuPy, without loading CuPy. As a program: one line, and status 2 without a GPU."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ template <class T, class Fold> __device__ __forceinline__ T fold_lanes(T x, int 
     return x;
 }
 
-// Over the block, whose threads must be whole warps; thread 0 has the result. Has a barrier in front and in the middle.
+// Over the block, whose threads must be whole warps; thread 0 has the result. The barrier in front lets folds follow each other.
 template <class T, class Fold> __device__ T fold_block(T x, T none, Fold fold) {
     __shared__ T of_warps[32];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

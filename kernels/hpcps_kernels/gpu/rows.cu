@@ -42,7 +42,6 @@ __global__ void gather_csr(T* out, const i64* indptr, const i32* indices, const 
                 i32 d = indices[e];
                 out[i * width + d] = ((T)values[e] - shift[d]) * scale[d];
             }
-        __syncwarp();
     }
 }
 
