@@ -129,7 +129,7 @@ ARROWS = {
 # Third party -> the only places that may import it.
 ONLY_IN = {
     "mpi4py": {"hpcps/comm/mpi.py"},
-    "cupy": {"kernels/hpcps_kernels/gpu/_cupy.py"},
+    "cupy": {f"kernels/hpcps_kernels/gpu/{name}.py" for name in ("_cupy", "_nvrtc")},
     "numba": {f"kernels/hpcps_kernels/cpu/{file.name}" for file in (PACKAGES["hpcps_kernels"] / "cpu").glob("*.py")},
     "click": {"hpcps/cli.py"},
     "rich": {"hpcps/report.py"},

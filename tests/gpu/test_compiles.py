@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from dataclasses import replace
 
 import pytest
 from hpcps_kernels.gpu._launch import TABLE, Instance
-from hpcps_kernels.gpu._source import OPTIONS, source
 from on_cpu import instances
 
 FILES = sorted({launch.file for launch in TABLE})
@@ -17,10 +18,11 @@ SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 
 @pytest.fixture(scope="module")
 def nvrtc():
-    """CuPy's door to NVRTC."""
-    found = pytest.importorskip("cupy", reason="CuPy is not installed").cuda.nvrtc
+    """Our door to NVRTC."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    found = importlib.import_module("hpcps_kernels.gpu._nvrtc")
     try:
-        found.getVersion()
+        found.nvrtc.getVersion()
     except Exception as error:
         pytest.skip(f"NVRTC is not installed: {' '.join(str(error).split())}")
     return found
@@ -37,31 +39,30 @@ def some_instances(file: str) -> list[Instance]:
     return found
 
 
-def compiled(nvrtc, file: str, wanted: list[Instance], architecture: int) -> tuple[list[str], bytes, str]:
-    """The functions' names in the code, the code, and what the compiler said."""
-    text = source(file) + "".join(one.declaration for one in wanted)
-    program = nvrtc.createProgram(text, f"{file}.cu", [], [])
-    try:
-        for one in wanted:
-            nvrtc.addNameExpression(program, one.expression)
-        options = [*OPTIONS, f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"]
-        try:
-            nvrtc.compileProgram(program, options)
-        except nvrtc.NVRTCError:
-            pytest.fail(nvrtc.getProgramLog(program)[:4000])
-        names = [nvrtc.getLoweredName(program, one.expression) for one in wanted]
-        return names, nvrtc.getCUBIN(program), nvrtc.getProgramLog(program)
-    finally:
-        nvrtc.destroyProgram(program)
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("file", FILES)
 def test_it_compiles_and_keeps_its_numbers_in_registers(nvrtc, file: str, architecture: int) -> None:
     wanted = instances(file) if architecture == ALL_OF else some_instances(file)
-    names, code, log = compiled(nvrtc, file, wanted, architecture)
+    code, names, log = nvrtc.compile(wanted, architecture, "--ptxas-options=-v")
     assert len(set(names)) == len(wanted)
     assert all(name.encode() in code for name in names)
     spills = SPILLS.findall(log)
     assert len(spills) >= len(names), log[:2000]
     assert set(spills) == {("0", "0")}, log
+
+
+def test_code_is_kept_on_disk(nvrtc, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)
+    instance = instances("checks")[0]
+    first = nvrtc.kept(instance, 90)
+    assert first.path.read_bytes()[:4] == b"\x7fELF"
+    assert first.name.encode() in first.path.read_bytes()
+    monkeypatch.setattr(nvrtc, "compile", None)  # it is not called again
+    assert nvrtc.kept(instance, 90) == first
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_arguments_that_are_not_the_tables_do_not_compile(nvrtc) -> None:
+    instance = instances("checks")[0]
+    with pytest.raises(RuntimeError, match=r"kernels: checks\.cu for sm_90: .*error: "):
+        nvrtc.compile([replace(instance, arguments=instance.arguments[:-1])], 90)

@@ -1,4 +1,4 @@
-"""The families in CUDA C++, launched through CuPy. Nothing here imports CuPy but `_cupy`."""
+"""The families in CUDA C++, launched through CuPy. Nothing here imports CuPy but `_cupy` and `_nvrtc`."""
 
 FAMILIES = (
     "codec",

@@ -1,19 +1,20 @@
-"""CuPy: memory, launches, sorting, matrix products. The only file of the kernels that imports it."""
+"""CuPy: memory, launches, sorting, matrix products."""
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
+import threading
 from typing import Any
 
 import cupy
 from numpy.typing import DTypeLike
 
 from hpcps_kernels.gpu._launch import Instance
-from hpcps_kernels.gpu._source import OPTIONS, source
+from hpcps_kernels.gpu._nvrtc import kept
 from hpcps_kernels.interface import Array
 
-OLDEST = 13  # CuPy's major version
+OLDEST = 14  # CuPy's major version
+PLACE_BYTES = 256
 
 
 class CupyDevice:
@@ -31,18 +32,21 @@ class CupyDevice:
         if not 0 <= number < count:
             raise RuntimeError(f"kernels: there is no GPU {number}; {count} seen, counted from 0")
         self.number = number
-        self._device = cupy.cuda.Device(number)
-        self.multiprocessors: int = self._device.attributes["MultiProcessorCount"]
+        self.multiprocessors: int = cupy.cuda.Device(number).attributes["MultiProcessorCount"]
+        self.architecture = int(cupy.cuda.Device(number).compute_capability)
+        self._entered = threading.local()  # CuPy's own objects keep the device before in one list for all threads
 
     def __enter__(self) -> CupyDevice:
-        self._device.__enter__()
+        entered = self._entered.__dict__.setdefault("devices", [])
+        entered.append(cupy.cuda.Device(self.number))
+        entered[-1].__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._device.__exit__(*error)
+        self._entered.devices.pop().__exit__(*error)
 
     def launch(self, instance: Instance, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
-        _function(instance)((blocks,), (threads,), arguments)
+        _function(instance, self.architecture)((blocks,), (threads,), arguments)
 
     def empty(self, shape: Any, dtype: DTypeLike) -> Any:
         return cupy.empty(shape, dtype)
@@ -58,16 +62,21 @@ class CupyDevice:
         return host
 
     def argsort(self, keys: Any) -> Any:
-        return cupy.argsort(keys, kind="stable")
+        return cupy.argsort(keys, kind="stable") if keys.size else self.empty(0, "int64")
 
     def running_sum(self, x: Any) -> Any:
-        return cupy.cumsum(x, dtype="int64")
+        return cupy.cumsum(x, dtype="int64") if x.size else self.empty(0, "int64")
 
     def multiply_transposed(self, out: Any, a: Any, b: Any) -> None:
-        if len(a):
-            cupy.matmul(a.T, b, out=out)
-        else:
+        if not len(a):
             out.fill(0)
+        elif out.size:
+            out[...] = cupy.matmul(_well_placed(a).T, _well_placed(b))
+
+
+def _well_placed(array: Any) -> Any:
+    """The array, or a copy where cuBLAS might take another way, and give other bits, because of where it begins."""
+    return array.copy() if array.data.ptr % PLACE_BYTES else array
 
 
 def count_devices() -> int:
@@ -81,15 +90,8 @@ def count_devices() -> int:
     return count
 
 
-def cupy_name() -> str:
-    """The distribution and version that `import cupy` found."""
-    owners = importlib.metadata.packages_distributions().get("cupy", ["cupy"])
-    return f"{owners[0]} {cupy.__version__}"
-
-
 @functools.cache
-def _function(instance: Instance) -> Any:
-    """Compiled by NVRTC for the GPU that is used first, or read from CuPy's cache on disk."""
-    text = source(instance.file) + instance.declaration
-    module = cupy.RawModule(code=text, options=OPTIONS, name_expressions=(instance.expression,))
-    return module.get_function(instance.expression)
+def _function(instance: Instance, architecture: int) -> Any:
+    """Compiled for the architecture, or read from disk."""
+    found = kept(instance, architecture)
+    return cupy.RawModule(path=str(found.path)).get_function(found.name)

@@ -7,7 +7,13 @@ import re
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-OPTIONS = ("--std=c++17", "--fmad=false")  # products are rounded before they are added, as everywhere in hpcps
+OPTIONS = (
+    "--std=c++17",
+    "--fmad=false",  # products are rounded before they are added, as everywhere in hpcps
+    "--ftz=false",
+    "--prec-div=true",
+    "--prec-sqrt=true",
+)
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 
 
