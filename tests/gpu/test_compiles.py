@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hpcps_kernels.gpu._launch import TABLE, Instance
@@ -22,9 +23,9 @@ def nvrtc():
     pytest.importorskip("cupy", reason="CuPy is not installed")
     found = importlib.import_module("hpcps_kernels.gpu._nvrtc")
     try:
-        found.nvrtc.getVersion()
-    except Exception as error:
-        pytest.skip(f"NVRTC is not installed: {' '.join(str(error).split())}")
+        found.version()
+    except RuntimeError as error:
+        pytest.skip(str(error))
     return found
 
 
@@ -66,3 +67,14 @@ def test_arguments_that_are_not_the_tables_do_not_compile(nvrtc) -> None:
     instance = instances("checks")[0]
     with pytest.raises(RuntimeError, match=r"kernels: checks\.cu for sm_90: .*error: "):
         nvrtc.compile([replace(instance, arguments=instance.arguments[:-1])], 90)
+
+
+def test_a_missing_compiler_is_said_in_one_line(nvrtc, monkeypatch) -> None:
+    def missing() -> None:
+        raise RuntimeError("CuPy failed to load libnvrtc.so.13\n  looked in /usr")
+
+    monkeypatch.setattr(nvrtc, "nvrtc", SimpleNamespace(getVersion=missing))
+    with pytest.raises(
+        RuntimeError, match=r"^kernels: NVRTC is needed: pip install .*libnvrtc\.so\.13 looked in /usr\)$"
+    ):
+        nvrtc.version()

@@ -202,7 +202,7 @@ def with_cupy(monkeypatch):
             return SimpleNamespace(path=f"{instance.file}.{architecture}", name=instance.expression)
 
         monkeypatch.setitem(sys.modules, "cupy", fake)
-        monkeypatch.setitem(sys.modules, "hpcps_kernels.gpu._nvrtc", SimpleNamespace(kept=kept))
+        monkeypatch.setitem(sys.modules, "hpcps_kernels.gpu._nvrtc", SimpleNamespace(kept=kept, version=tuple))
         monkeypatch.delitem(sys.modules, "hpcps_kernels.gpu._cupy", raising=False)
         return importlib.import_module("hpcps_kernels.gpu._cupy")
 

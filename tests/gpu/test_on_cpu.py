@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hpcps_kernels import SPECS
-from hpcps_kernels.gpu import FAMILIES
+from hpcps_kernels.gpu import FAMILIES, loss, reduce
 from hpcps_kernels.gpu._launch import TABLE
 from hpcps_kernels.gpu.table import GpuKernels
 from kernel_cases import Case
@@ -45,6 +45,15 @@ def test_the_same_bits_in_any_order_at_any_place_on_any_device(case: Case, compi
         answer, arrays = call(case, OnCpu(compiled, multiprocessors, seed), misaligned, dirty=True)
         seen.add((repr(answer), *(array.tobytes() for array in arrays)))
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("case", TYPICAL.values(), ids=lambda case: case.kernel)
+def test_sums_over_many_blocks(case: Case, compiled: Compiled, monkeypatch) -> None:
+    """Blocks take little enough that small cases have many, and their shares are shared out again."""
+    monkeypatch.setattr(reduce, "SHARE", 32)
+    monkeypatch.setattr(reduce, "CHUNKS", 40)
+    monkeypatch.setattr(loss, "SAMPLES", 16)
+    compare(case, *call(case, OnCpu(compiled)))
 
 
 def test_every_instance_of_the_table_is_there(compiled: Compiled) -> None:

@@ -10,7 +10,7 @@ import cupy
 from numpy.typing import DTypeLike
 
 from hpcps_kernels.gpu._launch import Instance
-from hpcps_kernels.gpu._nvrtc import kept
+from hpcps_kernels.gpu._nvrtc import kept, version
 from hpcps_kernels.interface import Array
 
 OLDEST = 14  # CuPy's major version
@@ -20,7 +20,7 @@ PLACE_BYTES = 256
 class CupyDevice:
     """A GPU. Everything goes to the stream that is CuPy's current one, in order; only `read` waits.
 
-    Raises RuntimeError, in one line, where there is no driver, no such GPU, or a CuPy that is too old.
+    Raises RuntimeError, in one line, where there is no driver, no such GPU, no compiler, or a CuPy that is too old.
     """
 
     array = cupy.ndarray
@@ -29,6 +29,7 @@ class CupyDevice:
         if int(cupy.__version__.partition(".")[0]) < OLDEST:
             raise RuntimeError(f"kernels: CuPy {cupy.__version__} is too old; {OLDEST} or newer is needed")
         count = count_devices()
+        version()
         if not 0 <= number < count:
             raise RuntimeError(f"kernels: there is no GPU {number}; {count} seen, counted from 0")
         self.number = number

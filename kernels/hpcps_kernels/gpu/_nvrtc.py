@@ -36,6 +36,16 @@ class Kept(NamedTuple):
     name: str
 
 
+def version() -> tuple[int, int]:
+    """NVRTC's. RuntimeError, in one line, where it is not installed."""
+    try:
+        found: tuple[int, int] = nvrtc.getVersion()
+    except Exception as error:  # CuPy says in many lines what it looked for and where
+        reason = " ".join(str(error).split())[:200]
+        raise RuntimeError(f"kernels: NVRTC is needed: pip install 'hpcps[cuda13]' ({reason})") from None
+    return found
+
+
 def compile(instances: Sequence[Instance], architecture: int, *options: str) -> Compiled:
     """Compile functions of one file; ``architecture`` is 90 for sm_90. RuntimeError with the log where they do not."""
     (file,) = {instance.file for instance in instances}
@@ -56,7 +66,7 @@ def compile(instances: Sequence[Instance], architecture: int, *options: str) -> 
 
 def kept(instance: Instance, architecture: int) -> Kept:
     """The function's code on disk, compiled if it is not there. Files are named by all that the code depends on."""
-    told = repr((source(instance.file), instance, OPTIONS, architecture, nvrtc.getVersion()))
+    told = repr((source(instance.file), instance, OPTIONS, architecture, version()))
     code = _folder() / f"{instance.file}-{sha256(told.encode()).hexdigest()[:24]}.cubin"
     name = code.with_suffix(".name")
     if not name.exists():  # it is written last
