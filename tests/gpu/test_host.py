@@ -89,6 +89,19 @@ def test_rows_are_looked_over_before_they_are_updated_and_the_host_waits_once(de
     np.testing.assert_array_equal(table.view_on_host, before)
 
 
+def test_a_loss_with_its_gradient_waits_once_also_where_entries_are_looked_over(device: OnCpu) -> None:
+    kernels, floats = GpuKernels(device), [on_device(np.ones(3)) for _ in range(4)]
+    entries = on_device(np.arange(4)), on_device(np.arange(3).astype(np.int32)), floats[0]
+    gradient, bias = on_device(np.zeros(3)), on_device(np.zeros(1))
+    model = floats[1], on_device(np.zeros(1))
+    kernels.csr_loss_gradient(gradient, bias, *entries, floats[2], floats[3][:0], *model, "logistic", 1.0)
+    assert device.done.count("read") == 1
+    assert device.done[-1] == "read"
+    labels = on_device(np.full(3, 2.0))
+    with pytest.raises(ValueError, match="logistic: a label is neither 0 nor 1"):
+        kernels.csr_loss_gradient(gradient, bias, *entries, labels, floats[3][:0], *model, "logistic", 1.0)
+
+
 def test_nothing_to_do_is_no_launch(device: OnCpu) -> None:
     nothing = on_device(np.zeros(0, np.float32))
     GpuKernels(device).add_into(nothing, nothing)

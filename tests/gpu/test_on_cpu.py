@@ -112,9 +112,9 @@ def test_a_nan_reaches_the_loss_and_its_element_alone(compiled: Compiled) -> Non
     kernels = GpuKernels(OnCpu(compiled))
     scores, labels = np.zeros(600, np.float32), np.zeros(600, np.float32)
     scores[77] = NAN
-    for loss in ("squared", "huber", "logistic", "hinge", "squared_hinge", "poisson"):
+    for kind in ("squared", "huber", "logistic", "hinge", "squared_hinge", "poisson"):
         given = on_device(scores)
-        answer = kernels.point_residual(given, on_device(labels), on_device(labels[:0]), loss, 1.0)
+        answer = kernels.point_residual(given, on_device(labels), on_device(labels[:0]), kind, 1.0)
         assert np.isnan(answer)
         assert np.isnan(given.view_on_host).nonzero()[0].tolist() == [77]
     assert np.isnan(kernels.max_abs(on_device(scores)))

@@ -49,3 +49,27 @@ def test_the_same_bits_again_and_wherever_the_arrays_lie(kernels: Any, case: Cas
         answer, arrays = call(kernels, case, misaligned)
         seen.add((repr(answer), *(array.tobytes() for array in arrays)))
     assert len(seen) == 1
+
+
+def test_small_numbers_are_not_flushed_to_zero(kernels: Any) -> None:
+    import cupy
+
+    x, out = cupy.full(100, 1e-40, "float32"), cupy.full(100, 1e-40, "float32")
+    kernels.add_into(out, x)
+    assert (cupy.asnumpy(out) == np.float32(1e-40) * 2).all()
+    every = np.arange(0x7C00).astype(np.uint16)  # halves from 0 to the largest
+    numbers, codes = cupy.empty(every.size, "float32"), cupy.empty(every.size, "uint16")
+    kernels.from_float16(numbers, cupy.asarray(every))
+    np.testing.assert_array_equal(cupy.asnumpy(numbers), every.view(np.float16).astype(np.float32))
+    kernels.to_float16(codes, numbers)
+    np.testing.assert_array_equal(cupy.asnumpy(codes), every)
+
+
+def test_sorting_and_running_sums_of_nothing(kernels: Any) -> None:
+    import cupy
+
+    nothing, numbers = cupy.empty(0, "int64"), cupy.empty(0, "int32")
+    assert kernels.unique(nothing, numbers, cupy.empty(0, "int64")) == 0
+    table = cupy.ones((3, 2))
+    kernels.scatter_add_rows(table, cupy.empty((0, 2)), nothing)
+    assert (cupy.asnumpy(table) == 1).all()

@@ -19,8 +19,8 @@ CLEAR = Launch("checks", "clear", "T *, i64, const double *", strides(4 * THREAD
 class Told:
     """Kernels that find something wrong set ``array[1]``; later ones look there, and do nothing. `sum` waits."""
 
-    def __init__(self) -> None:
-        self.array = device().zeros(2, "float64")
+    def __init__(self, array: Any = None) -> None:
+        self.array = device().zeros(2, "float64") if array is None else array
 
     def numbers_below(self, index: Any, rows: int) -> None:
         """Look whether all numbers are 0 .. rows - 1."""
@@ -34,6 +34,20 @@ class Told:
     def clear(self, out: Any) -> None:
         """Fill with 0, unless something was found wrong."""
         CLEAR(out.size, out, out.size, self.array, T=out.dtype)
+
+    @staticmethod
+    def pair() -> tuple[Told, Told, Any]:
+        """Two that lie side by side, for `sum_of_pair`, and where."""
+        both = device().zeros(4, "float64")
+        return Told(both[:2]), Told(both[2:]), both
+
+    @staticmethod
+    def sum_of_pair(both: Any, first: Exception, second: Exception) -> float:
+        """Wait once for two; raise what was wrong in the first, or else in the second, whose sum is given."""
+        _, first_wrong, total, wrong = device().read(both).tolist()
+        if first_wrong or wrong:
+            raise first if first_wrong else second
+        return float(total)
 
     def sum(self, error: Exception) -> float:
         """Wait; raise ``error`` if something was wrong, else give what was summed in ``array[0]``."""

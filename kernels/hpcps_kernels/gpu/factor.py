@@ -68,7 +68,7 @@ def fm_loss_gradient(
 ) -> float:
     _check_columns(table)
     check_delta(loss, delta)
-    entries, losses, (columns, width), nnz = Told(), Told(), table.shape, indices.size
+    (entries, losses, both), (columns, width), nnz = Told.pair(), table.shape, indices.size
     residual, sums = _residual(labels), device().empty((labels.size, width), table.dtype)
     _fm_scores(entries, residual, sums, indptr, indices, values, table, bias)
     point_into(losses, residual, labels, sample_weight, loss, delta, residuals=True)
@@ -79,8 +79,7 @@ def fm_loss_gradient(
         keys, groups.order, groups.starts, groups.numbers, nnz, lanes_for(width), entries.array, T=table.dtype,
     )  # fmt: skip
     sum_columns(bias_gradient, residual)
-    entries.sum(IndexError(MALFORMED))
-    return losses.sum(label_error(loss))
+    return Told.sum_of_pair(both, IndexError(MALFORMED), label_error(loss))
 
 
 def mf_scores(scores: Any, users: Any, items: Any, user: Any, item: Any, bias: Any) -> None:
@@ -104,14 +103,13 @@ def mf_loss_gradient(
     delta: float,
 ) -> float:
     check_delta(loss, delta)
-    pairs, losses, residual = Told(), Told(), _residual(labels)
+    (pairs, losses, both), residual = Told.pair(), _residual(labels)
     _mf_scores(pairs, residual, users, items, user, item, bias)
     point_into(losses, residual, labels, sample_weight, loss, delta, residuals=True)
     _mf_gradient(pairs, user_gradient, residual, users, items, item)
     _mf_gradient(pairs, item_gradient, residual, items, users, user)
     sum_columns(bias_gradient, residual)
-    pairs.sum(IndexError(OUTSIDE))
-    return losses.sum(label_error(loss))
+    return Told.sum_of_pair(both, IndexError(OUTSIDE), label_error(loss))
 
 
 def _residual(labels: Any) -> Any:

@@ -64,13 +64,12 @@ def csr_loss_gradient(
     delta: float,
 ) -> float:
     check_delta(loss, delta)
-    entries, losses = Told(), Told()
+    entries, losses, both = Told.pair()
     residual = device().empty((labels.size, 1), weight.dtype)
     _scores(entries, residual, indptr, indices, values, weight, bias)
     point_into(losses, residual, labels, sample_weight, loss, delta, residuals=True)
     _gradient(entries, weight_gradient, bias_gradient, residual, indptr, indices, values)
-    entries.sum(IndexError(MALFORMED))
-    return losses.sum(label_error(loss))
+    return Told.sum_of_pair(both, IndexError(MALFORMED), label_error(loss))
 
 
 def csr_softmax_loss_gradient(
@@ -84,13 +83,12 @@ def csr_softmax_loss_gradient(
     weight: Any,
     bias: Any,
 ) -> float:
-    entries, losses = Told(), Told()
+    entries, losses, both = Told.pair()
     residual = device().empty((labels.size, bias.size), weight.dtype)
     _scores(entries, residual, indptr, indices, values, weight, bias)
     softmax_into(losses, residual, labels, sample_weight, residuals=True)
     _gradient(entries, weight_gradient, bias_gradient, residual, indptr, indices, values)
-    entries.sum(IndexError(MALFORMED))
-    return losses.sum(label_error(None))
+    return Told.sum_of_pair(both, IndexError(MALFORMED), label_error(None))
 
 
 def csr_take(
