@@ -162,7 +162,7 @@ ARROWS = {
 # Third party -> the only places that may import it.
 ONLY_IN = {
     "mpi4py": {"hpcps/comm/mpi.py"},
-    "cupy": {"hpcps/doctor.py"},  # asks whether there is a GPU; kernels/hpcps_kernels/gpu is to come
+    "cupy": {f"kernels/hpcps_kernels/gpu/{name}.py" for name in ("_cupy", "_nvrtc")},
     "numba": {f"kernels/hpcps_kernels/cpu/{file.name}" for file in (PACKAGES["hpcps_kernels"] / "cpu").glob("*.py")},
     "click": {"hpcps/cli.py"},
     "rich": {"hpcps/report.py"},
