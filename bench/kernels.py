@@ -7,6 +7,8 @@ compared with the peers' before anything is timed. In every round the limit, our
 so that a machine whose speed drifts is fair to all; figures are medians. Bytes are counted as STREAM does: an array
 once if it is read and once if it is written. STREAM's triad also reads what it overwrites without counting it, so
 kernels that only read, or that update in place, can exceed it.
+
+With ``--device cuda`` it is the GPU kernels beside a copy on the device, CuPy's expressions and PyTorch (`on_gpu/`).
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ def options() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", default=",".join(NAMES), help=f"some of {','.join(NAMES)}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
@@ -85,6 +88,10 @@ def run(chosen: argparse.Namespace) -> tuple[list[dict[str, object]], dict[str, 
 def main() -> int:
     """Exit status 1 if a result is wrong or a case failed."""
     chosen = options()
+    if chosen.device == "cuda":
+        from on_gpu import run as on_gpu
+
+        return on_gpu.run(chosen.only, chosen.rounds, chosen.quick, chosen.json)
     one_core()
     from threadpoolctl import threadpool_limits
 

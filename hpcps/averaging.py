@@ -140,6 +140,7 @@ class AveragingExchange(Exchange):
         self._table_states = {name: optimizer.init(table) for name, table in self._tables.items()}
         self._alone = 0
         self._ahead = 0
+        """How many more updates than steps there were, in a run that began with old parameters"""
         self._averagings = 0
         self._pending: Pending | None = None
         often = "every step" if every == 1 else f"every {every} steps"

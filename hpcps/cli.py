@@ -37,8 +37,15 @@ def cli() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder (default: runs/DATA-MODEL-TIME).")
 @click.option("--overwrite", is_flag=True, help="Begin anew: replace what --out holds, checkpoints included.")
 @click.option("--resume", is_flag=True, help="Go on with a finished run in --out, for more epochs.")
+@click.option("--survive", is_flag=True, help="Go on without ranks that die, and start a job again that was lost.")
 def train(
-    config: Path, ranks: int | None, settings: tuple[str, ...], out: Path | None, overwrite: bool, resume: bool
+    config: Path,
+    ranks: int | None,
+    settings: tuple[str, ...],
+    out: Path | None,
+    overwrite: bool,
+    resume: bool,
+    survive: bool,
 ) -> int:
     """Train as CONFIG (a TOML file) says, from the newest checkpoint in --out if there is one.
 
@@ -49,6 +56,8 @@ def train(
 
     if overwrite and resume:
         raise ConfigError("--overwrite begins anew and --resume goes on: give one of them")
+
+    settings += ("run.survive=true",) if survive else ()
 
     def read() -> Config:
         return read_config(config, os.environ, settings)
@@ -72,7 +81,7 @@ def _start(
 ) -> int | None:
     """Start MPI ranks that run the same command; None where there is no MPI library and none was asked for."""
     from hpcps import launch, starter
-    from hpcps.run_folder import SUMMARY
+    from hpcps.run_folder import CONFIG, SUMMARY
 
     found = starter.find()
     if found is None:
@@ -82,7 +91,16 @@ def _start(
         return None
     arguments = ["train", str(config), "--out", str(folder)]
     arguments += [word for setting in settings for word in ("--set", setting)]
-    return starter.start(found, ranks, [*arguments, *words], folder / SUMMARY, launch.signals(checked))
+    mark, stops = folder / SUMMARY, launch.signals(checked)
+    if not checked.run.survive:
+        return starter.start(found, ranks, [*arguments, *words], mark, stops)
+
+    def in_turn(is_first: bool) -> list[str]:
+        return [*arguments, *words] if is_first or not (folder / CONFIG).exists() else arguments
+
+    if words:  # else a finished run is refused by the ranks
+        mark.unlink(missing_ok=True)
+    return starter.supervise(found, ranks, in_turn, mark, stops, checked.run.restarts)
 
 
 def _report(run: Run) -> None:
@@ -262,8 +280,7 @@ def _end(error: BaseException, status: int) -> int:
 
 def _is_first() -> bool:
     """Whether this process speaks for the job."""
-    told = launcher.launched(os.environ)
-    return told is None or told.rank == 0
+    return launcher.speaks(os.environ)
 
 
 def _say(message: str, begin: str) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import hpcps_kernels
+from hpcps_kernels.gpu import found
 
 from hpcps import launch, machine
 from hpcps.comm import launcher
@@ -67,50 +68,43 @@ def ranks(seats: Sequence[Seat]) -> list[tuple[str, str]]:
 
 
 def gpu() -> tuple[str, str]:
-    """The GPUs, or why there is none. This version computes on CPUs."""
-    try:
-        import cupy
-    except ImportError:
-        return "GPU", "none used: cupy is not installed, and this version has no GPU kernels"
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        return "GPU", f"none: {error}"
-    return "GPU", f"{count} seen; this version has no GPU kernels and does not use them"
+    """The GPUs, driver and CuPy, or why there is none. This version trains on CPUs."""
+    here = found.look()
+    return "GPU", here.line() + ("; training does not use them yet" if here.gpus else "")
 
 
 def cache() -> tuple[str, str]:
     """Where compiled kernels are kept."""
-    found = hpcps_kernels.cache_folder()
-    if found.folder is None:
-        return "JIT cache", f"none ({found.reason})"
-    return "JIT cache", f"{found.folder}" + (f" (not {found.reason})" if found.reason else "")
+    kept = hpcps_kernels.cache_folder()
+    if kept.folder is None:
+        return "JIT cache", f"none ({kept.reason})"
+    return "JIT cache", f"{kept.folder}" + (f" (not {kept.reason})" if kept.reason else "")
 
 
 def warnings(seats: Sequence[Seat]) -> list[str]:
     """What will hurt."""
-    found = []
+    told = []
     for node in sorted({seat.node for seat in seats}):
         sharing = [seat for seat in seats if seat.node == node and machine.crowded(seats, seat.rank)]
         if sharing:
             cores = len({core for seat in sharing for core in seat.cores})
             text = f"{len(sharing)} ranks share {cores} core(s) of {node}: start fewer, or bind them apart"
-            found.append(text)
+            told.append(text)
     if hpcps_kernels.cache_folder().folder is None:
-        found.append("kernels are compiled anew in every process; set HPCPS_CACHE_DIR to a folder that can be written")
-    return found
+        told.append("kernels are compiled anew in every process; set HPCPS_CACHE_DIR to a folder that can be written")
+    return told
 
 
 def _mpi_at_rest() -> str:
     from hpcps import starter
 
     try:
-        found = starter.find()
+        library = starter.find()
     except ConfigError as error:
         return str(error)
-    if found is None:
+    if library is None:
         return "none: ranks run as threads of one process"
-    return f"{found.library}, thread level {_thread_level()}, started by {found.program}"
+    return f"{library.library}, thread level {_thread_level()}, started by {library.program}"
 
 
 def _thread_level() -> str:

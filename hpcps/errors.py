@@ -21,6 +21,9 @@ from __future__ import annotations
 ERROR = "hpcps: error: "
 """How the line begins that says what is wrong."""
 
+WARNING = "hpcps: warning: "
+"""And of what goes on in spite of it"""
+
 
 class HpcpsError(Exception):
     """Base of every error that hpcps raises on purpose. ``exit_status`` is what the program ends with.

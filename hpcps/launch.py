@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from msgspec import structs
 from threadpoolctl import threadpool_limits
 
-from hpcps import stall, stopping
+from hpcps import stall, stopping, survival
 from hpcps.comm import checked, launcher
 from hpcps.comm.launcher import FORWARDED, RANKS_VARIABLE
 from hpcps.comm.local import LocalWorld
@@ -49,10 +50,13 @@ def train(
     folder = out or default_folder(config)
     with threadpool_limits(1, "blas"), stopping.listening(signals(config)) as stop:
 
-        def body(transport: Transport) -> Run:
-            return _train(transport, config, folder, overwrite, resume, stop)
+        def on_threads(ranks: int, is_begun: bool) -> Run:
+            def body(transport: Transport) -> Run:
+                return _Attempts(config, folder, overwrite, resume, stop).train(transport, is_begun)
 
-        return _on_threads(body, ranks or 1, config.run.timeout_s)
+            return _on_threads(body, ranks, config.run.timeout_s)
+
+        return survival.on_threads(on_threads, ranks or 1, config.run.survive)
 
 
 def signals(config: Config) -> list[str]:
@@ -88,14 +92,40 @@ def train_launched(
     transport.timeout_s = config.run.timeout_s
     # BLAS on one thread: its sums depend on the thread count, and parts run side by side already.
     with threadpool_limits(1, "blas"), stopping.listening(signals(config)) as stop:
-        return _train(transport, config, out or default_folder(config), overwrite, resume, stop)
+        attempts = _Attempts(config, out or default_folder(config), overwrite, resume, stop)
+        if config.run.survive and launcher.survives(os.environ):
+            return survival.train(transport, attempts.train, attempts.has_begun)
+        return attempts.train(transport)
 
 
-def _train(
-    transport: Transport, config: Config, folder: Path, overwrite: bool, resume: bool, stop: stopping.Stop | None
-) -> Run:
-    with stall.watched(transport.rank, transport.size, config.run.timeout_s) as watch:
-        return train_rank(transport, config, folder, overwrite, watch, resume, stop)
+class _Attempts:
+    """A run, again and again: a later attempt goes on from what an earlier one has left."""
+
+    def __init__(self, config: Config, folder: Path, overwrite: bool, resume: bool, stop: stopping.Stop | None) -> None:
+        self._config = with_checkpoints(config)
+        self._folder = folder
+        self._overwrite = overwrite
+        self._resume = resume
+        self._stop = stop
+        self._watch: stall.Watch | None = None
+
+    def has_begun(self) -> bool:
+        """Whether the last attempt has begun to write to the folder."""
+        return self._watch is not None and self._watch.has_begun
+
+    def train(self, transport: Transport, is_begun: bool = False) -> Run:
+        """One attempt, on these ranks; ``is_begun``: after another."""
+        overwrite, resume = self._overwrite and not is_begun, self._resume and not is_begun
+        with stall.watched(transport.rank, transport.size, self._config.run.timeout_s) as self._watch:
+            return train_rank(transport, self._config, self._folder, overwrite, self._watch, resume, self._stop)
+
+
+def with_checkpoints(config: Config) -> Config:
+    """The same; a run that is to survive has checkpoints."""
+    told = config.checkpoint
+    if not config.run.survive or told.every_steps or told.every_s:
+        return config
+    return structs.replace(config, checkpoint=structs.replace(told, every_s=survival.CHECKPOINTS_S))
 
 
 def world(timeout_s: float = TIMEOUT_S) -> Transport:

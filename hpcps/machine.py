@@ -59,6 +59,16 @@ def neighbours(seats: Sequence[Seat], rank: int) -> int:
     return sum(seat.node == seats[rank].node for seat in seats)
 
 
+def gpu(seats: Sequence[Seat], rank: int, count: int) -> int:
+    """The number of the GPU that a rank uses on a node with `count` of them: ranks of a node take them in turn.
+
+    >>> [gpu([Seat(0, "a", (0,), 1), Seat(1, "b", (0,), 1), Seat(2, "a", (1,), 2)], rank, 4) for rank in range(3)]
+    [0, 0, 1]
+    """
+    near = [seat.rank for seat in seats if seat.node == seats[rank].node]
+    return near.index(rank) % count
+
+
 def nodes(seats: Sequence[Seat]) -> int:
     """On how many nodes the ranks run."""
     return len({seat.node for seat in seats})

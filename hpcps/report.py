@@ -16,6 +16,7 @@ from hpcps.comm import launcher
 from hpcps.comm.launcher import TERMINAL_VARIABLE
 from hpcps.config import Config
 from hpcps.data import Dataset
+from hpcps.errors import WARNING
 from hpcps.models import Model
 from hpcps.pace import Straggler
 from hpcps.run_folder import RunFolder
@@ -26,9 +27,6 @@ Array = np.ndarray[Any, Any]
 
 MOST_STRAGGLERS = 3
 """Of those that a line names"""
-
-
-WARNING = "hpcps: warning: "
 
 
 @dataclass(frozen=True)

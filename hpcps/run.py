@@ -177,7 +177,6 @@ def work(
     ones. Returns what there is to say of it."""
     assert job.workers is not None
     config, params = job.config, held.params
-    pool = Threads(min(job.threads, len(job.parts.owned)))
     tables = tables_of(job, model, held)
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
     keeper = resuming.shard_keeper(saves, job.workers.rank)
@@ -190,6 +189,7 @@ def work(
         exchange, ready = joining.make_exchange(job, job.workers, engine, model, held, gradients, *keeps)
         shares, seed = gradients.shares, config.train.seed
         lanes = make_lanes(model, params, how, job.parts, dataset.train, shares, seed, ready)
+    pool = Threads(min(job.threads, len(job.parts.owned)))
     worker = Worker(lanes, pool)
     plan = Plan(
         config.train.epochs,
@@ -222,6 +222,8 @@ def work(
             saver.finish()
     except BaseException:
         pool.close(wait=False)
+        saver.give_up()
+        keeper.give_up()
         raise
     pool.close()
     if trainer.is_stopped:
@@ -251,7 +253,11 @@ def serve(job: Job, held: Held, folder: RunFolder, saves: Saves) -> dict[str, An
     number, shards = job.transport.rank - job.roles.workers, job.roles.servers
     where = shard_slices(len(held.params.flat), shards)[number]
     keeper = resuming.shard_keeper(saves, number)
-    serving.make_server(job, held, where, number, shards, folder.keep, keeper.start).run()
+    try:
+        serving.make_server(job, held, where, number, shards, folder.keep, keeper.start).run()
+    except BaseException:
+        keeper.give_up()
+        raise
     keeper.wait()
     return {}
 

@@ -54,6 +54,11 @@ class Watch:
         self._before = _files(folder)
         self._folder = folder
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the run has its folder."""
+        return self._folder is not None
+
     def end(self) -> None:
         """Watch no more."""
         self._is_over.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -9,16 +10,31 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpcps.comm.launcher import FORWARDED, RANKS_VARIABLE, TERMINAL_VARIABLE, library_name
-from hpcps.errors import ERROR, CommError, ConfigError
+from hpcps.errors import ERROR, WARNING, CommError, ConfigError
 
 PROBE_TIMEOUT_S = 60
 ENDING_S = 10
 KNOWN_STATUSES = (0, 1, 2, 3, 75, 130)
+POLL_S = 0.1
+ULFM = ["--with-ft", "ulfm"]
+DETECTOR = [  # of hosts that are cut off; ranks that die are seen without it
+    word
+    for name, value in {
+        "mpi_ft_detector": "true",
+        "mpi_ft_detector_thread": "true",  # else a rank that is busy in Python is declared dead
+        "mpi_ft_detector_period": "0.3",
+        "mpi_ft_detector_timeout": "1",
+        "mpi_ft_propagator_with_rbcast": "true",  # else only the rank that is cut off notices
+    }.items()
+    for word in ("--mca", name, value)
+]
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
@@ -64,14 +80,55 @@ def probe_library() -> str | None:
     return library_name(probe.stdout) if probe.returncode == 0 else None
 
 
-def start(found: Launcher, ranks: int, arguments: Sequence[str], mark: Path | None, stops: Sequence[str] = ()) -> int:
+def supervise(
+    found: Launcher,
+    ranks: int,
+    arguments: Callable[[bool], Sequence[str]],
+    mark: Path,
+    stops: Sequence[str],
+    restarts: int,
+) -> int:
+    """:meth:`start` ranks that can go on without those that die, and where the job has ended without coming to its end,
+    start it again, up to ``restarts`` times. ``arguments(is_first)``: of the first time, and of those that go on.
+
+    Only the job's own word ends this: what it leaves as ``mark``, that it was told to stop, that something is the
+    user's to mend. Raises CommError as :meth:`start` does, at the last time.
+    """
+    for left in range(restarts, -1, -1):
+        try:
+            status = start(found, ranks, arguments(left == restarts), mark, stops, survives=True)
+        except CommError as error:
+            if left == 0:
+                raise
+            status, why = CommError.exit_status, str(error)
+        else:
+            why = f"the job ended with status {status}"
+        if status != CommError.exit_status or left == 0:
+            return status
+        sys.stderr.write(
+            f"{WARNING}{why}; starting again from the newest checkpoint, {left - 1} more times if need be\n"
+        )
+        sys.stderr.flush()
+    return CommError.exit_status
+
+
+def start(
+    found: Launcher,
+    ranks: int,
+    arguments: Sequence[str],
+    mark: Path | None,
+    stops: Sequence[str] = (),
+    survives: bool = False,
+) -> int:
     """Run ``python -m hpcps ARGUMENTS`` on ``ranks`` ranks and wait for its end. Returns its exit status.
 
     The job ends with this process: it is told to when this one is interrupted, terminated or killed; the signals
     ``stops`` (``TERM``) are handed on instead, so that it may come to its own end. Raises CommError if ranks were lost,
-    or if the launcher says that all is well but ``mark``, which the job leaves last, is not there.
+    or if the launcher says that all is well but ``mark``, which the job leaves last, is not there. Where the job
+    ``survives`` lost ranks the mark alone counts, and the launcher is ended soon after it.
     """
-    command = [*command_line(found, ranks), sys.executable, "-m", "hpcps", *arguments]
+    is_marked = None if mark is None or not survives else mark.exists
+    command = [*command_line(found, ranks, survives), sys.executable, "-m", "hpcps", *arguments]
     outer = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise_terminated)}
     try:
         with subprocess.Popen(
@@ -86,10 +143,12 @@ def start(found: Launcher, ranks: int, arguments: Sequence[str], mark: Path | No
             for number in (signal.Signals[f"SIG{name}"] for name in stops):
                 before = signal.signal(number, lambda _, frame: job.send_signal(signal.Signals[f"SIG{FORWARDED}"]))
                 outer.setdefault(number, before)
-            told = _pass_on(job)
+            told = _pass_on(job, is_marked)
     finally:
         for number, handler in outer.items():
             signal.signal(number, handler)
+    if is_marked is not None and is_marked():
+        return 0
     if job.returncode not in KNOWN_STATUSES and not told.explained:
         raise CommError(told.lost(job.returncode))
     if job.returncode == 0 and mark is not None and not mark.exists():
@@ -97,10 +156,13 @@ def start(found: Launcher, ranks: int, arguments: Sequence[str], mark: Path | No
     return job.returncode if job.returncode in KNOWN_STATUSES else CommError.exit_status
 
 
-def _pass_on(job: subprocess.Popen[str]) -> Banners:
-    """Print the ranks' error lines as they come; an interrupt ends the job in bounded time."""
+def _pass_on(job: subprocess.Popen[str], is_marked: Callable[[], bool] | None = None) -> Banners:
+    """Print the ranks' error lines as they come; an interrupt ends the job in bounded time, and so does its own mark: a
+    launcher that has lost a whole host does not come to its end."""
     assert job.stderr is not None
     told = Banners()
+    if is_marked is not None:
+        threading.Thread(target=_end_when, args=(job, is_marked), name="hpcps mark", daemon=True).start()
     try:
         for line in told.without(job.stderr):
             print(line, end="", file=sys.stderr, flush=True)
@@ -115,6 +177,17 @@ def _pass_on(job: subprocess.Popen[str]) -> Banners:
     return told
 
 
+def _end_when(job: subprocess.Popen[str], is_marked: Callable[[], bool]) -> None:
+    """End a job that has left its mark and does not end by itself."""
+    marked_s = 0.0
+    while job.poll() is None and marked_s < ENDING_S:
+        time.sleep(POLL_S)
+        marked_s += POLL_S if is_marked() else 0.0
+    if job.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+
+
 def _raise_terminated(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
@@ -124,12 +197,13 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def command_line(found: Launcher, ranks: int) -> list[str]:
+def command_line(found: Launcher, ranks: int, survives: bool = False) -> list[str]:
     """The launcher and its options. Ranks are not bound to cores, so that they share those of the machine."""
     if found.is_open_mpi:
+        ulfm = [*ULFM, *(DETECTOR if int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) > 1 else [])] if survives else []
         # Only where it is needed: told that cores are shared, Open MPI yields them at every test of a message.
         shared = ["--oversubscribe"] if ranks > len(os.sched_getaffinity(0)) else []
-        return [found.program, *shared, "--bind-to", "none", "-n", str(ranks)]
+        return [found.program, *ulfm, *shared, "--bind-to", "none", "-n", str(ranks)]
     return [found.program, "-n", str(ranks)]
 
 

@@ -166,7 +166,8 @@ class Trainer:
         if not self._is_due:
             return
         self._exchange.meet()
-        self.is_stopped = self._saver.save(self._position())
+        is_over = self.pace.steps == self._plan.epochs * self._plan.steps_an_epoch
+        self.is_stopped = self._saver.save(self._position()) and not is_over
         if not self.is_stopped and self.pace.steps % self._plan.steps_an_epoch:
             self._exchange.fetch(self._worker.keys())
 

@@ -58,7 +58,7 @@ ARROWS = {
     "pace": set(),
     "run_folder": {"errors", "models", "params", "tensors"},
     "tensors": set(),
-    "report": {"comm", "config", "data", "models", "pace", "run_folder", "snapshot", "worker"},
+    "report": {"comm", "config", "data", "errors", "models", "pace", "run_folder", "snapshot", "worker"},
     "trainer": {"comm", "errors", "exchange", "pace", "parts", "report", "snapshot", "sums", "worker"},
     "checkpoint": {"comm", "errors", "snapshot", "tensors", "together"},
     "stopping": set(),
@@ -128,7 +128,8 @@ ARROWS = {
         "worker",
     },
     "stall": {"errors", "run_folder"},
-    "launch": {"comm", "config", "errors", "run", "stall", "stopping"},
+    "survival": {"comm", "errors", "report", "run"},
+    "launch": {"comm", "config", "errors", "run", "stall", "stopping", "survival"},
     "inference": {
         "comm",
         "config",
@@ -161,7 +162,7 @@ ARROWS = {
 # Third party -> the only places that may import it.
 ONLY_IN = {
     "mpi4py": {"hpcps/comm/mpi.py"},
-    "cupy": {"hpcps/doctor.py"},  # asks whether there is a GPU; kernels/hpcps_kernels/gpu is to come
+    "cupy": {f"kernels/hpcps_kernels/gpu/{name}.py" for name in ("_cupy", "_nvrtc")},
     "numba": {f"kernels/hpcps_kernels/cpu/{file.name}" for file in (PACKAGES["hpcps_kernels"] / "cpu").glob("*.py")},
     "click": {"hpcps/cli.py"},
     "rich": {"hpcps/report.py"},

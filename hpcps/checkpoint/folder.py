@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -53,8 +53,11 @@ class CheckpointFolder:
         self._clear_aside()
         self.aside(step).mkdir()
 
-    def gather(self, step: int, holders: Sequence[str], timeout_s: float) -> list[FileAbout]:
-        """Wait until all holders have written their files. Raises OSError where one could not, or TimeoutError."""
+    def gather(
+        self, step: int, holders: Sequence[str], timeout_s: float, is_given_up: Callable[[], bool] = lambda: False
+    ) -> list[FileAbout]:
+        """Wait until all holders have written their files, or the run has given up. Raises OSError where one could not,
+        or TimeoutError."""
         aside, found = self.aside(step), []
         deadline = time.monotonic() + timeout_s
         for holder in holders:
@@ -62,6 +65,8 @@ class CheckpointFolder:
             while not about.exists():
                 if failed.exists():
                     raise OSError(f"{holder}: {failed.read_text(encoding='utf-8') or 'could not write'}")
+                if is_given_up():
+                    raise OSError(f"{holder} wrote nothing before the run ended")
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{holder} wrote nothing in {timeout_s:g} s; do all ranks see this folder?")
                 time.sleep(POLL_S)

@@ -26,6 +26,7 @@ class Keeper:
         self._folder = folder
         self._memory_part = MEMORY_PART / neighbours
         self._thread: threading.Thread | None = None
+        self._is_given_up = threading.Event()
 
     @property
     def is_busy(self) -> bool:
@@ -45,6 +46,15 @@ class Keeper:
             target=self._write, args=(step, copies, then), name=f"hpcps checkpoint {self.name}", daemon=True
         )
         self._thread.start()
+
+    def give_up(self) -> None:
+        """Wait no more for others' files; block until nothing is written any more."""
+        self._is_given_up.set()
+        self.wait()
+
+    @property
+    def is_given_up(self) -> bool:
+        return self._is_given_up.is_set()
 
     def wait(self) -> None:
         """Block until the checkpoint has been written, or could not be."""

@@ -85,9 +85,16 @@ class Saver:
         return self.when.signal > 0
 
     def finish(self) -> None:
-        """Block until the last checkpoint has been written, or could not be."""
+        """Block until the last checkpoint has been written, or could not be. Raises PeerLost."""
+        while self._keeper.is_busy:
+            self._workers.check()
+            time.sleep(BUSY_S)
         self._keeper.wait()
         self._note()
+
+    def give_up(self) -> None:
+        """The run ends with an error: block until this worker writes nothing any more."""
+        self._keeper.give_up()
 
     def told(self) -> dict[str, Any]:
         """What there is to go on from, for a run that was told to stop."""
@@ -112,7 +119,9 @@ class Saver:
         """In the background, on the first worker: what all have written becomes a checkpoint."""
         step, (config, facts) = position.steps, self._about
         try:
-            files: list[FileAbout] = self._folder.gather(step, holders, self._timeout_s)
+            files: list[FileAbout] = self._folder.gather(
+                step, holders, self._timeout_s, lambda: self._keeper.is_given_up
+            )
             manifest = Manifest(1, position, config, facts, files)
             self._folder.complete(step, encode(manifest))
         except OSError:

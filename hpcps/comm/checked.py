@@ -133,6 +133,16 @@ class CheckedTransport(Transport):
     def check(self) -> None:
         self.inner.check()
 
+    def has_lost(self) -> bool:
+        return self.inner.has_lost()
+
+    def survivors(self) -> Transport:
+        return CheckedTransport(self.inner.survivors())
+
+    @property
+    def numbers(self) -> list[int]:
+        return self.inner.numbers
+
     def make_memory(self) -> Memory:
         return self.inner.make_memory()
 

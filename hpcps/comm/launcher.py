@@ -14,6 +14,12 @@ TERMINAL_VARIABLE = "HPCPS_TERMINAL"
 FORWARDED = "USR1"
 """The signal that hpcps hands on to the ranks that it starts itself, whichever has come: launchers forward this one."""
 
+SURVIVORS_VARIABLE = "HPCPS_SURVIVOR"
+"""Set by a rank of a job that has lost ranks: its number among those that are left."""
+
+_ULFM = "OMPI_MCA_mpi_ft_enable"
+"""Set by Open MPI's mpirun --with-ft ulfm"""
+
 _PMI = ("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE")  # MPICH's mpiexec, and srun --mpi=pmi2
 _SRUN = ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 _VARIABLES = (  # name for people, rank, size
@@ -47,6 +53,17 @@ def launched(environment: Mapping[str, str]) -> Launched | None:
                 return None  # the shell of srun --pty or salloc, or one task: nobody to meet
             return Launched(name, int(environment[rank]), int(asked or environment[size]))
     return Launched("hpcps --ranks", 0, int(asked)) if asked.isdigit() else None
+
+
+def survives(environment: Mapping[str, str]) -> bool:
+    """Whether the ranks of this job can go on when some of them die."""
+    return environment.get(_ULFM) == "1"
+
+
+def speaks(environment: Mapping[str, str]) -> bool:
+    """Whether this process speaks for the job: its first rank, or the first of those that are left."""
+    told = launched(environment)
+    return told is None or int(environment.get(SURVIVORS_VARIABLE, told.rank)) == 0
 
 
 def library_name(version: str) -> str:

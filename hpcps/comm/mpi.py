@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -12,10 +14,15 @@ from typing import Any
 from hpcps.comm import launcher
 from hpcps.comm.memory import Memory, ProcessMemory
 from hpcps.comm.transport import TIMEOUT_S, Array, Patience, StartAgain, Ticket, Transport, timeout_message
-from hpcps.errors import CommTimeout, HpcpsError, PeerLost
+from hpcps.errors import ERROR, CommTimeout, HpcpsError, PeerLost
 
 SPINS = 2000
 """Tests of a request before the first look at the clock: long enough for a message inside a node."""
+
+LOOK_S = 0.005
+"""Between two looks at whether a rank has died."""
+LIFELINE_TAG = 32000
+"""No message has this tag."""
 
 YIELD_S = 0.001
 SLEEP_PART = 0.03
@@ -53,14 +60,78 @@ class RepeatedTicket(MpiTicket):
         weakref.finalize(self, _free, request)
 
     def __call__(self) -> Ticket:
-        self._start()
+        try:
+            self._start()
+        except _mpi().Exception as error:
+            raise _lost(self.rank, [self], error) from error
         return self
 
 
-class MpiTransport(Transport):
-    """The ranks of an MPI communicator."""
+class Lifeline:
+    """By which ranks learn, whatever they wait for, that one of them has died, where the library goes on without it
+    (User Level Failure Mitigation: Bland et al., "Post-failure recovery of MPI communication capability", IJHPCA 2013).
 
-    def __init__(self, comm: Any, timeout_s: float = TIMEOUT_S, members: Sequence[int] = ()) -> None:
+    ``comm``: of all ranks. Whoever meets a dead rank revokes all communicators that were made of it, which wakes those
+    who wait for somebody else.
+    """
+
+    def __init__(self, comm: Any) -> None:
+        self.comms = [comm]
+        self._next_s = 0.0
+
+    def check(self) -> None:
+        """Raise PeerLost if a rank is known to have died; looks now and then."""
+        now = time.monotonic()
+        if now >= self._next_s:
+            self._next_s = now + LOOK_S
+            if self.is_cut():
+                raise PeerLost("another rank has died")
+
+    def is_cut(self) -> bool:
+        """Whether a rank is known to have died."""
+        comm, mpi = self.comms[0], _mpi()
+        try:
+            comm.Iprobe(mpi.ANY_SOURCE, LIFELINE_TAG)
+        except mpi.Exception:
+            return True
+        return bool(comm.Is_revoked())
+
+    def survivors(self, timeout_s: float) -> Any:
+        """A communicator of the ranks that are left, in their order. Blocks until all of them have come here; a rank
+        that waits in vain ends itself."""
+        comm, mpi = self.comms[0], _mpi()
+        for one in reversed(self.comms):
+            try:
+                one.Revoke()
+            except mpi.Exception as error:
+                raise PeerLost(f"the ranks that are left could not be told: {error}") from error
+        watchdog = threading.Timer(timeout_s, _give_up, [timeout_s])
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            return comm.Shrink()
+        finally:
+            watchdog.cancel()
+
+
+def _give_up(timeout_s: float) -> None:
+    print(
+        f"{ERROR}the ranks that are left did not meet in {timeout_s:g} s; ending this one", file=sys.stderr, flush=True
+    )
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class MpiTransport(Transport):
+    """The ranks of an MPI communicator. ``lifeline``: if they are to go on when some of them die."""
+
+    def __init__(
+        self,
+        comm: Any,
+        timeout_s: float = TIMEOUT_S,
+        members: Sequence[int] = (),
+        lifeline: Lifeline | None = None,
+    ) -> None:
+        self._lifeline = lifeline
         self.comm = comm
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
@@ -70,10 +141,16 @@ class MpiTransport(Transport):
         self._spins = SPINS
 
     def isend(self, buffer: Array, to: int, tag: int) -> Ticket:
-        return MpiTicket(self.comm.Isend(buffer, to, tag), self.rank, to, "send to")
+        try:
+            return MpiTicket(self.comm.Isend(buffer, to, tag), self.rank, to, "send to")
+        except _mpi().Exception as error:
+            raise PeerLost(f"rank {self.rank} could not send to rank {to}: {error}") from error
 
     def irecv(self, buffer: Array, source: int, tag: int) -> Ticket:
-        return MpiTicket(self.comm.Irecv(buffer, source, tag), self.rank, source, "receive from")
+        try:
+            return MpiTicket(self.comm.Irecv(buffer, source, tag), self.rank, source, "receive from")
+        except _mpi().Exception as error:
+            raise PeerLost(f"rank {self.rank} could not receive from rank {source}: {error}") from error
 
     def repeated_send(self, buffer: Array, to: int, tag: int) -> StartAgain:
         return RepeatedTicket(self.comm.Send_init(buffer, to, tag), self.rank, to, "send to")
@@ -110,6 +187,7 @@ class MpiTransport(Transport):
             for position, ticket in enumerate(tickets):
                 if ticket.done():
                     return position
+            self.check()
             waited_s = patience.waited_s()
             if waited_s > self.timeout_s:
                 raise CommTimeout(timeout_message(self.rank, tickets, self.timeout_s, self._members))
@@ -125,10 +203,34 @@ class MpiTransport(Transport):
     def group(self, ranks: Sequence[int]) -> Transport:
         members = self.comm.Get_group().Incl(list(ranks))
         numbers = [self._members[rank] for rank in ranks]
-        group = MpiTransport(self.comm.Create_group(members), self.timeout_s, numbers)
+        try:
+            comm = self.comm.Create_group(members)
+        except _mpi().Exception as error:
+            raise PeerLost(f"rank {self.rank} could not make a group of ranks {numbers}: {error}") from error
+        if self._lifeline is not None:
+            self._lifeline.comms.append(comm)
+        group = MpiTransport(comm, self.timeout_s, numbers, self._lifeline)
         group.crowded(self._is_crowded)
         group.in_flight = self.in_flight
         return group
+
+    def check(self) -> None:
+        if self._lifeline is not None:
+            self._lifeline.check()
+
+    def has_lost(self) -> bool:
+        return self._lifeline is not None and self._lifeline.is_cut()
+
+    def survivors(self) -> Transport:
+        assert self._lifeline is not None
+        comm, group = self._lifeline.survivors(self.timeout_s), self.comm.Get_group()
+        mine = comm.Get_group()
+        ranks = mine.Translate_ranks(list(range(mine.size)), group)
+        return MpiTransport(comm, self.timeout_s, [self._members[rank] for rank in ranks], Lifeline(comm))
+
+    @property
+    def numbers(self) -> list[int]:
+        return self._members
 
     def make_memory(self) -> Memory:
         return ProcessMemory(self)
@@ -151,8 +253,10 @@ class MpiTransport(Transport):
 
 
 def world(timeout_s: float = TIMEOUT_S) -> MpiTransport:
-    """All ranks of the job, on a communicator of hpcps's own."""
-    return MpiTransport(_mpi().COMM_WORLD.Dup(), timeout_s)
+    """All ranks of the job, on a communicator of hpcps's own; they can go on without some of them if the library was
+    started so."""
+    comm = _mpi().COMM_WORLD.Dup()
+    return MpiTransport(comm, timeout_s, lifeline=Lifeline(comm) if launcher.survives(os.environ) else None)
 
 
 def size() -> int:
@@ -215,8 +319,12 @@ def _start(mpi: Any) -> None:
 
 
 def _free(request: Any) -> None:
-    if not _mpi().Is_finalized():
-        request.Free()
+    mpi = _mpi()
+    if not mpi.Is_finalized():
+        try:
+            request.Free()
+        except mpi.Exception:  # of a communicator that was revoked, for a rank has died
+            return
 
 
 def _lost(rank: int, tickets: Sequence[Ticket], error: Exception) -> PeerLost:

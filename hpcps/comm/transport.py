@@ -120,6 +120,20 @@ class Transport(ABC):
     def check(self) -> None:  # noqa: B027  (a transport that learns of it in no other way than by messages)
         """Raise PeerLost if another rank is known to have failed: for waits that are not for messages."""
 
+    def has_lost(self) -> bool:
+        """Whether a rank is known to have died, and the others can go on without it: see :meth:`survivors`."""
+        return False
+
+    def survivors(self) -> Transport:
+        """The ranks that are left, in their order, as a transport of their own; this one and all its groups are of no
+        more use. Of all ranks' transport alone, after :meth:`has_lost`. Blocks until all of them have come here."""
+        raise NotImplementedError(f"{self.description} does not go on without ranks that it has lost")
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers that these ranks had when the job began."""
+        return list(range(self.size))
+
     @abstractmethod
     def make_memory(self) -> Memory:
         """The memory that these ranks share on their nodes. A collective."""

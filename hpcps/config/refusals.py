@@ -49,7 +49,7 @@ def check(config: Config, source: str) -> None:
     if 0 < train.straggler_factor <= 1:
         raise ConfigError(f"{source}: train.straggler_factor = {train.straggler_factor:g}: must be 0 or more than 1")
     if config.run.device == "cuda":
-        raise ConfigError(f"{source}: run.device = 'cuda': this version has no GPU kernels; use 'cpu'")
+        raise ConfigError(f"{source}: run.device = 'cuda': this version does not train on GPUs; use 'cpu'")
     if train.strategy in ("server", "online") and train.algorithm != "auto":
         strategy = f"train.strategy = {train.strategy!r}"
         raise ConfigError(f"{source}: train.algorithm is the all-reduce's; {strategy} does not use it")

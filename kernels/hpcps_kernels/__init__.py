@@ -25,18 +25,21 @@ __all__ = [
     "load",
 ]
 
-BACK_ENDS = ("reference", "cpu")
+BACK_ENDS = ("reference", "cpu", "gpu")
 
 
 @functools.cache
-def load(name: str = "cpu") -> Kernels:
-    """The kernels of a back end, "reference" or "cpu", with checked arguments; the same table every time.
+def load(name: str = "cpu", device: int = 0) -> Kernels:
+    """The kernels of a back end, "reference", "cpu" or "gpu", with checked arguments; the same table every time.
 
-    Nothing is compiled here: a CPU kernel is compiled, or read from the cache on disk, by its first call.
-    Raises ValueError for a back end that there is not.
+    Nothing is compiled here: a kernel is compiled, or read from the cache on disk, by its first call. GPU kernels take
+    CuPy's arrays in the memory of GPU `device`. Raises ValueError for a back end that there is not, RuntimeError where
+    CuPy, a driver or the GPU is missing.
     """
-    if name == "gpu":
-        raise ValueError('kernels: the back end "gpu" is not in this version; use "cpu"')
     if name not in BACK_ENDS:
         raise ValueError(f"kernels: no back end {name!r}; there are {', '.join(BACK_ENDS)}")
+    if name == "gpu":
+        from hpcps_kernels.gpu.table import table
+
+        return table(device)
     return Kernels(name)

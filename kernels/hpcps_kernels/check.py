@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import repeat
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -35,7 +35,37 @@ _SPLIT = """
         return split(threads, ({arguments},))"""
 
 
-def checked(spec: Spec, kernel: Callable[..., Any], doc: str | None) -> Callable[..., Any]:
+class Arrays(Protocol):
+    """The arrays that a back end's kernels take, and what is to be known of how they lie."""
+
+    name: str
+    kind: type[Any]
+    layout: str  # what of an array a wrapper remembers, as Python writes it
+
+    def check_layout(self, where: str, argument: Argument, array: Any) -> None:
+        """Raise ValueError unless it lies as kernels need it."""
+
+
+class NumpyArrays:
+    """NumPy's."""
+
+    name: str = "a NumPy array"
+    kind: type[Any] = np.ndarray
+    layout: str = "{0}.shape, {0}.dtype, {0}.flags.num"
+
+    def check_layout(self, where: str, argument: Argument, array: Any) -> None:
+        if not array.flags.c_contiguous:
+            raise ValueError(f"{where} must be C-contiguous, not with strides {array.strides}")
+        if not array.flags.aligned:
+            raise ValueError(f"{where} must be aligned to its dtype, not at address {array.ctypes.data:#x}")
+        if argument.is_written and not array.flags.writeable:
+            raise ValueError(f"{where} must be writeable, not read-only")
+
+
+NUMPY: Arrays = NumpyArrays()
+
+
+def checked(spec: Spec, kernel: Callable[..., Any], doc: str | None, kind: Arrays = NUMPY) -> Callable[..., Any]:
     """`kernel` with its arguments checked against its spec.
 
     The wrapper raises TypeError for what is not an array of the right dtype, ValueError for a wrong shape or
@@ -50,7 +80,7 @@ def checked(spec: Spec, kernel: Callable[..., Any], doc: str | None) -> Callable
     accepted: set[tuple[object, ...]] = set()
 
     def check(*arrays: object) -> None:
-        check_arrays(spec, arrays)
+        check_arrays(spec, arrays, kind)
 
     def bind(*arguments: Any) -> Callable[..., Any]:
         arrays, scalars = arguments[: len(spec.arrays)], arguments[len(spec.arrays) :]
@@ -68,16 +98,16 @@ def checked(spec: Spec, kernel: Callable[..., Any], doc: str | None) -> Callable
     for argument in spec.scalars:
         if argument.role == "choice":
             namespace[f"code_of_{argument.name}"] = partial(_code, spec.name, argument)
-    if spec.splits:
-        namespace["split"] = partial(split, spec, kernel)
-    exec(_source(spec), namespace)  # the text comes from specs/ alone
+    if spec.splits:  # a GPU's threads are its own, whatever the host has
+        namespace["split"] = partial(split, spec, kernel) if kind is NUMPY else lambda threads, given: kernel(*given)
+    exec(_source(spec, kind.layout), namespace)  # the text comes from specs/ alone
     wrapper: Callable[..., Any] = namespace[spec.name]
     wrapper.__doc__, wrapper.__module__ = doc, kernel.__module__
     wrapper.unchecked, wrapper.bind = kernel, bind  # type: ignore[attr-defined]
     return wrapper
 
 
-def _source(spec: Spec) -> str:
+def _source(spec: Spec, layout: str) -> str:
     convert = {"float": "float({0})", "int": "int({0})", "flag": "bool({0})"}
     convert |= {"float dtype": "float_dtype({0})", "choice": "code_of_{0}({0})"}
     default = {"flag": "=False", "float dtype": "='float32'"}
@@ -87,7 +117,7 @@ def _source(spec: Spec) -> str:
         name=spec.name,
         parameters=", ".join([*parameters, "threads=1"] if spec.splits else parameters),
         arrays=", ".join(a.name for a in spec.arrays),
-        layouts=" ".join(f"{a.name}.shape, {a.name}.dtype, {a.name}.flags.num," for a in spec.arrays),
+        layouts=" ".join(f"{layout.format(a.name)}," for a in spec.arrays),
         split=_SPLIT.format(arguments=arguments) if spec.splits else "",
         arguments=arguments,
     )
@@ -118,22 +148,20 @@ def _code(kernel: str, argument: Argument, name: str) -> int:
         ) from None
 
 
-def check_arrays(spec: Spec, arrays: tuple[object, ...]) -> None:
+def check_arrays(spec: Spec, arrays: tuple[Any, ...], kind: Arrays = NUMPY) -> None:
     """Raise TypeError or ValueError unless the arrays fit the spec, one with another."""
     dtypes: dict[str, tuple[str, str]] = {}
     lengths: dict[str, tuple[int, str]] = {number: (int(number), "") for number in ("1", "2", "3", "8")}
     for argument, array in zip(spec.arrays, arrays, strict=True):
         where = f"{spec.name}: {argument.name}"
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{where} must be a NumPy array, not {type(array).__name__}")
+        if not isinstance(array, kind.kind):
+            raise TypeError(f"{where} must be {kind.name}, not {type(array).__name__}")
         _check_dtype(where, argument, array, dtypes)
         _check_shape(where, argument, array, lengths)
-        _check_layout(where, argument, array)
+        kind.check_layout(where, argument, array)
 
 
-def _check_dtype(
-    where: str, argument: Argument, array: np.ndarray[Any, Any], dtypes: dict[str, tuple[str, str]]
-) -> None:
+def _check_dtype(where: str, argument: Argument, array: Any, dtypes: dict[str, tuple[str, str]]) -> None:
     dtype = array.dtype.name if array.dtype.isnative else f"byte-swapped {array.dtype.name}"
     if dtype not in argument.dtypes:
         raise TypeError(f"{where} must be {' or '.join(argument.dtypes)}, not {dtype}")
@@ -142,9 +170,7 @@ def _check_dtype(
         raise TypeError(f"{where} must be {first} as {named} is, not {dtype}")
 
 
-def _check_shape(
-    where: str, argument: Argument, array: np.ndarray[Any, Any], lengths: dict[str, tuple[int, str]]
-) -> None:
+def _check_shape(where: str, argument: Argument, array: Any, lengths: dict[str, tuple[int, str]]) -> None:
     wanted = f"({', '.join(argument.shape)}{',' if len(argument.shape) == 1 else ''})"
     if array.ndim != len(argument.shape):
         raise ValueError(f"{where} must have shape {wanted}, not {array.shape}")
@@ -157,12 +183,3 @@ def _check_shape(
         if length < 0 or length != first:
             source = f" with {letter} = {first} as in {named}" if named else ""
             raise ValueError(f"{where} must have shape {wanted}{source}, not {array.shape}")
-
-
-def _check_layout(where: str, argument: Argument, array: np.ndarray[Any, Any]) -> None:
-    if not array.flags.c_contiguous:
-        raise ValueError(f"{where} must be C-contiguous, not with strides {array.strides}")
-    if not array.flags.aligned:
-        raise ValueError(f"{where} must be aligned to its dtype, not at address {array.ctypes.data:#x}")
-    if argument.is_written and not array.flags.writeable:
-        raise ValueError(f"{where} must be writeable, not read-only")

@@ -54,9 +54,12 @@ class Kernels:
     def __getattr__(self, kernel: str) -> Callable[..., Any]:
         if kernel not in SPECS:
             raise AttributeError(f"kernels: there is none called {kernel!r}")
-        found = checked(SPECS[kernel], self._find(self.name, kernel), self._find("reference", kernel).__doc__)
+        found = self._checked(kernel)
         setattr(self, kernel, found)
         return found
+
+    def _checked(self, kernel: str) -> Callable[..., Any]:
+        return checked(SPECS[kernel], self._find(self.name, kernel), self._find("reference", kernel).__doc__)
 
     @staticmethod
     def _find(back_end: str, kernel: str) -> Callable[..., Any]:

@@ -71,6 +71,11 @@ class Spec:
     accumulates: str = ""  # the dtype of running sums; "" where nothing is summed
     tolerance: float = 0.0  # 0: twins agree to the last bit
     splits: str = ""
+    order_on_gpu: float = 0.0  # not 0: a GPU adds in an order of its own, always the same, and differs by so much
+
+    @property
+    def tolerance_on_gpu(self) -> float:
+        return self.order_on_gpu or self.tolerance
 
     @property
     def arrays(self) -> tuple[Argument, ...]:

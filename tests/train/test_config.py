@@ -120,7 +120,7 @@ ASYNC = 'server.staleness = "async"\n'
         (f"{SERVER}server.kkt = 1.5", r"server\.kkt: expected `float` <= 1\.0"),
         (f"{SERVER}server.compensation = 0.5", r"server\.compensation is for server\.delay = 'compensate'; 'none'"),
         (f'{SERVER}{ASYNC}server.record = true\nserver.replay = "x"', r"server\.record with server\.replay"),
-        ('run.device = "cuda"', r"run\.device = 'cuda': this version has no GPU kernels"),
+        ('run.device = "cuda"', r"run\.device = 'cuda': this version does not train on GPUs"),
         ("train.reproducible = true\ntrain.batch = 4", r"train\.grains = 8 is more than train\.batch = 4"),
         ("model.parameters.w = [1]", r"model\.parameters is for your own training function, not for softmax"),
         ("model.hidden = [64]", r"model\.hidden is mlp's, embedding's; softmax does not use it"),
