@@ -73,8 +73,9 @@ class Pace:
         return steps * self._batch / max(seconds, 1e-9) if steps else self._batch / max(self.first_step_s, 1e-9)
 
 
-LEAST_PART = 0.05
-"""Of the training time, that a worker must be behind the others to be worth a word."""
+LEAST_PART, LEAST_S = 0.05, 0.1
+"""Of the training time, and in seconds, that a worker must be behind the others to be worth a word: in short times
+chance makes workers slow."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,6 @@ def slow(computed_s: Sequence[float], train_s: float, factor: float, nodes: Sequ
     for rank, mine in enumerate(computed_s):
         others = [*computed_s[:rank], *computed_s[rank + 1 :]]
         typical = max(median(others), 1e-9) if others else mine
-        if mine > factor * typical and mine - typical > LEAST_PART * train_s:
+        if mine > factor * typical and mine - typical > max(LEAST_S, LEAST_PART * train_s):
             found.append(Straggler(rank, nodes[rank], round(mine / typical, 1)))
     return tuple(sorted(found, key=lambda one: -one.times))

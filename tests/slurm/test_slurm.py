@@ -119,7 +119,7 @@ def test_a_batch_file_for_a_configuration_is_submitted(slurm, mpi, alone, tmp_pa
 
 # --- stopped before its time is up, and back to the queue
 
-STOPS = """#!{python}
+STAND_IN = """#!{python}
 import os, pathlib, signal, sys, time
 
 rank, again = os.environ["SLURM_PROCID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -139,23 +139,29 @@ if not again:
 def stop(slurm, folder, status):
     """Tell a job of four stand-ins for hpcps to stop, which they do with ``status``; its number."""
     (folder / "bin").mkdir()
-    (folder / "bin" / "hpcps").write_text(STOPS.format(python=sys.executable))
+    (folder / "bin" / "hpcps").write_text(STAND_IN.format(python=sys.executable))
     (folder / "bin" / "hpcps").chmod(0o755)
     variables = {"HPCPS_MPI": "none", "PATH": f"{folder}/bin:{slurm.environment['PATH']}", "STOPS_WITH": str(status)}
     file = ROOT / "slurm" / "ring.sbatch"
     job = slurm.ask("sbatch", "--parsable", f"--chdir={folder}", file, "c.toml", "out", **variables)
     slurm.until(lambda: len(list(folder.glob("ready-0-*"))) == 4, "the ranks do not begin")
+    (folder / "began").touch()
     slurm.ask("scancel", "--signal=USR1", "--batch", job)
     return job
 
 
-def test_ranks_that_stop_with_a_checkpoint_go_on_after_a_requeue(slurm, tmp_path):
-    job = stop(slurm, tmp_path, 75)
-    slurm.until(lambda: slurm.states(job) == ["PENDING"], "the job is not back in the queue")
-    assert not list(tmp_path.glob(".hpcps-again*"))
+def begin_again(slurm, job, folder):
+    """Wait until a job is back in the queue, and for its end: its state and its log."""
+    slurm.until(lambda: slurm.states(job) == ["PENDING"] and (folder / "began").exists(), "it is not back in the queue")
+    assert not list(folder.glob(".hpcps-again*"))
     time.sleep(1)
     slurm.ask("scontrol", "update", f"jobid={job}", "StartTime=now+2")  # Slurm would hold it for two minutes
-    state, log = slurm.end(job, tmp_path)
+    return slurm.end(job, folder)
+
+
+def test_ranks_that_stop_with_a_checkpoint_go_on_after_a_requeue(slurm, tmp_path):
+    job = stop(slurm, tmp_path, 75)
+    state, log = begin_again(slurm, job, tmp_path)
     assert state == "COMPLETED", log
     command = "train c.toml --out out --set train.strategy=ring"
     for attempt in (0, 1):
@@ -238,17 +244,19 @@ def f(params, samples, labels):
 
 
 def test_a_job_that_is_told_to_stop_goes_on_when_it_comes_again(slurm, plugin, tmp_path):
-    """Though one rank alone has heard of it."""
+    """Though one rank alone has heard of it. The batch file requeues it."""
     (tmp_path / "own.py").write_text(STOPS)
     settings = (f"model.kind={tmp_path}/own.py:f", "model.scores=", "run.threads=1", "train.epochs=60")
     words = [word for setting in settings for word in ("--set", setting)]
     variables = {"HPCPS_MPI": plugin, "OMPI_MCA_btl_sm_backing_directory": str(tmp_path)}
-    state, log = slurm.batch(tmp_path, ROOT / "slurm" / "ring.sbatch", BY_HAND, "run", *words, **variables)
-    assert state == "FAILED", log
+    file = ROOT / "slurm" / "ring.sbatch"
+    job = slurm.ask("sbatch", "--parsable", f"--chdir={tmp_path}", file, BY_HAND, "run", *words, **variables)
+    slurm.until((tmp_path / "run" / "checkpoint").exists, "no checkpoint is written")
+    (tmp_path / "began").touch()
+    state, log = begin_again(slurm, job, tmp_path)
+    assert state == "COMPLETED", log
     assert log.count("hpcps: stopped by SIGTERM after step ") == 1, log
     assert "the same command, with --out run, goes on" in log
-    state, log = slurm.batch(tmp_path, ROOT / "slurm" / "ring.sbatch", BY_HAND, "run", *words, **variables)
-    assert state == "COMPLETED", log
     assert len(summary(tmp_path / "run")["resumed_from"]) == 1
 
 
