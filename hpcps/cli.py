@@ -100,7 +100,7 @@ def _start(
 
     if words:  # else a finished run is refused by the ranks
         mark.unlink(missing_ok=True)
-    return starter.supervise(found, ranks, in_turn, mark, stops, checked.run.restarts)
+    return starter.supervise(found, ranks, in_turn, mark, stops, checked.run.restarts, checked.run.timeout_s)
 
 
 def _report(run: Run) -> None:

@@ -13,16 +13,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from hpcps.comm.launcher import FORWARDED, RANKS_VARIABLE, TERMINAL_VARIABLE, library_name
+from hpcps.comm.launcher import BEGINNING_VARIABLE, FORWARDED, RANKS_VARIABLE, TERMINAL_VARIABLE, library_name
 from hpcps.errors import ERROR, WARNING, CommError, ConfigError
 
 PROBE_TIMEOUT_S = 60
 ENDING_S = 10
 KNOWN_STATUSES = (0, 1, 2, 3, 75, 130)
 POLL_S = 0.1
+BEGINNING_S = 60.0
+"""Until the ranks of a job have met, at the most."""
+SEGMENTS_VARIABLE = "OMPI_MCA_btl_sm_backing_directory"
 ULFM = ["--with-ft", "ulfm"]
 DETECTOR = [  # of hosts that are cut off; ranks that die are seen without it
     word
@@ -87,16 +92,20 @@ def supervise(
     mark: Path,
     stops: Sequence[str],
     restarts: int,
+    timeout_s: float,
 ) -> int:
-    """:meth:`start` ranks that can go on without those that die, and where the job has ended without coming to its end,
+    """:func:`start` ranks that can go on without those that die, and where the job has ended without coming to its end,
     start it again, up to ``restarts`` times. ``arguments(is_first)``: of the first time, and of those that go on.
 
-    Only the job's own word ends this: what it leaves as ``mark``, that it was told to stop, that something is the
-    user's to mend. Raises CommError as :meth:`start` does, at the last time.
+    Ranks that have not met after ``timeout_s`` seconds, or BEGINNING_S, end. Only the job's own word ends this: what it
+    leaves as ``mark``, that it was told to stop, that something is the user's to mend. Raises CommError as
+    :func:`start` does, at the last time.
     """
     for left in range(restarts, -1, -1):
         try:
-            status = start(found, ranks, arguments(left == restarts), mark, stops, survives=True)
+            with segments() as place:
+                more = {BEGINNING_VARIABLE: f"{min(timeout_s, BEGINNING_S):g}", SEGMENTS_VARIABLE: place}
+                status = start(found, ranks, arguments(left == restarts), mark, stops, more)
         except CommError as error:
             if left == 0:
                 raise
@@ -105,9 +114,8 @@ def supervise(
             why = f"the job ended with status {status}"
         if status != CommError.exit_status or left == 0:
             return status
-        sys.stderr.write(
-            f"{WARNING}{why}; starting again from the newest checkpoint, {left - 1} more times if need be\n"
-        )
+        again = f"starting it again from the newest checkpoint (time {restarts - left + 1} of {restarts})"
+        sys.stderr.write(f"{WARNING}{why}; {again}\n")
         sys.stderr.flush()
     return CommError.exit_status
 
@@ -118,22 +126,23 @@ def start(
     arguments: Sequence[str],
     mark: Path | None,
     stops: Sequence[str] = (),
-    survives: bool = False,
+    surviving: Mapping[str, str] | None = None,
 ) -> int:
     """Run ``python -m hpcps ARGUMENTS`` on ``ranks`` ranks and wait for its end. Returns its exit status.
 
     The job ends with this process: it is told to when this one is interrupted, terminated or killed; the signals
     ``stops`` (``TERM``) are handed on instead, so that it may come to its own end. Raises CommError if ranks were lost,
-    or if the launcher says that all is well but ``mark``, which the job leaves last, is not there. Where the job
-    ``survives`` lost ranks the mark alone counts, and the launcher is ended soon after it.
+    or if the launcher says that all is well but ``mark``, which the job leaves last, is not there. Where ranks can go
+    on without those that die (``surviving``: more of their environment) the mark alone counts, and the launcher is
+    ended soon after it.
     """
-    is_marked = None if mark is None or not survives else mark.exists
-    command = [*command_line(found, ranks, survives), sys.executable, "-m", "hpcps", *arguments]
+    is_marked = None if mark is None or surviving is None else mark.exists
+    command = [*command_line(found, ranks, surviving is not None), sys.executable, "-m", "hpcps", *arguments]
     outer = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise_terminated)}
     try:
         with subprocess.Popen(
             command,
-            env=environment(os.environ, ranks),
+            env={**environment(os.environ, ranks), **(surviving or {})},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -154,6 +163,16 @@ def start(
     if job.returncode == 0 and mark is not None and not mark.exists():
         raise CommError(f"{found.program} ended without an error, but {mark.parent} is not finished: ranks were lost")
     return job.returncode if job.returncode in KNOWN_STATUSES else CommError.exit_status
+
+
+@contextmanager
+def segments() -> Iterator[str]:
+    """A folder for the shared memory of Open MPI's own, which ranks that are killed leave behind."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(
+        prefix="hpcps-", dir=memory if memory.is_dir() else None, ignore_cleanup_errors=True
+    ) as place:
+        yield place
 
 
 def _pass_on(job: subprocess.Popen[str], is_marked: Callable[[], bool] | None = None) -> Banners:

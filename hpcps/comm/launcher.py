@@ -17,6 +17,9 @@ FORWARDED = "USR1"
 SURVIVORS_VARIABLE = "HPCPS_SURVIVOR"
 """Set by a rank of a job that has lost ranks: its number among those that are left."""
 
+BEGINNING_VARIABLE = "HPCPS_BEGINNING_S"
+"""Set by hpcps for ranks that may die without an end of the job."""
+
 _ULFM = "OMPI_MCA_mpi_ft_enable"
 """Set by Open MPI's mpirun --with-ft ulfm"""
 
@@ -64,6 +67,11 @@ def speaks(environment: Mapping[str, str]) -> bool:
     """Whether this process speaks for the job: its first rank, or the first of those that are left."""
     told = launched(environment)
     return told is None or int(environment.get(SURVIVORS_VARIABLE, told.rank)) == 0
+
+
+def beginning_s(environment: Mapping[str, str]) -> float:
+    """After how many seconds a rank ends that waits for the others' start; 0: never."""
+    return float(environment.get(BEGINNING_VARIABLE, 0))
 
 
 def library_name(version: str) -> str:

