@@ -95,11 +95,11 @@ def _start(
     if not checked.run.survive:
         return starter.start(found, ranks, [*arguments, *words], mark, stops)
 
-    def in_turn(is_first: bool) -> list[str]:
-        return [*arguments, *words] if is_first or not (folder / CONFIG).exists() else arguments
+    has_begun = starter.has_changed(folder / CONFIG)
 
-    if words:  # else a finished run is refused by the ranks
-        mark.unlink(missing_ok=True)
+    def in_turn() -> list[str]:
+        return arguments if has_begun() else [*arguments, *words]
+
     return starter.supervise(found, ranks, in_turn, mark, stops, checked.run.restarts, checked.run.timeout_s)
 
 

@@ -88,14 +88,14 @@ def probe_library() -> str | None:
 def supervise(
     found: Launcher,
     ranks: int,
-    arguments: Callable[[bool], Sequence[str]],
+    arguments: Callable[[], Sequence[str]],
     mark: Path,
     stops: Sequence[str],
     restarts: int,
     timeout_s: float,
 ) -> int:
     """:func:`start` ranks that can go on without those that die, and where the job has ended without coming to its end,
-    start it again, up to ``restarts`` times. ``arguments(is_first)``: of the first time, and of those that go on.
+    start it again, up to ``restarts`` times. ``arguments()`` gives those of the next time.
 
     Ranks that have not met after ``timeout_s`` seconds, or BEGINNING_S, end. Only the job's own word ends this: what it
     leaves as ``mark``, that it was told to stop, that something is the user's to mend. Raises CommError as
@@ -105,7 +105,7 @@ def supervise(
         try:
             with segments() as place:
                 more = {BEGINNING_VARIABLE: f"{min(timeout_s, BEGINNING_S):g}", SEGMENTS_VARIABLE: place}
-                status = start(found, ranks, arguments(left == restarts), mark, stops, more)
+                status = start(found, ranks, arguments(), mark, stops, more)
         except CommError as error:
             if left == 0:
                 raise
@@ -136,7 +136,7 @@ def start(
     on without those that die (``surviving``: more of their environment) the mark alone counts, and the launcher is
     ended soon after it.
     """
-    is_marked = None if mark is None or surviving is None else mark.exists
+    is_marked = None if mark is None or surviving is None else has_changed(mark)
     command = [*command_line(found, ranks, surviving is not None), sys.executable, "-m", "hpcps", *arguments]
     outer = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise_terminated)}
     try:
@@ -163,6 +163,20 @@ def start(
     if job.returncode == 0 and mark is not None and not mark.exists():
         raise CommError(f"{found.program} ended without an error, but {mark.parent} is not finished: ranks were lost")
     return job.returncode if job.returncode in KNOWN_STATUSES else CommError.exit_status
+
+
+def has_changed(path: Path) -> Callable[[], bool]:
+    """Tells whether a file is there and was not, or is another, when this was called."""
+    before = _written(path)
+    return lambda: _written(path) not in (None, before)
+
+
+def _written(path: Path) -> int | None:
+    """When a file was written; None where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Ranks that go on without those that die (``run.survive``, ``hpcps train --survive``).
 
 Whoever has lost one rank has lost nothing but the steps since the newest checkpoint: those who are left meet, take over
-its part of the data, and all go on from there. So no sample of an epoch is left out or counted twice, and in a
-reproducible run the bits are those of one that lost nobody.
+its part of the data, and all go on from there. In a reproducible run no sample of an epoch is left out or counted
+twice, and the bits are those of a run that lost nobody.
 """
 
 from __future__ import annotations
@@ -42,14 +42,12 @@ def train(transport: Transport, attempt: Train, has_begun: Callable[[], bool]) -
     while True:
         try:
             return attempt(transport, is_begun)
-        except PeerLost as error:
-            if not _has_lost(transport):
-                raise
-            why = str(error)
         except HpcpsError as error:
             if error.known_to_all or transport.size == 1:
                 raise
             if not _has_lost(transport):
+                if isinstance(error, CommError):  # nobody has died: a rank stands still, which ends the job
+                    raise
                 _die(error)
             why = str(error)
         transport, is_begun = _go_on(transport, nodes, has_begun(), why)

@@ -221,7 +221,13 @@ def test_the_ranks_end_with_the_program_that_started_them(launcher, tmp_path, nu
     words = [word for setting in settings for word in ("--set", setting)]
     command = [sys.executable, "-m", "hpcps", "train", EXAMPLES / "digits_by_hand.toml", "--ranks", "2"]
     command += ["--out", tmp_path / "run", *words]
-    job = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells have background jobs ignore it
+    )
     for line in job.stdout:
         if line.startswith("in"):
             break

@@ -14,6 +14,7 @@ from hpcps import starter
 
 pytestmark = pytest.mark.mpi
 TIMEOUT_S = 150
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,39 @@ def test_a_run_survives_ranks_that_are_killed_while_it_trains(launcher, tmp_path
     assert "go on from the newest checkpoint" in text if launcher.is_open_mpi else "starting it again" in text
     assert text.count("params_sha256") == 1
     assert not list(Path("/dev/shm").glob("hpcps-*"))
+
+
+def test_a_job_in_which_a_rank_stands_still_is_ended_and_started_again(launcher, tmp_path):
+    case = faults.CASES[-1]
+    assert case.stop
+    expected, _ = faults.undisturbed(sys.executable, case, tmp_path / "alone")
+    out, result = tmp_path / "run", faults.Result()
+    faults.one(sys.executable, case, out, 1.5, expected, result)
+    assert (result.ended, result.hangs, result.wrong) == (1, 0, 0), result.problems
+    assert result.again == 1 or result.missed == 1
+
+
+def test_a_finished_run_is_refused_and_stays_as_it_is(launcher, tmp_path):
+    words = ["--survive", "--ranks", "2", "--set", "train.epochs=2", "--set", "run.threads=1"]
+    line = [
+        sys.executable,
+        "-m",
+        "hpcps",
+        "train",
+        str(EXAMPLES / "digits.toml"),
+        "--out",
+        str(tmp_path / "run"),
+        *words,
+    ]
+    assert subprocess.run(line, timeout=TIMEOUT_S, capture_output=True, check=False).returncode == 0
+    before = (tmp_path / "run" / "summary.json").read_bytes()
+    again = subprocess.run(line, timeout=TIMEOUT_S, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "holds a finished run" in again.stderr
+    assert (tmp_path / "run" / "summary.json").read_bytes() == before
+    anew = subprocess.run([*line, "--overwrite"], timeout=TIMEOUT_S, capture_output=True, text=True, check=False)
+    assert anew.returncode == 0, anew.stderr
+    assert (tmp_path / "run" / "summary.json").read_bytes() != before
 
 
 def test_a_rank_that_fails_alone_dies_and_the_others_go_on(launcher, tmp_path):
