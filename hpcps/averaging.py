@@ -153,9 +153,10 @@ class AveragingExchange(Exchange):
 
     def start(self, step: int, flush: bool = False) -> None:
         """Apply this worker's gradient of ``step``, and begin an averaging where one is due."""
+        is_due = self.is_common(step)
         self._update(step)
         self._alone += 1
-        if self._alone >= self._every or step <= self._warmup:
+        if is_due:
             self._begin()
 
     def wait(self, keys: Callable[[], Keys] | None = None) -> None:
@@ -180,8 +181,8 @@ class AveragingExchange(Exchange):
         """Nobody has shards."""
 
     def is_common(self, step: int) -> bool:
-        """Of the step under way: whether its parameters are averaged."""
-        return self._alone == 0
+        """Whether the parameters of the next step, ``step``, will be averaged."""
+        return self._alone + 1 >= self._every or step <= self._warmup
 
     def updates(self, step: int) -> int:
         return step + self._ahead

@@ -50,7 +50,8 @@ class Exchange(Protocol):
         """After the last step."""
 
     def is_common(self, step: int) -> bool:
-        """Whether all workers will have the same parameters after ``step``, if they then wait without ``keys``."""
+        """Whether all workers will have the same parameters after ``step``, the next one, if they then wait without
+        ``keys``."""
         return True
 
     def updates(self, step: int) -> int:
