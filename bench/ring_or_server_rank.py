@@ -127,7 +127,7 @@ def work(job: Job, gradient: Gradient, batches: list[Array], steps: int) -> tupl
     held = held._replace(params=joining.where_all_see_it(job, workers, held.params))
     engine = joining.make_engine(job, workers)
     gradients = joining.make_sum(job, workers, engine, gradient.dense, held.shared)
-    exchange, _ = joining.make_exchange(job, workers, engine, cast(Model, gradient), held, gradients, no_keep)
+    exchange, _ = joining.make_exchange(job, workers, engine, cast(Model, gradient), held, gradients, no_keep, no_keep)
     own = keys_of(batches, workers.size, workers.rank) if gradient.tables else []
     keys = [dict.fromkeys(gradient.tables, one) for one in own] or [{}] * BATCHES
     tables = list(zip(gradient.tables, gradient.widths, strict=True))
@@ -152,11 +152,13 @@ def serve(job: Job, gradient: Gradient) -> tuple[float, int]:
     """The steps of a shard on a rank of its own."""
     held = serving.share_with_shards(job, serving.hold(job, cast(Model, gradient), RNG))
     number = job.transport.rank - job.roles.workers
-    serving.make_server(job, held, shard_slices(gradient.dense, job.roles.servers)[number], number, no_keep).run()
+    shards = job.roles.servers
+    where = shard_slices(gradient.dense, shards)[number]
+    serving.make_server(job, held, where, number, shards, no_keep, no_keep).run()
     return 0.0, 0
 
 
-def no_keep(name: str, content: bytes) -> None:
+def no_keep(*kept: object) -> None:
     """There is no folder."""
 
 

@@ -149,9 +149,9 @@ def start(
             start_new_session=True,  # so that a terminal's Ctrl-C comes here alone, and once
             preexec_fn=_end_with_parent,
         ) as job:
+            hand_on = _HandOn(job)
             for number in (signal.Signals[f"SIG{name}"] for name in stops):
-                before = signal.signal(number, lambda _, frame: job.send_signal(signal.Signals[f"SIG{FORWARDED}"]))
-                outer.setdefault(number, before)
+                outer.setdefault(number, signal.signal(number, hand_on))
             told = _pass_on(job, is_marked)
     finally:
         for number, handler in outer.items():
@@ -219,6 +219,20 @@ def _end_when(job: subprocess.Popen[str], is_marked: Callable[[], bool]) -> None
     if job.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
+
+
+class _HandOn:
+    """Tells the job to come to its own end when a signal comes; a second SIGTERM ends it at once."""
+
+    def __init__(self, job: subprocess.Popen[str]) -> None:
+        self._job = job
+        self._has_told = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        if self._has_told and number == signal.SIGTERM:
+            _raise_terminated(number, frame)
+        self._has_told = True
+        self._job.send_signal(signal.Signals[f"SIG{FORWARDED}"])
 
 
 def _raise_terminated(number: int, frame: object) -> None:

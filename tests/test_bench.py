@@ -78,7 +78,8 @@ def test_pushes_and_pulls_beside_plain_messages(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "a.json").read_text())["rows"]
     dense = ["push and pull", "push and pull, by messages", "mpi4py Send and Recv"]
-    sparse = [("sparse push, 3 wide", 200_000), ("sparse pull, 3 wide", 200_000)]
+    ways = ("3 wide", "3 wide, by messages")
+    sparse = [(f"sparse {what}, {way}", 200_000) for way in ways for what in ("push", "pull")]
     assert [(row["case"], row["size"]) for row in rows] == [
         (case, n) for case in dense for n in (1024, 100_000)
     ] + sparse

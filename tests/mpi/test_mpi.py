@@ -232,6 +232,10 @@ def test_the_ranks_end_with_the_program_that_started_them(launcher, tmp_path, nu
         if line.startswith("in"):
             break
     job.send_signal(number)
+    if number == signal.SIGTERM:  # the first one asks for a checkpoint, which has to wait for the user's function
+        time.sleep(1)
+        assert job.poll() is None
+        job.send_signal(number)
     assert job.wait(TIMEOUT_S) == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
     deadline = time.monotonic() + 30
     while left := processes_with(str(tmp_path)):
