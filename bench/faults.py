@@ -140,6 +140,8 @@ def one(python: str, case: Case, out: Path, after_s: float, expected: dict, resu
         job.wait()
         return
     listener.join(5)
+    assert job.stdout is not None
+    job.stdout.close()
     text = "".join(line for _, line in lines)
     result.ended += 1
     result.missed += len(hit) < len(case.victims)

@@ -100,7 +100,7 @@ def _start(
     def in_turn() -> list[str]:
         return arguments if has_begun() else [*arguments, *words]
 
-    return starter.supervise(found, ranks, in_turn, mark, stops, checked.run.restarts, checked.run.timeout_s)
+    return starter.supervise(found, ranks, in_turn, mark, stops, checked.run.restarts, checked.run.timeout_s, has_begun)
 
 
 def _report(run: Run) -> None:

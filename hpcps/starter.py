@@ -85,6 +85,23 @@ def probe_library() -> str | None:
     return library_name(probe.stdout) if probe.returncode == 0 else None
 
 
+@dataclass(frozen=True)
+class Surviving:
+    """What else there is to a job whose ranks can go on without those that die.
+
+    ``place``: a folder for what its library keeps in shared memory. Ranks that have not met after ``beginning_s`` end,
+    and the job does, if ranks are missing so long before it ``has_begun``.
+    """
+
+    place: str
+    beginning_s: float
+    has_begun: Callable[[], bool]
+
+    def environment(self) -> dict[str, str]:
+        """Of the ranks."""
+        return {BEGINNING_VARIABLE: f"{self.beginning_s:g}", SEGMENTS_VARIABLE: self.place}
+
+
 def supervise(
     found: Launcher,
     ranks: int,
@@ -93,19 +110,20 @@ def supervise(
     stops: Sequence[str],
     restarts: int,
     timeout_s: float,
+    has_begun: Callable[[], bool],
 ) -> int:
     """:func:`start` ranks that can go on without those that die, and where the job has ended without coming to its end,
     start it again, up to ``restarts`` times. ``arguments()`` gives those of the next time.
 
-    Ranks that have not met after ``timeout_s`` seconds, or BEGINNING_S, end. Only the job's own word ends this: what it
-    leaves as ``mark``, that it was told to stop, that something is the user's to mend. Raises CommError as
-    :func:`start` does, at the last time.
+    ``has_begun``: whether a run writes to its folder. Ranks that have not met after ``timeout_s`` seconds, or
+    BEGINNING_S, end. Only the job's own word ends this: what it leaves as ``mark``, that it was told to stop, that
+    something is the user's to mend. Raises CommError as :func:`start` does, at the last time.
     """
     for left in range(restarts, -1, -1):
         try:
             with segments() as place:
-                more = {BEGINNING_VARIABLE: f"{min(timeout_s, BEGINNING_S):g}", SEGMENTS_VARIABLE: place}
-                status = start(found, ranks, arguments(), mark, stops, more)
+                surviving = Surviving(place, min(timeout_s, BEGINNING_S), has_begun)
+                status = start(found, ranks, arguments(), mark, stops, surviving)
         except CommError as error:
             if left == 0:
                 raise
@@ -126,14 +144,14 @@ def start(
     arguments: Sequence[str],
     mark: Path | None,
     stops: Sequence[str] = (),
-    surviving: Mapping[str, str] | None = None,
+    surviving: Surviving | None = None,
 ) -> int:
     """Run ``python -m hpcps ARGUMENTS`` on ``ranks`` ranks and wait for its end. Returns its exit status.
 
     The job ends with this process: it is told to when this one is interrupted, terminated or killed; the signals
     ``stops`` (``TERM``) are handed on instead, so that it may come to its own end. Raises CommError if ranks were lost,
     or if the launcher says that all is well but ``mark``, which the job leaves last, is not there. Where ranks can go
-    on without those that die (``surviving``: more of their environment) the mark alone counts, and the launcher is
+    on without those that die (``surviving``) the mark alone counts, and the launcher is
     ended soon after it.
     """
     is_marked = None if mark is None or surviving is None else has_changed(mark)
@@ -142,7 +160,7 @@ def start(
     try:
         with subprocess.Popen(
             command,
-            env={**environment(os.environ, ranks), **(surviving or {})},
+            env=environment(os.environ, ranks) | ({} if surviving is None else surviving.environment()),
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -152,7 +170,10 @@ def start(
             hand_on = _HandOn(job)
             for number in (signal.Signals[f"SIG{name}"] for name in stops):
                 outer.setdefault(number, signal.signal(number, hand_on))
-            told = _pass_on(job, is_marked)
+            if surviving is not None and is_marked is not None:
+                what = job, is_marked, surviving
+                threading.Thread(target=_end_when, args=what, name="hpcps mark", daemon=True).start()
+            told = _pass_on(job)
     finally:
         for number, handler in outer.items():
             signal.signal(number, handler)
@@ -189,13 +210,10 @@ def segments() -> Iterator[str]:
         yield place
 
 
-def _pass_on(job: subprocess.Popen[str], is_marked: Callable[[], bool] | None = None) -> Banners:
-    """Print the ranks' error lines as they come; an interrupt ends the job in bounded time, and so does its own mark: a
-    launcher that has lost a whole host does not come to its end."""
+def _pass_on(job: subprocess.Popen[str]) -> Banners:
+    """Print the ranks' error lines as they come; an interrupt ends the job in bounded time."""
     assert job.stderr is not None
     told = Banners()
-    if is_marked is not None:
-        threading.Thread(target=_end_when, args=(job, is_marked), name="hpcps mark", daemon=True).start()
     try:
         for line in told.without(job.stderr):
             print(line, end="", file=sys.stderr, flush=True)
@@ -210,15 +228,32 @@ def _pass_on(job: subprocess.Popen[str], is_marked: Callable[[], bool] | None = 
     return told
 
 
-def _end_when(job: subprocess.Popen[str], is_marked: Callable[[], bool]) -> None:
-    """End a job that has left its mark and does not end by itself."""
-    marked_s = 0.0
-    while job.poll() is None and marked_s < ENDING_S:
+def _end_when(job: subprocess.Popen[str], is_marked: Callable[[], bool], surviving: Surviving) -> None:
+    """End a job that has left its mark, or lost ranks before it has begun, and does not come to its own end: a launcher
+    that has lost a whole host does not, nor one with a rank that stands still."""
+    most, marked_s, short_s = 0, 0.0, 0.0
+    while job.poll() is None and marked_s < ENDING_S and short_s < surviving.beginning_s:
         time.sleep(POLL_S)
+        here = len(_children(job.pid))
+        most = max(most, here)
         marked_s += POLL_S if is_marked() else 0.0
+        short_s += POLL_S if 0 < here < most and not surviving.has_begun() else 0.0
     if job.poll() is None:
         with contextlib.suppress(ProcessLookupError):
+            for process in _children(job.pid):  # which have process groups of their own
+                os.kill(process, signal.SIGKILL)
             os.killpg(job.pid, signal.SIGKILL)
+
+
+def _children(parent: int) -> list[int]:
+    """The processes that a process of this machine has started and that have not ended."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            state, its_parent, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(its_parent) == parent and state != "Z":
+                found.append(int(folder.name))
+    return found
 
 
 class _HandOn:
