@@ -205,7 +205,7 @@ def segments() -> Iterator[str]:
     """A folder for the shared memory of Open MPI's own, which ranks that are killed leave behind."""
     memory = Path("/dev/shm")
     with TemporaryDirectory(
-        prefix="hpcps-", dir=memory if memory.is_dir() else None, ignore_cleanup_errors=True
+        prefix=f"hpcps-{os.getpid()}-", dir=memory if memory.is_dir() else None, ignore_cleanup_errors=True
     ) as place:
         yield place
 
