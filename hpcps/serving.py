@@ -22,8 +22,9 @@ from hpcps.job import Job
 from hpcps.models import Model
 from hpcps.params import Params
 from hpcps.rows import Merger, PulledRows
-from hpcps.server.client import Client, DirectClient, RemoteClient
+from hpcps.server.client import Client, RemoteClient
 from hpcps.server.delay import Compensated, Delay, Scaled, Undelayed
+from hpcps.server.direct import DirectClient
 from hpcps.server.filters import RowFilter
 from hpcps.server.replica import Replication
 from hpcps.server.serve import AsTheyCome, Server, Turns

@@ -14,7 +14,8 @@ from hpcps.first import FirstRows
 from hpcps.params import Params
 from hpcps.rows import Merger, PulledRows, Rows
 from hpcps.server import filters, messages, sharding
-from hpcps.server.client import DirectClient, RemoteClient
+from hpcps.server.client import RemoteClient
+from hpcps.server.direct import DirectClient
 from hpcps.server.messages import FRONT_BYTES, HEADER_BYTES, Counts, Header, Kind
 from hpcps.server.post import Inbox, Outbox
 from hpcps.server.serve import Server
