@@ -80,8 +80,8 @@ def _start(
     checked: Config, ranks: int, config: Path, settings: Sequence[str], folder: Path, words: Sequence[str]
 ) -> int | None:
     """Start MPI ranks that run the same command; None where there is no MPI library and none was asked for."""
-    from hpcps import launch, starter
-    from hpcps.run_folder import CONFIG, SUMMARY
+    from hpcps import launch, starter, supervisor
+    from hpcps.run_folder import SUMMARY
 
     found = starter.find()
     if found is None:
@@ -91,16 +91,10 @@ def _start(
         return None
     arguments = ["train", str(config), "--out", str(folder)]
     arguments += [word for setting in settings for word in ("--set", setting)]
-    mark, stops = folder / SUMMARY, launch.signals(checked)
+    stops = launch.signals(checked)
     if not checked.run.survive:
-        return starter.start(found, ranks, [*arguments, *words], mark, stops)
-
-    has_begun = starter.has_changed(folder / CONFIG)
-
-    def in_turn() -> list[str]:
-        return arguments if has_begun() else [*arguments, *words]
-
-    return starter.supervise(found, ranks, in_turn, mark, stops, checked.run.restarts, checked.run.timeout_s, has_begun)
+        return starter.start(found, ranks, [*arguments, *words], folder / SUMMARY, stops)
+    return supervisor.supervise(found, ranks, arguments, words, folder, stops, checked.run)
 
 
 def _report(run: Run) -> None:

@@ -32,6 +32,7 @@ from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, of_pieces, of_sums,
 from hpcps.rows import Merger
 from hpcps.serving import Held, Keep, KeepPieces, Shared, decoder
 from hpcps.sums import FloatSum, Sum, TreeSum
+from hpcps.worker import lanes as make_lanes
 
 BUCKET_BYTES = 512 << 10
 """Gradients of fewer bytes are not sent off alone, while the rest of them is computed."""
@@ -50,20 +51,43 @@ def where_all_see_it(job: Job, workers: Transport, params: Params) -> Params:
     return params.on(flat)
 
 
+def make_training(
+    job: Job,
+    workers: Transport,
+    model: Model,
+    held: Held,
+    dataset: Dataset,
+    how: Loaders,
+    keep: Keep,
+    keep_pieces: KeepPieces,
+) -> tuple[Sum, Exchange, Sequence[AnyLane]]:
+    """What each of a worker's threads computes, how that is added up, and how it becomes fresh parameters, from the
+    snapshot on that the run goes on from. A collective. ``keep`` and ``keep_pieces``: see :func:`make_exchange`."""
+    lanes: Sequence[AnyLane]
+    if job.strategy == "online":
+        gradients, exchange, lanes = make_online(job, workers, model, held.params, dataset, how)
+    else:
+        engine, params = make_engine(job, workers), held.params
+        gradients = make_sum(job, workers, engine, len(params.dense.flat), held.shared)
+        exchange, ready = make_exchange(job, workers, engine, model, held, gradients, keep, keep_pieces)
+        shares, seed = gradients.shares, job.config.train.seed
+        lanes = make_lanes(model, params, how, job.parts, dataset.train, shares, seed, ready)
+    if held.snapshot is not None:
+        exchange.restore(held.snapshot)
+    return gradients, exchange, lanes
+
+
 def make_online(
-    job: Job, workers: Transport, model: Model, held: Held, dataset: Dataset, how: Loaders
+    job: Job, workers: Transport, model: Model, params: Params, dataset: Dataset, how: Loaders
 ) -> tuple[Sum, Exchange, Sequence[AnyLane]]:
     """Lanes that learn sample after sample, which leave nothing to be summed or exchanged."""
     plan, seed = job.parts, job.config.train.seed
     options = job.config.model
     loss = models.loss_of(options, model.task), options.delta
-    learned = Learned(workers, loss, job.config.optimizer, held.params, job.kernels)
+    learned = Learned(workers, loss, job.config.optimizer, params, job.kernels)
     lanes = [OnlineLane(learned, how, dataset.train[n], plan.size(n), n, seed) for n in plan.owned]
     nothing = [np.empty(0, job.config.train.dtype) for _ in lanes]
-    exchange = OnlineExchange(workers, learned, job.threads)
-    if held.snapshot is not None:
-        exchange.restore(held.snapshot)
-    return FloatSum(nothing, job.kernels), exchange, lanes
+    return FloatSum(nothing, job.kernels), OnlineExchange(workers, learned, job.threads), lanes
 
 
 def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int, shared: Shared | None = None) -> Sum:
@@ -125,22 +149,6 @@ def make_exchange(
 
     ``keep`` takes the records of shards on this rank, ``keep_pieces`` their state for a checkpoint.
     """
-    exchange, ready = _make_exchange(job, workers, engine, model, held, gradients, keep, keep_pieces)
-    if held.snapshot is not None:
-        exchange.restore(held.snapshot)
-    return exchange, ready
-
-
-def _make_exchange(
-    job: Job,
-    workers: Transport,
-    engine: Engine,
-    model: Model,
-    held: Held,
-    gradients: Sum,
-    keep: Keep,
-    keep_pieces: KeepPieces,
-) -> tuple[Exchange, Ready | None]:
     params = held.params
     if job.config.compress.kind != "none" and workers.size == 1 and job.roles.servers == 0:
         report.note(f"compress.kind = {job.config.compress.kind!r}: one worker sends nothing, and rounds nothing", True)

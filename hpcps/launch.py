@@ -92,10 +92,15 @@ def train_launched(
     transport.timeout_s = config.run.timeout_s
     # BLAS on one thread: its sums depend on the thread count, and parts run side by side already.
     with threadpool_limits(1, "blas"), stopping.listening(signals(config)) as stop:
-        attempts = _Attempts(config, out or default_folder(config), overwrite, resume, stop)
+        attempts = _Attempts(config, _folder_of_all(transport, out or default_folder(config)), overwrite, resume, stop)
         if config.run.survive and launcher.survives(os.environ):
             return survival.train(transport, attempts.train, attempts.has_begun)
         return attempts.train(transport)
+
+
+def _folder_of_all(transport: Transport, folder: Path) -> Path:
+    """The first rank's: clocks differ, by which folders are named."""
+    return Path(os.fsdecode(Meeting(transport).once(lambda: np.frombuffer(os.fsencode(folder), np.uint8)).tobytes()))
 
 
 class _Attempts:

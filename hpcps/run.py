@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -38,7 +37,6 @@ from hpcps.threads import Threads
 from hpcps.together import Together, agree
 from hpcps.trainer import Plan, Trainer, join_scores
 from hpcps.worker import Score, Worker, evaluate
-from hpcps.worker import lanes as make_lanes
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def train_rank(
     resume: bool = False,
     stop: Stop | None = None,
 ) -> Run:
-    """Train; every rank of ``transport`` calls this and gets the same Run. Blocks.
+    """Train; every rank of ``transport`` calls this, with the same arguments, and gets the same Run. Blocks.
 
     Goes on from the newest checkpoint of an unfinished run in ``path``, and with ``resume`` of a finished one, unless
     told to ``overwrite`` it. Raises ConfigError, DataError, ModelError and CheckpointError on all ranks alike while the
@@ -66,8 +64,7 @@ def train_rank(
     """
     started = time.perf_counter()
     job = prepare(transport, config)
-    told = job.together.once(lambda: np.frombuffer(os.fsencode(path), np.uint8))  # the first rank's, if by the clock
-    folder = RunFolder(Path(os.fsdecode(told.tobytes())))
+    folder = RunFolder(path)
     is_first = transport.rank == 0
     agree(job.together, lambda: folder.check(overwrite, resume) if is_first else None)
     warn = report.warn if is_first else lambda text: None
@@ -180,15 +177,8 @@ def work(
     tables = tables_of(job, model, held)
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
     keeper = resuming.shard_keeper(saves, job.workers.rank)
-    if job.strategy == "online":
-        gradients, exchange, lanes = joining.make_online(job, job.workers, model, held, dataset, how)
-    else:
-        engine = joining.make_engine(job, job.workers)
-        gradients = joining.make_sum(job, job.workers, engine, len(params.dense.flat), held.shared)
-        keeps = folder.keep, keeper.start
-        exchange, ready = joining.make_exchange(job, job.workers, engine, model, held, gradients, *keeps)
-        shares, seed = gradients.shares, config.train.seed
-        lanes = make_lanes(model, params, how, job.parts, dataset.train, shares, seed, ready)
+    keeps = folder.keep, keeper.start
+    gradients, exchange, lanes = joining.make_training(job, job.workers, model, held, dataset, how, *keeps)
     pool = Threads(min(job.threads, len(job.parts.owned)))
     worker = Worker(lanes, pool)
     plan = Plan(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import re
@@ -11,23 +10,17 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
-from hpcps.comm.launcher import BEGINNING_VARIABLE, FORWARDED, RANKS_VARIABLE, TERMINAL_VARIABLE, library_name
-from hpcps.errors import ERROR, WARNING, CommError, ConfigError
+from hpcps.comm.launcher import FORWARDED, RANKS_VARIABLE, TERMINAL_VARIABLE, library_name
+from hpcps.errors import ERROR, CommError, ConfigError
 
 PROBE_TIMEOUT_S = 60
 ENDING_S = 10
 KNOWN_STATUSES = (0, 1, 2, 3, 75, 130)
-POLL_S = 0.1
-BEGINNING_S = 60.0
-"""Until the ranks of a job have met, at the most."""
-SEGMENTS_VARIABLE = "OMPI_MCA_btl_sm_backing_directory"
 ULFM = ["--with-ft", "ulfm"]
 DETECTOR = [  # of hosts that are cut off; ranks that die are seen without it
     word
@@ -41,6 +34,14 @@ DETECTOR = [  # of hosts that are cut off; ranks that die are seen without it
     for word in ("--mca", name, value)
 ]
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+
+
+class Surviving(NamedTuple):
+    """What else a job takes whose ranks can go on without those that die: variables, and somebody who ends it where its
+    launcher does not."""
+
+    environment: dict[str, str]
+    watch: Callable[[subprocess.Popen[str]], None]
 
 
 @dataclass(frozen=True)
@@ -85,59 +86,6 @@ def probe_library() -> str | None:
     return library_name(probe.stdout) if probe.returncode == 0 else None
 
 
-@dataclass(frozen=True)
-class Surviving:
-    """What else there is to a job whose ranks can go on without those that die.
-
-    ``place``: a folder for what its library keeps in shared memory. Ranks that have not met after ``beginning_s`` end,
-    and the job does, if ranks are missing so long before it ``has_begun``.
-    """
-
-    place: str
-    beginning_s: float
-    has_begun: Callable[[], bool]
-
-    def environment(self) -> dict[str, str]:
-        """Of the ranks."""
-        return {BEGINNING_VARIABLE: f"{self.beginning_s:g}", SEGMENTS_VARIABLE: self.place}
-
-
-def supervise(
-    found: Launcher,
-    ranks: int,
-    arguments: Callable[[], Sequence[str]],
-    mark: Path,
-    stops: Sequence[str],
-    restarts: int,
-    timeout_s: float,
-    has_begun: Callable[[], bool],
-) -> int:
-    """:func:`start` ranks that can go on without those that die, and where the job has ended without coming to its end,
-    start it again, up to ``restarts`` times. ``arguments()`` gives those of the next time.
-
-    ``has_begun``: whether a run writes to its folder. Ranks that have not met after ``timeout_s`` seconds, or
-    BEGINNING_S, end. Only the job's own word ends this: what it leaves as ``mark``, that it was told to stop, that
-    something is the user's to mend. Raises CommError as :func:`start` does, at the last time.
-    """
-    for left in range(restarts, -1, -1):
-        try:
-            with segments() as place:
-                surviving = Surviving(place, min(timeout_s, BEGINNING_S), has_begun)
-                status = start(found, ranks, arguments(), mark, stops, surviving)
-        except CommError as error:
-            if left == 0:
-                raise
-            status, why = CommError.exit_status, str(error)
-        else:
-            why = f"the job ended with status {status}"
-        if status != CommError.exit_status or left == 0:
-            return status
-        again = f"starting it again from the newest checkpoint (time {restarts - left + 1} of {restarts})"
-        sys.stderr.write(f"{WARNING}{why}; {again}\n")
-        sys.stderr.flush()
-    return CommError.exit_status
-
-
 def start(
     found: Launcher,
     ranks: int,
@@ -150,17 +98,15 @@ def start(
 
     The job ends with this process: it is told to when this one is interrupted, terminated or killed; the signals
     ``stops`` (``TERM``) are handed on instead, so that it may come to its own end. Raises CommError if ranks were lost,
-    or if the launcher says that all is well but ``mark``, which the job leaves last, is not there. Where ranks can go
-    on without those that die (``surviving``) the mark alone counts, and the launcher is
-    ended soon after it.
+    or if the launcher says that all is well but ``mark``, which the job leaves last, is not there. ``surviving``: of
+    ranks that can go on without those that die.
     """
-    is_marked = None if mark is None or surviving is None else has_changed(mark)
     command = [*command_line(found, ranks, surviving is not None), sys.executable, "-m", "hpcps", *arguments]
     outer = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise_terminated)}
     try:
         with subprocess.Popen(
             command,
-            env=environment(os.environ, ranks) | ({} if surviving is None else surviving.environment()),
+            env=environment(os.environ, ranks) | ({} if surviving is None else surviving.environment),
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -170,44 +116,17 @@ def start(
             hand_on = _HandOn(job)
             for number in (signal.Signals[f"SIG{name}"] for name in stops):
                 outer.setdefault(number, signal.signal(number, hand_on))
-            if surviving is not None and is_marked is not None:
-                what = job, is_marked, surviving
-                threading.Thread(target=_end_when, args=what, name="hpcps mark", daemon=True).start()
+            if surviving is not None:
+                threading.Thread(target=surviving.watch, args=[job], name="hpcps watch", daemon=True).start()
             told = _pass_on(job)
     finally:
         for number, handler in outer.items():
             signal.signal(number, handler)
-    if is_marked is not None and is_marked():
-        return 0
     if job.returncode not in KNOWN_STATUSES and not told.explained:
         raise CommError(told.lost(job.returncode))
     if job.returncode == 0 and mark is not None and not mark.exists():
         raise CommError(f"{found.program} ended without an error, but {mark.parent} is not finished: ranks were lost")
     return job.returncode if job.returncode in KNOWN_STATUSES else CommError.exit_status
-
-
-def has_changed(path: Path) -> Callable[[], bool]:
-    """Tells whether a file is there and was not, or is another, when this was called."""
-    before = _written(path)
-    return lambda: _written(path) not in (None, before)
-
-
-def _written(path: Path) -> int | None:
-    """When a file was written; None where there is none."""
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return None
-
-
-@contextmanager
-def segments() -> Iterator[str]:
-    """A folder for the shared memory of Open MPI's own, which ranks that are killed leave behind."""
-    memory = Path("/dev/shm")
-    with TemporaryDirectory(
-        prefix=f"hpcps-{os.getpid()}-", dir=memory if memory.is_dir() else None, ignore_cleanup_errors=True
-    ) as place:
-        yield place
 
 
 def _pass_on(job: subprocess.Popen[str]) -> Banners:
@@ -226,34 +145,6 @@ def _pass_on(job: subprocess.Popen[str]) -> Banners:
             os.killpg(job.pid, signal.SIGKILL)
         raise
     return told
-
-
-def _end_when(job: subprocess.Popen[str], is_marked: Callable[[], bool], surviving: Surviving) -> None:
-    """End a job that has left its mark, or lost ranks before it has begun, and does not come to its own end: a launcher
-    that has lost a whole host does not, nor one with a rank that stands still."""
-    most, marked_s, short_s = 0, 0.0, 0.0
-    while job.poll() is None and marked_s < ENDING_S and short_s < surviving.beginning_s:
-        time.sleep(POLL_S)
-        here = len(_children(job.pid))
-        most = max(most, here)
-        marked_s += POLL_S if is_marked() else 0.0
-        short_s += POLL_S if 0 < here < most and not surviving.has_begun() else 0.0
-    if job.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            for process in _children(job.pid):  # which have process groups of their own
-                os.kill(process, signal.SIGKILL)
-            os.killpg(job.pid, signal.SIGKILL)
-
-
-def _children(parent: int) -> list[int]:
-    """The processes that a process of this machine has started and that have not ended."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            state, its_parent, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(its_parent) == parent and state != "Z":
-                found.append(int(folder.name))
-    return found
 
 
 class _HandOn:

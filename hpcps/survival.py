@@ -18,6 +18,7 @@ import numpy as np
 from hpcps import report
 from hpcps.comm.launcher import SURVIVORS_VARIABLE
 from hpcps.comm.meeting import Meeting
+from hpcps.comm.memory import node_names
 from hpcps.comm.transport import Transport
 from hpcps.errors import ERROR, CommError, HpcpsError, PeerLost
 from hpcps.run import Run
@@ -38,7 +39,7 @@ def train(transport: Transport, attempt: Train, has_begun: Callable[[], bool]) -
     raises if nobody has died, or if so many have that those who are left may be the smaller part of a network that was
     cut in two. A rank that fails by itself says why and dies, and the others go on.
     """
-    nodes, is_begun = _nodes(transport), False
+    nodes, is_begun = node_names(transport), False
     while True:
         try:
             return attempt(transport, is_begun)
@@ -119,9 +120,3 @@ def check_majority(before: Sequence[str], left: Sequence[str]) -> None:
         )
         error.known_to_all = True
         raise error
-
-
-def _nodes(transport: Transport) -> list[str]:
-    """The node of each rank. A collective."""
-    told = Meeting(transport).gather(np.frombuffer((transport.node + "\n").encode(), np.uint8))
-    return told.tobytes().decode().splitlines()

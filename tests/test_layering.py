@@ -100,6 +100,7 @@ ARROWS = {
         "rows",
         "serving",
         "sums",
+        "worker",
     },
     "resuming": {"checkpoint", "config", "data", "errors", "exchange", "job", "run_folder", "serving", "trainer"},
     "run": {
@@ -128,6 +129,7 @@ ARROWS = {
         "worker",
     },
     "stall": {"errors", "run_folder"},
+    "supervisor": {"comm", "config", "errors", "run_folder", "starter"},
     "survival": {"comm", "errors", "report", "run"},
     "launch": {"comm", "config", "errors", "run", "stall", "stopping", "survival"},
     "inference": {
@@ -154,7 +156,7 @@ ARROWS = {
     "doctor": {"comm", "errors", "launch", "machine", "starter", "kernels"},
     "warmup": {"errors", "kernels"},
     "cli": {"_version", "comm", "config", "doctor", "errors", "inference", "launch", "report", "run", "run_folder"}
-    | {"slurm", "starter", "tuning", "warmup"},
+    | {"slurm", "starter", "supervisor", "tuning", "warmup"},
     "__main__": {"cli"},
     "__init__": {"_version", "collectives", "config", "launch", "run"},
 }

@@ -187,11 +187,16 @@ def _ticket(*words: object) -> Array:
     return np.frombuffer(text.ljust(TICKET_BYTES), np.uint8)
 
 
+def node_names(transport: Transport) -> list[str]:
+    """The name of each rank's node. A collective."""
+    told = Meeting(transport).gather(np.frombuffer((transport.node + "\n").encode(), np.uint8))
+    return told.tobytes().decode().splitlines()
+
+
 def nodes_of(transport: Transport) -> list[list[int]]:
     """The ranks of each node. A collective."""
-    told = Meeting(transport).gather(np.frombuffer((transport.node + "\n").encode(), np.uint8))
     by_name: dict[str, list[int]] = {}
-    for rank, name in enumerate(told.tobytes().decode().splitlines()):
+    for rank, name in enumerate(node_names(transport)):
         by_name.setdefault(name, []).append(rank)
     return list(by_name.values())
 
