@@ -101,7 +101,7 @@ class MLP:
         self._kernels.activation_gradient(scores, gradient_out[f"bias{self._layers}"], *[space.z[-1]] * 2, "identity")
         self._backward(params, batch.samples, space, gradient_out, ready)
         if samples_gradient is not None:
-            np.matmul((space.delta + space.out[-1:])[0], params["weight1"], out=samples_gradient)
+            _matmul((space.delta + space.out[-1:])[0], params["weight1"], samples_gradient)
         return loss
 
     def grain_gradients(self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array) -> Array:
@@ -157,10 +157,10 @@ class MLP:
     def _product(self, a: Array, b: Array, out: Array, bounds: Array | None) -> None:
         """out = a @ b; with ``bounds`` of grains each grain's rows have the bits of a call of their own."""
         if bounds is None or self._is_as_of_grains(b, bounds):
-            np.matmul(a, b, out=out)
+            _matmul(a, b, out)
             return
         for low, high in pairwise(bounds):
-            np.matmul(a[low:high], b, out=out[low:high])
+            _matmul(a[low:high], b, out[low:high])
 
     def _is_as_of_grains(self, b: Array, bounds: Array) -> bool:
         """Whether a product of all grains' rows at once has the bits of a product a grain; tried out on random numbers.
@@ -197,10 +197,10 @@ class MLP:
         delta = space.out[-1]
         for layer in range(self._layers, 0, -1):
             x = space.out[layer - 2] if layer > 1 else samples
-            np.matmul(delta.T, x, out=gradient_out[f"weight{layer}"])
+            _matmul(delta.T, x, gradient_out[f"weight{layer}"])
             if layer > 1:
                 below = space.delta[layer - 2]
-                np.matmul(delta, params[f"weight{layer}"], out=below)
+                _matmul(delta, params[f"weight{layer}"], below)
                 bias_gradient = gradient_out[f"bias{layer - 1}"]
                 self._kernels.activation_gradient(below, bias_gradient, space.z[layer - 2], x, self._activation)
                 delta = below
@@ -216,6 +216,13 @@ class MLP:
             z, out, delta = ([aligned.empty((n, width), self._dtype) for width in self._widths[1:]] for _ in range(3))
             spaces[n] = _Space(z, out, delta[:-1], np.empty(n, self._dtype))
         return spaces[n]
+
+
+def _matmul(a: Array, b: Array, out: Array) -> None:
+    """out = a @ b, without warnings: some of OpenBLAS's kernels compute also with what lies behind short rows, and set
+    its flags. Losses that are not finite are refused by the lane."""
+    with np.errstate(all="ignore"):
+        np.matmul(a, b, out=out)
 
 
 def _alike(rng: np.random.Generator, like: Array, bounds: Array) -> bool:

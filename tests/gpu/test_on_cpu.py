@@ -15,9 +15,6 @@ from kernel_cases import Case
 from on_cpu import Compiled, OnCpu, margins_are_untouched, on_device
 from twins import CASES, TYPICAL, arguments, compare
 
-# NumPy's products of narrow float32 matrices read beyond them, and now and then find what is no number there.
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
-
 NAN = np.float32(np.nan)
 
 
