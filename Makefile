@@ -14,9 +14,15 @@ DEMO   ?= runs/demo
 demo: $(VENV)/.installed
 	$(BIN)/hpcps train examples/digits.toml --ranks 2 --out $(DEMO) --overwrite
 
-test: $(VENV)/.tests  # the whole suite needs nearly all kernels: they are compiled first, side by side
-	$(if $(PYTEST),,$(BIN)/hpcps warmup --dtype float32 --dtype float64)
+# The whole suite needs nearly all kernels: they are compiled first. What starts ranks has the machine to itself.
+test: $(VENV)/.tests
+ifdef PYTEST
 	$(BIN)/python -m pytest $(PYTEST)
+else
+	$(BIN)/hpcps warmup --dtype float32 --dtype float64
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m "not mpi and not slurm"
+	$(BIN)/python -m pytest -m "mpi or slurm"
+endif
 
 check: lint test
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import struct
+from itertools import product
 
 import numpy as np
 import pytest
@@ -28,9 +29,7 @@ def expected(text: str, bits: int, label: int, header: bool) -> list[list[int]]:
     return [[key(field, n, bits) for n, field in enumerate(row) if n != label] for row in rows]
 
 
-@pytest.mark.parametrize("bits", [8, 20, 30])
-@pytest.mark.parametrize("bom", ["", "\ufeff"])
-@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize(("bits", "bom", "header"), [*product([8, 20], ["", "\ufeff"], [True, False]), (30, "", True)])
 def test_each_field_is_one_entry(tmp_path, load, bits, bom, header) -> None:
     text = TABLE if header else TABLE.partition("\n")[2]
     (tmp_path / "t.csv").write_text(bom + text, newline="")
