@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from hpcps import parts
 from hpcps.data import Block, joined
 from hpcps.loader import DenseLoader, Loader, Loaders
 from hpcps.models import Batch
-from hpcps.parts import Order
+from hpcps.parts import Draw, Order
+
+
+class Supply(NamedTuple):
+    """Where the samples of a part come from: a block, and what draws the order in which an epoch visits it."""
+
+    block: Block
+    draw: Draw
+
+
+def supplies(blocks: Mapping[int, Block], seed: int) -> dict[int, Supply]:
+    """Every part's own block, by part."""
+    return {
+        part: Supply(block, partial(parts.order, seed, block=part, count=len(block), window=block.window))
+        for part, block in blocks.items()
+    }
 
 
 class Feed(Protocol):

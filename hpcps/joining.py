@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -19,8 +19,8 @@ from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.transport import Array, Transport
 from hpcps.comm.tree import TreeAllreduce
-from hpcps.data import Dataset
 from hpcps.exchange import AllreduceExchange, Exchange, largest_of
+from hpcps.feed import Supply
 from hpcps.gathered import GatheredTables
 from hpcps.job import Job
 from hpcps.lane import AnyLane, Ready
@@ -32,7 +32,10 @@ from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, of_pieces, of_sums,
 from hpcps.rows import Merger
 from hpcps.serving import Held, Keep, KeepPieces, Shared, decoder
 from hpcps.sums import FloatSum, Sum, TreeSum
-from hpcps.worker import lanes as make_lanes
+from hpcps.worker import lanes
+
+MakeLanes = Callable[[Mapping[int, Supply]], Sequence[AnyLane]]
+"""Makes the lanes of a worker whose parts draw from these supplies"""
 
 BUCKET_BYTES = 512 << 10
 """Gradients of fewer bytes are not sent off alone, while the rest of them is computed."""
@@ -56,38 +59,39 @@ def make_training(
     workers: Transport,
     model: Model,
     held: Held,
-    dataset: Dataset,
     how: Loaders,
     keep: Keep,
     keep_pieces: KeepPieces,
-) -> tuple[Sum, Exchange, Sequence[AnyLane]]:
-    """What each of a worker's threads computes, how that is added up, and how it becomes fresh parameters, from the
-    snapshot on that the run goes on from. A collective. ``keep`` and ``keep_pieces``: see :func:`make_exchange`."""
-    lanes: Sequence[AnyLane]
+) -> tuple[Sum, Exchange, MakeLanes]:
+    """How the parts' gradients are added up, how they become fresh parameters, from the snapshot on that the run goes
+    on from, and what makes what each of a worker's threads computes. A collective. ``keep`` and ``keep_pieces``: see
+    :func:`make_exchange`."""
+    make_lanes: MakeLanes
     if job.strategy == "online":
-        gradients, exchange, lanes = make_online(job, workers, model, held.params, dataset, how)
+        gradients, exchange, make_lanes = make_online(job, workers, model, held.params, how)
     else:
         engine, params = make_engine(job, workers), held.params
         gradients = make_sum(job, workers, engine, len(params.dense.flat), held.shared)
         exchange, ready = make_exchange(job, workers, engine, model, held, gradients, keep, keep_pieces)
-        shares, seed = gradients.shares, job.config.train.seed
-        lanes = make_lanes(model, params, how, job.parts, dataset.train, shares, seed, ready)
+        make_lanes = partial(lanes, model, params, how, job.parts, shares=gradients.shares, ready=ready)
     if held.snapshot is not None:
         exchange.restore(held.snapshot)
-    return gradients, exchange, lanes
+    return gradients, exchange, make_lanes
 
 
 def make_online(
-    job: Job, workers: Transport, model: Model, params: Params, dataset: Dataset, how: Loaders
-) -> tuple[Sum, Exchange, Sequence[AnyLane]]:
+    job: Job, workers: Transport, model: Model, params: Params, how: Loaders
+) -> tuple[Sum, Exchange, MakeLanes]:
     """Lanes that learn sample after sample, which leave nothing to be summed or exchanged."""
-    plan, seed = job.parts, job.config.train.seed
-    options = job.config.model
+    plan, options = job.parts, job.config.model
     loss = models.loss_of(options, model.task), options.delta
     learned = Learned(workers, loss, job.config.optimizer, params, job.kernels)
-    lanes = [OnlineLane(learned, how, dataset.train[n], plan.size(n), n, seed) for n in plan.owned]
-    nothing = [np.empty(0, job.config.train.dtype) for _ in lanes]
-    return FloatSum(nothing, job.kernels), OnlineExchange(workers, learned, job.threads), lanes
+
+    def make_lanes(supplies: Mapping[int, Supply]) -> Sequence[AnyLane]:
+        return [OnlineLane(learned, how, supplies[part], plan.size(part)) for part in plan.owned]
+
+    nothing = [np.empty(0, job.config.train.dtype) for _ in plan.owned]
+    return FloatSum(nothing, job.kernels), OnlineExchange(workers, learned, job.threads), make_lanes
 
 
 def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int, shared: Shared | None = None) -> Sum:

@@ -10,10 +10,9 @@ from typing import Protocol, cast
 
 import numpy as np
 
-from hpcps import parts
 from hpcps.data import Block, find_bad
 from hpcps.errors import DataError, HpcpsError, NotFiniteError
-from hpcps.feed import feeds
+from hpcps.feed import Supply, feeds
 from hpcps.loader import Loaders
 from hpcps.models import Array, Arrays, Batch, GrainGradients, Model
 from hpcps.params import Params
@@ -53,7 +52,7 @@ class AnyLane(Protocol):
 
 
 class Lane:
-    """The parts ``numbers``, of ``sizes`` samples a batch, each from its own of ``blocks``.
+    """Parts of ``sizes`` samples a batch, each from its own of ``supplies``.
 
     Dense gradients go where the ``share`` says, added up as it says. A model that has ``grain_gradients`` computes all
     parts of a reproducible run in one call; any other is called part by part. ``ready``: for a model with ``stages``.
@@ -64,11 +63,9 @@ class Lane:
         model: Model,
         params: Params,
         how: Loaders,
-        blocks: Sequence[Block],
+        supplies: Sequence[Supply],
         sizes: Sequence[int],
-        numbers: Sequence[int],
         share: Share,
-        seed: int,
         ready: Ready | None = None,
     ) -> None:
         self._ready = {} if ready is None else {"ready": ready}
@@ -76,10 +73,9 @@ class Lane:
         self._params = params
         self._tables = how.tables
         self._add_into = how.kernels.add_into
-        self._blocks = blocks
-        self._numbers = numbers
+        self._blocks = blocks = [supply.block for supply in supplies]
+        self._draws = [supply.draw for supply in supplies]
         self._share = share
-        self._seed = seed
         self._bounds = np.array([0, *accumulate(sizes)])
         self._feeds = feeds(how, blocks, sizes)
         self._outs = [params.dense.on(row) for row in share.stack]
@@ -96,10 +92,7 @@ class Lane:
 
     def shuffle(self, epoch: int) -> None:
         """Draw the order in which this epoch visits each block."""
-        orders = [
-            parts.order(self._seed, epoch, number, len(block), block.window)
-            for number, block in zip(self._numbers, self._blocks, strict=True)
-        ]
+        orders = [draw(epoch) for draw in self._draws]
         each = len(orders) // len(self._feeds)
         for number, feed in enumerate(self._feeds):
             feed.begin(orders[number * each : (number + 1) * each])

@@ -13,17 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from hpcps import aligned, parts
+from hpcps import aligned
 from hpcps.comm.topology import chunk
 from hpcps.comm.transport import Transport
 from hpcps.config import Optimizer as Options
-from hpcps.data import Block, Csr
+from hpcps.data import Csr
 from hpcps.errors import CheckpointError, ConfigError, NotFiniteError
 from hpcps.exchange import Exchange, Keys
+from hpcps.feed import Supply
 from hpcps.lane import cause, check_finite
 from hpcps.loader import Loaders, SparseLoader
 from hpcps.models import Array
 from hpcps.params import Params
+from hpcps.parts import Order
 from hpcps.rows import ByTable
 from hpcps.snapshot import Flat, Pieces, Snapshot, TableRows, in_memory
 
@@ -122,15 +124,13 @@ def common(workers: Transport, count: int, dtype: np.dtype[Any]) -> Array:
 
 
 class OnlineLane:
-    """Part ``number`` of every batch, ``size`` samples of ``block``, learned by one thread."""
+    """A part of every batch, ``size`` samples of a supply, learned by one thread."""
 
-    def __init__(self, learned: Learned, how: Loaders, block: Block, size: int, number: int, seed: int) -> None:
+    def __init__(self, learned: Learned, how: Loaders, supply: Supply, size: int) -> None:
         self._learned = learned
-        self._block = block
+        self._block, self._draw = block, _ = supply
         self._size = size
-        self._number = number
-        self._seed = seed
-        self._order: parts.Order = np.empty(0, np.int64)
+        self._order: Order = np.empty(0, np.int64)
         self._index = np.empty(0, np.int64)
         self._loader = SparseLoader(block, how)
         self._stored = self._as_stored(how)
@@ -138,7 +138,7 @@ class OnlineLane:
 
     def shuffle(self, epoch: int) -> None:
         """Draw the order in which this epoch visits the block."""
-        self._order = parts.order(self._seed, epoch, self._number, len(self._block), self._block.window)
+        self._order = self._draw(epoch)
 
     def load(self, number: int) -> None:
         """Note the samples of batch ``number`` of this epoch."""

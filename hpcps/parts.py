@@ -7,9 +7,10 @@ own, so that a worker reads only the blocks of its parts, and a batch holds samp
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,10 +76,36 @@ def by_threads(batch: int, threads: list[int], worker: int) -> Parts:
     return Parts(bounds, [0, *accumulate(counts)], worker)
 
 
+class Piece(NamedTuple):
+    """Of the ``size`` samples that a part has in each batch, those from ``low`` to ``high`` - 1."""
+
+    part: int
+    size: int
+    low: int
+    high: int
+
+
+def pieces(bounds: Sequence[int], low: int, high: int) -> list[Piece]:
+    """The samples ``low`` .. ``high`` - 1 of a batch, piece by piece of the parts that ``bounds`` cuts it into.
+
+    >>> pieces([0, 3, 5, 10], 4, 8)
+    [Piece(part=1, size=2, low=1, high=2), Piece(part=2, size=5, low=0, high=3)]
+    """
+    return [
+        Piece(part, stop - start, max(low, start) - start, min(high, stop) - start)
+        for part, (start, stop) in enumerate(pairwise(bounds))
+        if max(low, start) < min(high, stop)
+    ]
+
+
 class Order(Protocol):
     """The order in which an epoch visits the samples of a block: a slice gives the numbers of consecutive visits."""
 
     def __getitem__(self, visits: slice, /) -> NDArray[np.int64]: ...
+
+
+Draw = Callable[[int], Order]
+"""Gives the order of an epoch"""
 
 
 def order(seed: int, epoch: int, block: int, count: int, window: int = 0) -> Order:
@@ -123,3 +150,28 @@ class WindowedOrder:
             size = min(self._window, self._count - low)
             self._number, self._drawn = number, low + np.random.Generator(bits).permutation(size)
         return self._drawn
+
+
+class PiecewiseOrder:
+    """Batches made of pieces of others: piece i takes what ``orders[i]`` visits, numbered from ``starts[i]`` on.
+
+    A slice is of whole batches.
+
+    >>> first, second = np.arange(4), np.arange(6)
+    >>> PiecewiseOrder([Piece(0, 2, 1, 2), Piece(1, 3, 0, 2)], [first, second], [0, 4])[0:6]
+    array([1, 4, 5, 3, 7, 8])
+    """
+
+    def __init__(self, pieces: Sequence[Piece], orders: Sequence[Order], starts: Sequence[int]) -> None:
+        self._pieces = pieces
+        self._orders = orders
+        self._starts = starts
+        self._size = sum(piece.high - piece.low for piece in pieces)
+
+    def __getitem__(self, visits: slice, /) -> NDArray[np.int64]:
+        first, last = visits.start // self._size, visits.stop // self._size
+        found = [
+            start + order[first * piece.size : last * piece.size].reshape(-1, piece.size)[:, piece.low : piece.high]
+            for piece, order, start in zip(self._pieces, self._orders, self._starts, strict=True)
+        ]
+        return np.concatenate(found, axis=1).reshape(-1)

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hpcps import checkpoint, serving
+from hpcps import checkpoint, remainder, serving
 from hpcps.checkpoint import CheckpointFolder, Facts, Found, Keeper, Saver, When
 from hpcps.checkpoint.when import LOOK_S, LOOK_SLACK_S, Stop
 from hpcps.config import Config, as_tree, to_toml
 from hpcps.data import Dataset
 from hpcps.errors import CheckpointError, ConfigError, HpcpsError, StoppedError
 from hpcps.exchange import Exchange
+from hpcps.feed import Supply
 from hpcps.job import Job
 from hpcps.run_folder import CHECKPOINTS, RunFolder, writing
 from hpcps.serving import Held
@@ -52,6 +53,17 @@ def go_on(job: Job, dataset: Dataset, held: Held, begin: Found) -> Held:
         why = f"train.epochs = {train.epochs} ends before step {steps}"
         raise ConfigError(f"{begin.path}: {why}; --overwrite begins anew")
     return serving.go_on(held, begin.snapshot)
+
+
+def rest(job: Job, dataset: Dataset, begin: Found) -> dict[int, Supply]:
+    """What this worker's parts visit in what is left of an epoch whose batches were cut otherwise, if there is one.
+    Raises CheckpointError if the batches were of another size, DataError where samples cannot be read."""
+    position, config = begin.manifest.position, job.config
+    if position.cut and position.cut[-1] != config.train.batch:
+        raise CheckpointError(f"{begin.path}: cuts batches of {position.cut[-1]} samples, not {config.train.batch}")
+    if job.workers is None:
+        return {}
+    return remainder.supplies(dataset, job.parts, position, config.train.seed, config.data.window)
 
 
 def prepare(folder: RunFolder, checkpoints: CheckpointFolder, config: Config, begin: Found | None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from hpcps import checkpoint, data, joining, machine, models, report, resuming, serving
+from hpcps import checkpoint, data, feed, joining, machine, models, report, resuming, serving
 from hpcps.checkpoint.when import Stop
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
@@ -22,6 +22,7 @@ from hpcps.config import Config, as_tree
 from hpcps.data import Dataset
 from hpcps.errors import ConfigError, ModelError
 from hpcps.exchange import Exchange
+from hpcps.feed import Supply
 from hpcps.job import TEST_BLOCKS, Job, prepare
 from hpcps.loader import Loaders
 from hpcps.models import Model
@@ -73,8 +74,10 @@ def train_rank(
     dataset = load(job)
     facts = facts_of(job, dataset)
     model, held = agree(job.together, lambda: build(job, facts))
+    left: dict[int, Supply] = {}
     if begin is not None:
         held = agree(job.together, lambda: resuming.go_on(job, dataset, held, begin))
+        left = agree(job.together, lambda: resuming.rest(job, dataset, begin))
         for problem in begin.damaged:
             saves.warn(f"{problem}; the checkpoint before is used")
     check_alike(job.together, held.params, "begin")
@@ -85,7 +88,7 @@ def train_rank(
     if job.workers is not None:
         held = held._replace(params=joining.where_all_see_it(job, job.workers, held.params))
         trained = Trained(held.params, facts, dataset.classes, dataset.shift, dataset.scale)
-        found = work(job, dataset, model, held, trained, folder, saves, watch)
+        found = work(job, dataset, left, model, held, trained, folder, saves, watch)
     else:
         found = serve(job, held, folder, saves)
     told = json.loads(job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8)).tobytes())
@@ -163,6 +166,7 @@ def check_alike(together: Together, params: Params, when: str) -> None:
 def work(
     job: Job,
     dataset: Dataset,
+    left: dict[int, Supply],
     model: Model,
     held: Held,
     trained: Trained,
@@ -171,16 +175,18 @@ def work(
     watch: Watch,
 ) -> dict[str, Any]:
     """A worker's run, from the first step to the last; ``trained`` holds the first parameters, and at the end the last
-    ones. Returns what there is to say of it."""
+    ones; ``left``, emptied here, what is left of an epoch that was cut otherwise. Returns what there is to say."""
     assert job.workers is not None
     config, params = job.config, held.params
     tables = tables_of(job, model, held)
     how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
     keeper = resuming.shard_keeper(saves, job.workers.rank)
     keeps = folder.keep, keeper.start
-    gradients, exchange, lanes = joining.make_training(job, job.workers, model, held, dataset, how, *keeps)
+    gradients, exchange, make_lanes = joining.make_training(job, job.workers, model, held, how, *keeps)
     pool = Threads(min(job.threads, len(job.parts.owned)))
-    worker = Worker(lanes, pool)
+    lanes = make_lanes(feed.supplies(dataset.train, config.train.seed))
+    worker = Worker(lanes, pool, make_lanes(left) if left else ())
+    left.clear()  # its samples are not kept for longer than the epoch
     plan = Plan(
         config.train.epochs,
         config.train.batch,

@@ -53,6 +53,8 @@ class Position:
     """What the last report said"""
     resumed: tuple[int, ...] = ()
     """The steps from which the run was resumed"""
+    cut: tuple[int, ...] = ()
+    """Bounds of the parts into which the batches of the epoch under way are cut"""
 
 
 class Values(NamedTuple):

@@ -97,6 +97,8 @@ class Trainer:
         self._saver = saver or NeverSaves()
         self._is_due = False
         self._begin = begin
+        self._cut = tuple(parts.bounds)
+        """By which the batches of this epoch are cut"""
         self._last = Measures()
         self.is_stopped = False
         """Whether training was to stop before its end"""
@@ -119,7 +121,9 @@ class Trainer:
     def _epoch(self, epoch: int, done: int) -> None:
         """Train what is left of an epoch of which so many batches are done."""
         self.pace.start()
-        self._worker.shuffle(epoch)
+        if done == 0:
+            self._cut = tuple(self._parts.bounds)
+        self._worker.shuffle(epoch, done)
         self._worker.load(done)
         self._exchange.fetch(self._worker.keys())
         last = self._plan.steps_an_epoch - 1
@@ -179,6 +183,7 @@ class Trainer:
             updates=self._exchange.updates(steps),
             workers=self._workers.size,
             losses=tuple(self._join(self._worker.losses).tolist()),
+            cut=self._cut,
             reported_steps=self._reported_steps,
             clock=self.pace.shown(),
             measures=self._last.said(),
@@ -188,6 +193,7 @@ class Trainer:
     def _go_on(self, begin: Position) -> None:
         """Go on where another run was left; its losses are those of the same parts, or else of the first one."""
         self.pace.go_on(begin.steps, begin.clock)
+        self._cut = begin.cut or self._cut
         self._reported_steps = begin.reported_steps
         self._last = Measures.as_said(begin.measures)
         losses = np.array(begin.losses)

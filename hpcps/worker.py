@@ -11,6 +11,7 @@ import numpy as np
 from hpcps import models, parts
 from hpcps.data import Block
 from hpcps.errors import ModelError, NotFiniteError
+from hpcps.feed import Supply
 from hpcps.lane import AnyLane, Lane, Ready, cause, check_finite
 from hpcps.loader import Loader, Loaders
 from hpcps.models import Array, Arrays, Batch, Model
@@ -25,14 +26,20 @@ EVALUATION_SAMPLES = 1024
 
 
 class Worker:
-    """The parts of this worker, shared out over its threads, each with a lane of its own."""
+    """The parts of this worker, shared out over its threads, each with a lane of its own.
 
-    def __init__(self, lanes: Sequence[AnyLane], threads: Threads) -> None:
-        self._lanes = lanes
+    ``rest``: the lanes of the epoch under way, if its batches were cut otherwise when it began.
+    """
+
+    def __init__(self, lanes: Sequence[AnyLane], threads: Threads, rest: Sequence[AnyLane] = ()) -> None:
+        self._lanes = rest or lanes
+        self._later = lanes
         self._threads = threads
 
-    def shuffle(self, epoch: int) -> None:
-        """Draw the order in which this epoch visits each block."""
+    def shuffle(self, epoch: int, done: int = 0) -> None:
+        """Draw the order in which this epoch visits each block; so many of its batches are done."""
+        if done == 0:
+            self._lanes = self._later
         for _ in self._threads.each(methodcaller("shuffle", epoch), self._lanes):
             pass
 
@@ -73,9 +80,8 @@ def lanes(
     params: Params,
     how: Loaders,
     plan: parts.Parts,
-    blocks: Mapping[int, Block],
+    supplies: Mapping[int, Supply],
     shares: Sequence[Share],
-    seed: int,
     ready: Ready | None = None,
 ) -> list[Lane]:
     """The lanes of a worker that computes gradients, one for each of ``shares``.
@@ -84,7 +90,7 @@ def lanes(
     """
     numbers = [[plan.owned[position] for position in share.parts] for share in shares]
     return [
-        Lane(model, params, how, [blocks[n] for n in own], [plan.size(n) for n in own], own, share, seed, ready)
+        Lane(model, params, how, [supplies[n] for n in own], [plan.size(n) for n in own], share, ready)
         for own, share in zip(numbers, shares, strict=True)
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -104,6 +105,8 @@ def decode(content: bytes) -> Manifest:
     if (
         not 1 <= position.workers <= WORKERS_MAX
         or not 0 <= position.reported_steps <= position.steps <= position.updates
+        or (position.cut and position.cut[0] != 0)
+        or any(low > high for low, high in pairwise(position.cut))
     ):
         raise ValueError("its position cannot be")
     return manifest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -149,7 +149,11 @@ def _lies_at(samples: Samples, first: Samples, row: int) -> bool:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as one rank holds it: facts about the whole, and the rank's own blocks."""
+    """A data set as one rank holds it: facts about the whole, and the rank's own blocks.
+
+    ``read`` gives a block of any training samples by their numbers, ascending, in memory or in windows as the others;
+    raises DataError.
+    """
 
     name: str
     features: int
@@ -160,6 +164,7 @@ class Dataset:
     test_count: int
     train: dict[int, Block]  # the owned block numbers
     test: dict[int, Block]
+    read: Callable[[range | Ints], Block]
     sparse: bool = False
 
 

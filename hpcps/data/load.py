@@ -61,8 +61,17 @@ def load_data(
         )
     train = Share(found.train, train_rows, cut(len(train_rows)), owned)
     test = Share(found.test or found.train, test_rows, cut_test(len(test_rows)), owned_test).unless_empty()
-    read = _stream if section.window else _read
-    return read(train, test, section, task, together)
+    load = _stream if section.window else _read
+    dataset = load(train, test, section, task, together)
+    read_rows = dataset.read
+
+    def read(numbers: Rows) -> Block:
+        rows, _ = _rows(found.train, found.test, section, seed)  # drawn again rather than kept: there may be many
+        if isinstance(numbers, range):
+            return read_rows(rows[numbers.start : numbers.stop])
+        return read_rows(numbers if isinstance(rows, range) else rows[numbers])
+
+    return replace(dataset, read=read)
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,7 @@ def _read(train: Share, test: Share, section: DataOptions, task: Task, together:
         test_count=len(test.rows),
         train=blocks,
         test=_blocks(test, parts[1], test_labels),
+        read=_reader(train.sources, task, features, classes),
         sparse=train.sources[0].sparse,
     )
 
@@ -153,6 +163,7 @@ def _stream(train: Share, test: Share, section: DataOptions, task: Task, togethe
         test_count=len(test.rows),
         train=dict(zip(train.owned, blocks, strict=True)),
         test=dict(zip(test.owned, test_blocks, strict=True)),
+        read=lambda rows: streamed([rows], section.window, read, nothing)[0],
         sparse=train.sources[0].sparse,
     )
 

@@ -68,11 +68,7 @@ class StreamedBlock(Block):
         if len(wanted) == 1:
             window = self._held(int(wanted[0]))
             return window.samples, window.labels, index - wanted[0] * self.size
-        pieces = [self._picked(int(n), index[numbers == n] - n * self.size) for n in wanted]
-        places = np.empty(len(index), np.int64)
-        places[np.argsort(numbers, kind="stable")] = np.arange(len(index))
-        samples = join([self.samples, *(samples for samples, _ in pieces)], np.dtype(np.float32))
-        return samples, np.concatenate([self.labels, *(labels for _, labels in pieces)]), places
+        return together(self, numbers, [self._picked(int(n), index[numbers == n] - n * self.size) for n in wanted])
 
     def where(self, i: int) -> str:
         return self.read(self.rows[i : i + 1]).where(0)
@@ -82,8 +78,7 @@ class StreamedBlock(Block):
 
     def _picked(self, number: int, index: Ints) -> tuple[Samples, Array]:
         window = self._held(number)
-        samples = window.samples.take(index) if isinstance(window.samples, Csr) else window.samples[index]
-        return samples, window.labels[index]
+        return picked(window.samples, window.labels, index)
 
     def _held(self, number: int) -> Block:
         """The window of this number, which takes the place of the one before."""
@@ -101,6 +96,64 @@ def streamed(rows: Sequence[Rows], size: int, read: Read, nothing: Block, slot: 
         StreamedBlock(nothing.samples, nothing.labels, Places(()), rows=own, size=size, read=read, slot=slot or Slot())
         for own in rows
     ]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ChainedBlock(Block):
+    """Several streamed blocks as one, each with a window of its own: the samples of one after those of the other."""
+
+    blocks: Sequence[Block]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.blocks))
+
+    @property
+    def window(self) -> int:
+        return self.blocks[0].window
+
+    def near(self, index: Ints) -> tuple[Samples, Array, Ints]:
+        """Copies of the samples alone."""
+        starts = self._starts()
+        numbers = np.searchsorted(starts, index, side="right") - 1
+        pieces = []
+        for n in np.unique(numbers):
+            pieces.append(picked(*self.blocks[n].near(index[numbers == n] - starts[n])))
+        return together(self, numbers, pieces)
+
+    def where(self, i: int) -> str:
+        block, own = self._find(i)
+        return block.where(own)
+
+    def where_label(self, i: int) -> str:
+        block, own = self._find(i)
+        return block.where_label(own)
+
+    def _starts(self) -> Ints:
+        return np.cumsum([0, *map(len, self.blocks[:-1])])
+
+    def _find(self, i: int) -> tuple[Block, int]:
+        starts = self._starts()
+        number = int(np.searchsorted(starts, i, side="right")) - 1
+        return self.blocks[number], i - int(starts[number])
+
+
+def chained(blocks: Sequence[Block]) -> Block:
+    """One block of the samples of several streamed ones."""
+    first = blocks[0]
+    return first if len(blocks) == 1 else ChainedBlock(first.samples, first.labels, Places(()), blocks=blocks)
+
+
+def picked(samples: Samples, labels: Array, index: Ints) -> tuple[Samples, Array]:
+    """Copies of the samples of these numbers, and their labels."""
+    return samples.take(index) if isinstance(samples, Csr) else samples[index], labels[index]
+
+
+def together(nothing: Block, numbers: Ints, pieces: Sequence[tuple[Samples, Array]]) -> tuple[Samples, Array, Ints]:
+    """What :meth:`Block.near` gives of pieces in ascending order, of which sample i lies in that of ``numbers[i]``."""
+    places = np.empty(len(numbers), np.int64)
+    places[np.argsort(numbers, kind="stable")] = np.arange(len(numbers))
+    samples = join([nothing.samples, *(samples for samples, _ in pieces)], np.dtype(np.float32))
+    return samples, np.concatenate([nothing.labels, *(labels for _, labels in pieces)]), places
 
 
 @dataclass(frozen=True)
