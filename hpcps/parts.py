@@ -76,7 +76,7 @@ def by_threads(batch: int, threads: list[int], worker: int) -> Parts:
     return Parts(bounds, [0, *accumulate(counts)], worker)
 
 
-class Piece(NamedTuple):
+class Stretch(NamedTuple):
     """Of the ``size`` samples that a part has in each batch, those from ``low`` to ``high`` - 1."""
 
     part: int
@@ -85,14 +85,14 @@ class Piece(NamedTuple):
     high: int
 
 
-def pieces(bounds: Sequence[int], low: int, high: int) -> list[Piece]:
-    """The samples ``low`` .. ``high`` - 1 of a batch, piece by piece of the parts that ``bounds`` cuts it into.
+def stretches(bounds: Sequence[int], low: int, high: int) -> list[Stretch]:
+    """The samples ``low`` .. ``high`` - 1 of a batch, stretch by stretch of the parts that ``bounds`` cuts it into.
 
-    >>> pieces([0, 3, 5, 10], 4, 8)
-    [Piece(part=1, size=2, low=1, high=2), Piece(part=2, size=5, low=0, high=3)]
+    >>> stretches([0, 3, 5, 10], 4, 8)
+    [Stretch(part=1, size=2, low=1, high=2), Stretch(part=2, size=5, low=0, high=3)]
     """
     return [
-        Piece(part, stop - start, max(low, start) - start, min(high, stop) - start)
+        Stretch(part, stop - start, max(low, start) - start, min(high, stop) - start)
         for part, (start, stop) in enumerate(pairwise(bounds))
         if max(low, start) < min(high, stop)
     ]
@@ -152,26 +152,24 @@ class WindowedOrder:
         return self._drawn
 
 
-class PiecewiseOrder:
-    """Batches made of pieces of others: piece i takes what ``orders[i]`` visits, numbered from ``starts[i]`` on.
+class DealtOrder:
+    """Batches made of stretches of others: number i takes what ``orders[i]`` visits, counted from ``starts[i]`` on.
 
     A slice is of whole batches.
 
     >>> first, second = np.arange(4), np.arange(6)
-    >>> PiecewiseOrder([Piece(0, 2, 1, 2), Piece(1, 3, 0, 2)], [first, second], [0, 4])[0:6]
+    >>> DealtOrder([Stretch(0, 2, 1, 2), Stretch(1, 3, 0, 2)], [first, second], [0, 4])[0:6]
     array([1, 4, 5, 3, 7, 8])
     """
 
-    def __init__(self, pieces: Sequence[Piece], orders: Sequence[Order], starts: Sequence[int]) -> None:
-        self._pieces = pieces
-        self._orders = orders
-        self._starts = starts
-        self._size = sum(piece.high - piece.low for piece in pieces)
+    def __init__(self, own: Sequence[Stretch], orders: Sequence[Order], starts: Sequence[int]) -> None:
+        self._taken = list(zip(own, orders, starts, strict=True))
+        self._size = sum(one.high - one.low for one in own)
 
     def __getitem__(self, visits: slice, /) -> NDArray[np.int64]:
         first, last = visits.start // self._size, visits.stop // self._size
-        found = [
-            start + order[first * piece.size : last * piece.size].reshape(-1, piece.size)[:, piece.low : piece.high]
-            for piece, order, start in zip(self._pieces, self._orders, self._starts, strict=True)
-        ]
+        found = []
+        for one, order, start in self._taken:
+            batches = order[first * one.size : last * one.size].reshape(-1, one.size)
+            found.append(start + batches[:, one.low : one.high])
         return np.concatenate(found, axis=1).reshape(-1)

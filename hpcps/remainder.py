@@ -15,7 +15,7 @@ import numpy as np
 from hpcps.comm.topology import proportional_bounds
 from hpcps.data import Dataset, chained
 from hpcps.feed import Supply
-from hpcps.parts import Order, Parts, Piece, PiecewiseOrder, order, pieces
+from hpcps.parts import DealtOrder, Order, Parts, Stretch, order, stretches
 from hpcps.snapshot import Position
 
 Drawn = Callable[[int], Order]
@@ -32,7 +32,7 @@ def supplies(dataset: Dataset, parts: Parts, position: Position, seed: int, wind
     if done == 0 or position.cut in ((), tuple(parts.bounds)):
         return {}
     starts = proportional_bounds(dataset.train_count, list(position.cut))
-    taken = {part: pieces(position.cut, *parts.bounds[part : part + 2]) for part in parts.owned}
+    taken = {part: stretches(position.cut, *parts.bounds[part : part + 2]) for part in parts.owned}
 
     def drawn(former: int) -> Order:
         return order(seed, epoch, former, starts[former + 1] - starts[former], window)
@@ -42,15 +42,15 @@ def supplies(dataset: Dataset, parts: Parts, position: Position, seed: int, wind
     return _in_memory(dataset, parts, taken, starts, cache(drawn), done)
 
 
-def _streamed(dataset: Dataset, own: Sequence[Piece], starts: Sequence[int], drawn: Drawn) -> Supply:
-    """What a part visits that is made up of these pieces: samples of the former parts' blocks."""
-    blocks = [dataset.read(range(*starts[piece.part : piece.part + 2])) for piece in own]
+def _streamed(dataset: Dataset, own: Sequence[Stretch], starts: Sequence[int], drawn: Drawn) -> Supply:
+    """What a part visits that takes these stretches of former parts: samples of their blocks."""
+    blocks = [dataset.read(range(*starts[one.part : one.part + 2])) for one in own]
     visits = _visits(own, [start - starts[own[0].part] for start in starts], drawn)
     return Supply(chained(blocks), lambda epoch: visits)
 
 
 def _in_memory(
-    dataset: Dataset, parts: Parts, taken: dict[int, list[Piece]], starts: Sequence[int], drawn: Drawn, done: int
+    dataset: Dataset, parts: Parts, taken: dict[int, list[Stretch]], starts: Sequence[int], drawn: Drawn, done: int
 ) -> dict[int, Supply]:
     """The same for all parts, of one block that holds what is left to visit."""
     steps = dataset.train_count // parts.bounds[-1]
@@ -69,5 +69,5 @@ def _in_memory(
     return {part: supply(part) for part in taken}
 
 
-def _visits(own: Sequence[Piece], starts: Sequence[int], drawn: Drawn) -> PiecewiseOrder:
-    return PiecewiseOrder(own, [drawn(piece.part) for piece in own], [starts[piece.part] for piece in own])
+def _visits(own: Sequence[Stretch], starts: Sequence[int], drawn: Drawn) -> DealtOrder:
+    return DealtOrder(own, [drawn(one.part) for one in own], [starts[one.part] for one in own])
