@@ -1,8 +1,8 @@
 """Ranks that go on without those that die (``run.survive``, ``hpcps train --survive``).
 
 Whoever has lost one rank has lost nothing but the steps since the newest checkpoint: those who are left meet, take over
-its part of the data, and all go on from there. In a reproducible run no sample of an epoch is left out or counted
-twice, and the bits are those of a run that lost nobody.
+its part of the data, and all go on from there. No sample of an epoch is left out or counted twice, and in a
+reproducible run the bits are those of a run that lost nobody.
 """
 
 from __future__ import annotations

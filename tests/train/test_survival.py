@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hpcps
@@ -9,6 +10,7 @@ from hpcps import survival
 from hpcps.config import from_tree
 from hpcps.errors import ConfigError, ModelError, PeerLost
 from hpcps.launch import with_checkpoints
+from hpcps.run_folder import read_model
 
 OWN = '''
 import threading
@@ -45,6 +47,66 @@ def config(folder: Path, victim: int, **run):
             "run": {"threads": 1, **run},
         }
     )
+
+
+COUNTS = """
+import threading
+from pathlib import Path
+import numpy as np
+
+HERE = Path(__file__).parent
+calls = threading.local()
+
+
+def f(params, samples, labels):
+    '''Sample i has a one in column i: its gradient counts a visit. Twice a thread raises.'''
+    calls.count = getattr(calls, "count", 0) + 1
+    if calls.count == 1:  # of this attempt
+        calls.lost = len(list(HERE.glob("failed *")))
+    at = (29, "rank VICTIM"), (11, "rank 1"), (0, "")
+    if (calls.count, threading.current_thread().name[-6:]) == at[calls.lost]:
+        (HERE / f"failed {calls.lost}").touch()
+        raise RuntimeError("this rank fails")
+    return 0.0, {"weight": -samples.sum(0)}
+"""
+
+
+WAYS = {
+    "ring": ({"strategy": "ring"}, {}),
+    "averaging": ({"strategy": "averaging", "average_every": 3}, {}),
+    "synchronous": ({"strategy": "server"}, {"staleness": 0}),
+    "stale": ({"strategy": "server"}, {"staleness": 3}),
+    "asynchronous": ({"strategy": "server"}, {"staleness": "async"}),
+}
+
+
+@pytest.mark.parametrize("victim", [0, 3])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_left_of_an_epoch_is_shared_out_when_ranks_are_lost(tmp_path, victim, way):
+    """Twice, of three epochs of 20 steps; no reproducible run. Every sample is counted once an epoch."""
+    samples, batch = 240, 12
+    (tmp_path / "data.csv").write_text("\n".join(",".join(map(str, row)) + ",0" for row in np.eye(samples, dtype=int)))
+    (tmp_path / "own.py").write_text(COUNTS.replace("VICTIM", str(victim)))
+    told = from_tree(
+        {
+            "data": {"path": str(tmp_path / "data.csv"), "label_column": "-1"},
+            "model": {
+                "kind": f"{tmp_path / 'own.py'}:f",
+                "task": "regression",
+                "parameters": {"weight": [samples]},
+            },
+            "optimizer": {"kind": "sgd", "learning_rate": batch},
+            "train": {"epochs": 3, "batch": batch, **WAYS[way][0]},
+            "server": WAYS[way][1],
+            "checkpoint": {"every_steps": 6, "keep": 9},
+            "run": {"threads": 1, "survive": True},
+        }
+    )
+    found = hpcps.train(told, ranks=5, out=tmp_path / "run").summary
+    assert (found["ranks"], found["steps"]) == (3, 60)
+    assert all(step % 20 for step in found["resumed_from"])
+    weight = read_model(tmp_path / "run").params["weight"]
+    np.testing.assert_allclose(weight, np.full(samples, 3.0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
