@@ -39,6 +39,16 @@ class Exchange(Protocol):
         """Block until this worker's parameters contain the step: dense ones all, of the tables at least the rows that
         ``keys`` tells. If None, all workers' steps up to this one, and no rows: see ``fetch``."""
 
+    def reached(self, step: int) -> int:
+        """After ``wait``: the step that the parameters have come to. It is later than ``step``, which was started
+        last, where others have gone on without this worker; then comes :meth:`go_on`."""
+        return step
+
+    def go_on(self, step: int, keys: Keys | None) -> None:
+        """Leave out the steps up to ``step``, to which the parameters have come, and make rows fresh that are read
+        next, if any are. Only after :meth:`reached` has told of such a step."""
+        raise AssertionError(f"{self.way}: no step is taken without one of the workers")
+
     def fetch(self, keys: Keys) -> None:
         """Make these rows fresh, when no step is under way. A collective."""
 
@@ -202,6 +212,7 @@ class ServerExchange(Exchange):
         self._row_filter = row_filter
         self._workers = workers
         self._step = 0
+        self._reached = 0
         self._updates = 0
         self._counts: list[Counts] = []
 
@@ -217,7 +228,16 @@ class ServerExchange(Exchange):
         self._client.push(step, summed, slack)
 
     def wait(self, keys: Callable[[], Keys] | None = None) -> None:
-        self._client.pull(self._step, None if keys is None else self._union(keys()), self._slack_of(self._step))
+        wanted = None if keys is None else self._union(keys())
+        self._reached = self._client.pull(self._step, wanted, self._slack_of(self._step))
+
+    def reached(self, step: int) -> int:
+        return self._reached
+
+    def go_on(self, step: int, keys: Keys | None) -> None:
+        self._updates += step - self._step
+        self._step = step
+        self._client.go_on(step, None if keys is None else self._union(keys))
 
     def fetch(self, keys: Keys) -> None:
         if keys[0]:
@@ -248,7 +268,11 @@ class ServerExchange(Exchange):
         return found if rows is None else found._replace(gradient_rows=rows.rows, pushed_rows=rows.pushed)
 
     def told(self) -> dict[str, Any]:
-        return {"shards": [asdict(counts) for counts in self._counts]}
+        shards = [asdict(counts) for counts in self._counts]
+        if not any(counts.dropped for counts in self._counts):
+            return {"shards": shards}
+        dropped = [sum(of_worker) for of_worker in zip(*(counts.dropped for counts in self._counts), strict=True)]
+        return {"dropped_pushes": dropped, "skipped_steps": self._counts[0].skipped, "shards": shards}
 
     def _slack_of(self, step: int) -> int:
         return 0 if step <= self._warmup_steps else self.slack

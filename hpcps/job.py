@@ -85,6 +85,7 @@ def prepare(transport: Transport, config: Config) -> Job:
             raise ConfigError(
                 "server.replicas = 1 needs shards on two ranks: use server.count = 2 or more, or server.colocated"
             )
+        check_backup(config.train.backup, planned.workers)
         worker = min(transport.rank, planned.workers - 1)  # a server looks at the last worker's plan
         return planned, cut(config, [threads(rank) for rank in range(planned.workers)], worker)
 
@@ -109,6 +110,18 @@ def prepare(transport: Transport, config: Config) -> Job:
         neighbours=machine.neighbours(seats, transport.rank),
         nodes=tuple(seat.node for seat in seats),
     )
+
+
+def check_backup(backup: int, workers: int) -> None:
+    """Raise ConfigError where a step would need no worker.
+
+    >>> check_backup(1, 2)
+    """
+    if backup >= workers:
+        most = f"use at most {workers - 1}" if workers > 1 else "use 0, or more ranks"
+        raise ConfigError(
+            f"train.backup = {backup} with {workers} worker{'s' * (workers > 1)}: a step needs a gradient; {most}"
+        )
 
 
 def choose_strategy(config: Config) -> tuple[str, str]:

@@ -121,8 +121,9 @@ class _Attempts:
     def train(self, transport: Transport, is_begun: bool = False) -> Run:
         """One attempt, on these ranks; ``is_begun``: after another."""
         overwrite, resume = self._overwrite and not is_begun, self._resume and not is_begun
-        with stall.watched(transport.rank, transport.size, self._config.run.timeout_s) as self._watch:
-            return train_rank(transport, self._config, self._folder, overwrite, self._watch, resume, self._stop)
+        config = with_backup_for(self._config, transport.size) if is_begun else self._config
+        with stall.watched(transport.rank, transport.size, config.run.timeout_s) as self._watch:
+            return train_rank(transport, config, self._folder, overwrite, self._watch, resume, self._stop)
 
 
 def with_checkpoints(config: Config) -> Config:
@@ -131,6 +132,13 @@ def with_checkpoints(config: Config) -> Config:
     if not config.run.survive or told.every_steps or told.every_s:
         return config
     return structs.replace(config, checkpoint=structs.replace(told, every_s=survival.CHECKPOINTS_S))
+
+
+def with_backup_for(config: Config, ranks: int) -> Config:
+    """The same for those that are left of a job: a step waits for one of their workers at least."""
+    workers = max(1, ranks - config.server.count)
+    backup = min(config.train.backup, workers - 1)
+    return structs.replace(config, train=structs.replace(config.train, backup=backup))
 
 
 def world(timeout_s: float = TIMEOUT_S) -> Transport:

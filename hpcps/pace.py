@@ -11,10 +11,10 @@ _SECONDS = ("train_s", "first_step_s", "lap_s")
 
 
 class Pace:
-    """A stopwatch of steps of ``batch`` samples each. The very first step, in which kernels may be compiled, is kept
-    apart in ``first_step_s`` and does not count towards a speed; so is the first of a resumed run."""
+    """A stopwatch of steps in each of which ``batch`` samples count. The very first step, in which kernels may be
+    compiled, is kept apart in ``first_step_s`` and does not count towards a speed; so is the first of a resumed run."""
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, batch: float) -> None:
         self.steps = 0
         self.train_s = 0.0
         self.first_step_s = 0.0
@@ -40,11 +40,12 @@ class Pace:
         """Training goes on from here."""
         self._started = time.perf_counter()
 
-    def step(self) -> bool:
-        """A step is done. Returns whether it was the first that this stopwatch has seen."""
-        self.steps += 1
+    def step(self, count: int = 1) -> bool:
+        """A step is done, or so many, of which others have done the rest. Returns whether it was the first that this
+        stopwatch has seen."""
+        self.steps += count
         if not self._is_first:
-            self._timed_steps += 1
+            self._timed_steps += count
             return False
         self._is_first = False
         self.first_step_s = time.perf_counter() - self._started

@@ -48,16 +48,20 @@ class Measures:
     pushed_rows: int | None = None
     """Of all workers, where rows are kept back"""
     stragglers: tuple[Straggler, ...] | None = None
+    dropped_pushes: tuple[int, ...] | None = None
+    skipped_steps: tuple[int, ...] | None = None
+    """Of each worker, where a step goes on without those that are late"""
 
     def with_training(self, loss: float, samples_per_s: float) -> Measures:
         """The same, with the training loss and speed since the last report."""
         return replace(self, loss=loss, samples_per_s=samples_per_s)
 
-    def with_traffic(self, told: Array) -> Measures:
+    def with_traffic(self, told: Array, with_late: bool = False) -> Measures:
         """The same, with what the workers have had to do with shards since the last report: a row a worker of training
-        seconds, and of the numbers of ``Traffic``."""
+        seconds, and of the numbers of ``Traffic``. ``with_late``: and with how late they were."""
         train_s, waited_s, sent, received, requests = np.maximum(told[:, :5], 1e-9).T
-        rows, pushed = told[:, 5:].sum(axis=0)
+        rows, pushed, *_ = told[:, 5:].sum(axis=0)
+        dropped, skipped = (tuple(map(int, column)) for column in told[:, 7:].T)
         return replace(
             self,
             idle=tuple(np.minimum(1.0, waited_s / train_s).round(4).tolist()),
@@ -66,14 +70,17 @@ class Measures:
             requests_per_s=round(float(requests.sum() / train_s.max()), 1),
             gradient_rows=int(rows) if rows else None,
             pushed_rows=int(pushed) if rows else None,
+            dropped_pushes=dropped if with_late else None,
+            skipped_steps=skipped if with_late else None,
         )
 
     @classmethod
     def as_said(cls, said: Mapping[str, Any]) -> Measures:
         """What :meth:`said` gave."""
         known = {field.name: said[field.name] for field in fields(cls) if field.name in said}
-        if "idle" in known:
-            known["idle"] = tuple(known["idle"])
+        for name in ("idle", "dropped_pushes", "skipped_steps"):
+            if name in known:
+                known[name] = tuple(known[name])
         if "stragglers" in known:
             known["stragglers"] = tuple(Straggler(**one) for one in known["stragglers"])
         return cls(**known)
@@ -251,6 +258,8 @@ def table(summary: Mapping[str, Any], folder: str, stream: TextIO | None = None)
     rows.add_row("steps", f"{summary['steps']:,}")
     if summary.get("shards"):
         rows.add_row("staleness", _staleness(summary["shards"]))
+    if summary.get("dropped_pushes"):
+        rows.add_row("late", _late(summary))
     rows.add_row("ranks", _ranks(summary))
     rows.add_row("strategy", str(summary["strategy"]))
     Console(file=stream or sys.stdout).print(rows)
@@ -263,6 +272,13 @@ def _staleness(shards: Sequence[Mapping[str, Any]]) -> str:
     ages = [(int(age), pushes) for shard in shards for age, pushes in shard["staleness"].items()]
     total = sum(pushes for _, pushes in ages)
     return f"mean {sum(age * pushes for age, pushes in ages) / max(1, total):.2f}, largest {max(ages)[0]}"
+
+
+def _late(summary: Mapping[str, Any]) -> str:
+    """What workers that were late have left out."""
+    pushed = sum(pushes for shard in summary["shards"] for pushes in shard["staleness"].values())
+    dropped, steps = sum(summary["dropped_pushes"]), len(summary["skipped_steps"]) * summary["steps"]
+    return f"{dropped} of {dropped + pushed} pushes dropped, {sum(summary['skipped_steps'])} of {steps} steps skipped"
 
 
 def _ranks(summary: Mapping[str, Any]) -> str:

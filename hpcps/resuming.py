@@ -89,7 +89,8 @@ def make_saver(job: Job, dataset: Dataset, held: Held, exchange: Exchange, plan:
     workers, config = job.workers, job.config
     assert workers is not None
     total = plan.epochs * plan.steps_an_epoch
-    look_s = LOOK_S if job.slack == 0 else LOOK_SLACK_S
+    is_together = job.slack == 0 and not config.train.backup
+    look_s = LOOK_S if is_together else LOOK_SLACK_S
     how = config.checkpoint.every_steps, config.checkpoint.every_s, total, look_s
     shards = job.roles.servers or (workers.size if held.elsewhere and job.strategy != "server" else 0)
     return Saver(

@@ -194,6 +194,7 @@ def work(
         config.train.report_every,
         config.train.straggler_factor,
         job.nodes[: job.workers.size],
+        config.train.backup,
     )
     reporter: report.Reporter = report.Silent()
     is_first = job.workers.rank == 0
@@ -300,6 +301,7 @@ def summary(
         "exchange": exchange.way,
         **exchange.told(),
         "staleness": job.config.server.staleness,
+        "backup": job.config.train.backup,
         "reproducible": job.config.train.reproducible,
         "train_samples": dataset.train_count,
         "test_samples": dataset.test_count,

@@ -22,6 +22,7 @@ from hpcps.job import Job
 from hpcps.models import Model
 from hpcps.params import Params
 from hpcps.rows import Merger, PulledRows
+from hpcps.server.backup import BackupShard
 from hpcps.server.client import Client, RemoteClient
 from hpcps.server.delay import Compensated, Delay, Scaled, Undelayed
 from hpcps.server.direct import DirectClient
@@ -53,8 +54,8 @@ class Shared(NamedTuple):
     memory: Memory
     gradient: Array
     """Of the dense parameters, for this rank's sum: the shards read it"""
-    begin: Array
-    """The dense parameters as they begin, which stay so"""
+    begin: Array | None
+    """The dense parameters as they begin, which stay so; None: each rank has parameters of its own"""
 
 
 class Held(NamedTuple):
@@ -122,8 +123,10 @@ def share_with_shards(job: Job, held: Held) -> Held:
     """The same with dense parameters in memory that workers and shards have together, so that what a shard updates is
     fresh at every worker, and memory for gradients; where there can be. A collective of all ranks.
 
-    It takes one node, and steps of which each is added up: then parameters change only while all workers wait. And with
-    memory by which keys and rows go to shards of the same node, and from there.
+    It takes one node, and steps of which each is added up: then parameters change only while all workers wait. Where
+    shards go on without late workers, these still read them: then gradients alone are where all see them, which a
+    worker does not change before each shard has answered that it needs them no more. And with memory by which keys and
+    rows go to shards of the same node, and from there.
     """
     if held.elsewhere and job.transport.size > 1 and job.transport.memory.is_shared:
         held = held._replace(letters=job.transport.memory)
@@ -132,6 +135,10 @@ def share_with_shards(job: Job, held: Held) -> Held:
     if not is_server or job.slack != 0 or travels or not len(params.flat):
         return held
     memory, dtype = job.transport.memory, params.flat.dtype
+    if job.config.train.backup:
+        if len(memory.nodes) > 1 or not memory.is_shared:
+            return held
+        return held._replace(shared=Shared(memory, job.transport.empty(len(params.flat), dtype), None))
     common = memory.common(len(params.flat), dtype) if len(memory.nodes) == 1 else None
     if common is None:
         return held
@@ -173,7 +180,12 @@ def make_server_exchange(job: Job, held: Held, gradients: Sum, keep: Keep, keep_
     staleness = f"staleness {options.staleness}" if isinstance(options.staleness, int) else "asynchronous"
     code = _make_code(job)
     coded = f" as {code.name}" if code is not None and job.roles.servers else ""
+    backup = job.config.train.backup
     through = ", in the node's memory" if held.shared is not None else ""
+    if held.shared is not None and held.shared.begin is None:
+        through = ", gradients in the node's memory"
+    if backup:
+        staleness += f", without the {f'{backup} latest workers' if backup > 1 else 'latest worker'} of a step"
     filtered = _filtered(job)
     way = f"push{coded}{filtered} to {shards} shard{'s' * (shards > 1)} {where}, pull from there{through}; {staleness}"
     how = way, job.slack, options.warmup_steps, _make_row_filter(job, held), job.roles.workers
@@ -212,7 +224,8 @@ def make_server(
     """Shard ``number`` of ``shards``, which holds ``where`` of the dense parameters, those that are shared themselves,
     and what serves it. ``keep`` takes its record, if there is to be one, ``keep_pieces`` its state for a checkpoint."""
     dense = held.params.flat[where]
-    shard = _make_shard(job, dense.copy() if held.shared is None else dense, held.elsewhere)
+    is_shared = held.shared is not None and held.shared.begin is not None
+    shard = _make_shard(job, dense if is_shared else dense.copy(), held.elsewhere)
     _go_on(shard, held, where, shards, number)
     workers, options = range(job.roles.workers), job.config.server
 
@@ -226,7 +239,8 @@ def make_server(
         turns = load_turns(Path(options.replay), number, len(workers))
     memory = None if held.shared is None else held.shared.memory
     replication = _make_replication(job, held, shard, number) if options.replicas else None
-    rest = workers, decoder(job), job.order.counts, turns, memory, job.slack != 0, replication, _make_code(job)
+    copies = job.slack != 0 or job.config.train.backup > 0
+    rest = workers, decoder(job), job.order.counts, turns, memory, copies, replication, _make_code(job)
     return Server(job.transport, shard, number, *rest, held.letters, keep_state)
 
 
@@ -240,7 +254,9 @@ def _make_replication(job: Job, held: Held, shard: Shard, number: int) -> Replic
     shards = job.roles.servers
     before, behind = (number - 1) % shards, (number + 1) % shards
     where = shard_slices(len(held.params.flat), shards)[before]
-    begin = held.params.flat if held.shared is None else held.shared.begin  # its shard may be at work already
+    begin = held.params.flat
+    if held.shared is not None and held.shared.begin is not None:
+        begin = held.shared.begin  # the shard may be at work already
     copy = _make_shard(job, begin[where].copy(), held.elsewhere)
     _go_on(copy, held, where, shards, before)
     ranks = job.roles.server_rank(before), job.roles.server_rank(behind)
@@ -299,4 +315,7 @@ def _make_shard(job: Job, params: Array, tables: Mapping[str, FirstRows]) -> Sha
         for name, first in tables.items()
     }
     rest = optimizer, decoder(job), Merger(job.kernels), job.order, job.gradient_scale, stored
+    backup, samples = job.config.train.backup, job.parts.by_worker
+    if backup:
+        return BackupShard(params, *rest, samples=samples, backup=backup, evict_after=options.evict_after)
     return Shard(params, *rest, delay=delay, evict_after=options.evict_after)

@@ -55,6 +55,8 @@ class Position:
     """The steps from which the run was resumed"""
     cut: tuple[int, ...] = ()
     """Bounds of the parts into which the batches of the epoch under way are cut"""
+    left_out: int = 0
+    """Samples of the steps since the last report of which there is no loss: their workers were late"""
 
 
 class Values(NamedTuple):

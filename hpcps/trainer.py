@@ -21,6 +21,9 @@ from hpcps.snapshot import Position
 from hpcps.sums import Sum
 from hpcps.worker import Score, Worker
 
+LATE = -2
+"""Where in a worker's traffic begins what tells how late it was."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -33,6 +36,8 @@ class Plan:
     straggler_factor: float = 0.0
     nodes: Sequence[str] = ()
     """Of the workers"""
+    backup: int = 0
+    """Without how many workers a step goes on"""
 
 
 class Saver(Protocol):
@@ -65,8 +70,9 @@ class NeverSaves:
 class Trainer:
     """One worker's loop. ``evaluate`` gives the scores of this worker's held-out blocks.
 
-    All workers run the same steps and meet in the exchange, at reports and at evaluations. ``pace`` knows the steps
-    taken and their speed. ``begin``: where another run of the same plan was left.
+    All workers run the same steps and meet in the exchange, at reports and at evaluations. With backup workers one that
+    is late leaves out steps, none of those after which all meet. ``pace`` knows the steps taken and their speed.
+    ``begin``: where another run of the same plan was left.
     """
 
     def __init__(
@@ -90,12 +96,17 @@ class Trainer:
         self._plan = plan
         self._reporter = reporter
         self._evaluate = evaluate
-        self.pace = Pace(plan.batch)
+        self.pace = Pace(plan.batch * (1 - plan.backup / workers.size))
         self._reported_steps = 0
+        self._skipped = 0
+        """Steps since the last report that this worker has left out"""
+        self._left_out = 0
+        """Samples of steps that were left out since then before a run went on; the first worker's"""
         self._told: Array = np.empty(0)
         self.stragglers = Stragglers(plan.straggler_factor, plan.nodes)
         self._saver = saver or NeverSaves()
         self._is_due = False
+        self._is_looked_at = False
         self._begin = begin
         self._cut = tuple(parts.bounds)
         """By which the batches of this epoch are cut"""
@@ -126,9 +137,11 @@ class Trainer:
         self._worker.shuffle(epoch, done)
         self._worker.load(done)
         self._exchange.fetch(self._worker.keys())
-        last = self._plan.steps_an_epoch - 1
-        for batch in range(done, last):
-            self._take_step(batch + 1)
+        before, count = epoch * self._plan.steps_an_epoch, self._plan.steps_an_epoch
+        while self.pace.steps < before + count:
+            self._take_step(before, before + count)
+            if self.pace.steps == before + count:
+                break
             is_reported = self._plan.report_every and self.pace.steps % self._plan.report_every == 0
             if is_reported or self._is_due:
                 self.pace.stop()
@@ -138,12 +151,13 @@ class Trainer:
                 if self.is_stopped:
                     return
                 self.pace.start()
-        self._take_step(None)
         self.pace.stop()
         self._report(epoch, self._evaluate())
         self._save()
 
-    def _take_step(self, next_batch: int | None) -> None:
+    def _take_step(self, before: int, last: int) -> None:
+        """One step, and those that others take meanwhile without this worker, of an epoch of the steps behind
+        ``before`` up to ``last``."""
         # Compute: each share is taken up as it is finished.
         began = time.perf_counter()
         for share, rows in enumerate(self._worker.gradients()):
@@ -151,19 +165,38 @@ class Trainer:
         self.stragglers.computed_s += time.perf_counter() - began
 
         # Launch the exchange, and load the next samples while it is under way.
-        step, is_last = self.pace.steps + 1, next_batch is None
-        self._is_due = self._saver.is_due(step) and (is_last or self._exchange.is_common(step))
-        self._exchange.start(step, flush=is_last or self._is_due)
-        if next_batch is not None:
-            self._worker.load(next_batch)
+        step = self.pace.steps + 1
+        self._look_ahead(step, last)
+        self._exchange.start(step, flush=self._is_looked_at)
+        if step < last:
+            self._worker.load(step - before)
 
         # Gather: from here on the parameters are fresh, tables at least where the next batch reads them.
-        self._exchange.wait(None if self._is_due or next_batch is None else self._worker.keys)
-        if self.pace.step():  # its time is kept apart
+        self._exchange.wait(None if self._is_looked_at else self._worker.keys)
+        reached = self._exchange.reached(step)
+        if reached > step:
+            self._skip(step, reached, before, last)
+        if self.pace.step(reached - self.pace.steps):  # its time is kept apart
             self._told = self._with_shards()
+            self._told[LATE:] = 0  # but not who was late
             self.stragglers.computed_s = 0.0
-        self._reporter.tick(step)
-        self._saver.look(step)
+        self._reporter.tick(reached)
+        self._saver.look(reached)
+
+    def _look_ahead(self, step: int, last: int) -> None:
+        """Find out whether there is to be a checkpoint after ``step``."""
+        is_last = step == last
+        self._is_due = self._saver.is_due(step) and (is_last or self._exchange.is_common(step))
+        self._is_looked_at = is_last or self._is_due
+
+    def _skip(self, step: int, reached: int, before: int, last: int) -> None:
+        """Go on after ``reached``, to which others have come without this worker. Nobody is beyond a step after which
+        all meet, so none of those is left out."""
+        self._skipped += reached - step
+        self._look_ahead(reached, last)
+        if reached < last:
+            self._worker.load(reached - before)
+        self._exchange.go_on(reached, None if self._is_looked_at else self._worker.keys())
 
     def _save(self) -> None:
         """Keep a checkpoint if it is due; and make ready what the next batch reads, which the last step did not."""
@@ -188,6 +221,7 @@ class Trainer:
             clock=self.pace.shown(),
             measures=self._last.said(),
             resumed=() if self._begin is None else (*self._begin.resumed, self._begin.steps),
+            left_out=self._samples_left_out(),
         )
 
     def _go_on(self, begin: Position) -> None:
@@ -196,6 +230,7 @@ class Trainer:
         self._cut = begin.cut or self._cut
         self._reported_steps = begin.reported_steps
         self._last = Measures.as_said(begin.measures)
+        self._left_out = begin.left_out if self._workers.rank == 0 else 0
         losses = np.array(begin.losses)
         if len(losses) != self._parts.total:
             losses = np.zeros(self._parts.total)
@@ -213,10 +248,10 @@ class Trainer:
         """Join the losses of all workers, in part order, and hand the report out on rank 0."""
         self._exchange.meet()
         losses = self._join(self._worker.take_losses())
-        samples = (self.pace.steps - self._reported_steps) * self._plan.batch
-        self._reported_steps = self.pace.steps
+        samples = (self.pace.steps - self._reported_steps) * self._plan.batch - self._samples_left_out()
         measures = measures.with_training(math.fsum(losses) / samples, self.pace.lap())
         measures = self._with_stragglers(self._with_traffic(measures))
+        self._reported_steps, self._skipped, self._left_out = self.pace.steps, 0, 0
         self._last = measures
         self._reporter.report(self.pace.steps, epoch + 1, self.pace.train_s, measures)
 
@@ -224,9 +259,9 @@ class Trainer:
         """The same, with the workers that have been slow since the last report. A collective."""
         if not self.stragglers.are_sought:
             return measures
-        computed_s = np.zeros(self._workers.size)
-        computed_s[self._workers.rank], self.stragglers.computed_s = self.stragglers.computed_s, 0.0
-        ring.all_gather(self._workers, computed_s, list(range(self._workers.size + 1)))
+        steps = self.pace.steps - self._reported_steps
+        mine_s, self.stragglers.computed_s = self.stragglers.computed_s, 0.0
+        computed_s = self._of_all(mine_s * steps / max(1, steps - self._skipped))  # as if all had taken all steps
         return replace(measures, stragglers=self.stragglers.since(computed_s.tolist(), self.pace.train_s) or None)
 
     def _with_traffic(self, measures: Measures) -> Measures:
@@ -238,7 +273,21 @@ class Trainer:
         told[self._workers.rank] = now - self._told
         self._told = now
         ring.all_gather(self._workers, told.reshape(-1), [len(now) * rank for rank in range(self._workers.size + 1)])
-        return measures.with_traffic(told)
+        return measures.with_traffic(told, self._plan.backup > 0)
+
+    def _samples_left_out(self) -> int:
+        """How many samples of the steps since the last report no worker has looked at. A collective."""
+        if not self._plan.backup:
+            return 0
+        own = self._parts.by_worker[self._workers.rank]
+        return int(self._of_all(self._skipped * own + self._left_out).sum())
+
+    def _of_all(self, mine: float) -> Array:
+        """One number a worker, float64. A collective."""
+        numbers = np.zeros(self._workers.size)
+        numbers[self._workers.rank] = mine
+        ring.all_gather(self._workers, numbers, list(range(self._workers.size + 1)))
+        return numbers
 
     def _with_shards(self) -> Array:
         """Seconds of training, and this worker's traffic so far; nothing where there are no shards."""

@@ -9,7 +9,7 @@ from typing import Any
 from hpcps.checkpoint.manifest import Facts
 
 FREE_SECTIONS = ("server", "run", "checkpoint")
-FREE = ("epochs", "strategy", "algorithm", "average_every", "average_warmup", "report_every")
+FREE = ("epochs", "strategy", "algorithm", "average_every", "average_warmup", "report_every", "backup")
 """Of the section ``train``: what may be another than it was"""
 PATHS = ("data.path", "data.labels", "data.test", "model.kind", "model.scores", "optimizer.kind")
 """Of these the last name counts: files may be elsewhere now"""

@@ -84,6 +84,7 @@ class Train(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     grains: Positive = 8
     report_every: Count = 0
     straggler_factor: NotNegative = 2.0
+    backup: Count = 0
 
 
 class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -194,6 +195,7 @@ HELP = {
     "train.grains": "parts of a reproducible batch, added in a fixed order; at least as many as workers",
     "train.report_every": "steps between progress lines (0: once an epoch)",
     "train.straggler_factor": "workers so many times slower than the median of the others are named (0: none)",
+    "train.backup": "server: a step goes on without its so many latest workers, whose gradients are dropped (0: waits)",
     "server.count": "server shards, each on a rank of its own",
     "server.colocated": "every rank is a worker and holds a shard; there are no ranks of servers alone",
     "server.replicas": "0 | 1: copies of each shard, on the rank of the next, that follow it update by update",

@@ -61,6 +61,7 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: run.survive with server.{key}: a record is of a whole run, without a break")
     _check_averaging(config, source)
     _check_online(config, source)
+    _check_backup(config, source)
     _check_compress(config, source)
     _check_server(config, source)
     _check_checkpoint(config, source)
@@ -87,7 +88,7 @@ def _check_server(config: Config, source: str) -> None:
     elif train.reproducible and server.admit_after:
         why = "admit_after with train.reproducible: how often a key came is estimated, and by each shard"
     elif server.staleness == 0:
-        for name in ("warmup_steps", "delay", "record", "replay"):
+        for name in ("warmup_steps", "delay", *(() if train.backup else ("record", "replay"))):
             if getattr(server, name) != getattr(default, name):
                 why = f"{name} is for server.staleness = N or 'async'; a synchronous run has no delays"
     elif train.reproducible:
@@ -156,6 +157,30 @@ def _check_online(config: Config, source: str) -> None:
         why = f"compress.kind = {config.compress.kind!r}: nothing is sent"
     if why:
         raise ConfigError(f"{source}: train.strategy = 'online' with {why}")
+
+
+def _check_backup(config: Config, source: str) -> None:
+    """Refuse what cannot go on without late workers, or would not be helped by it."""
+    train, server = config.train, config.server
+    if not train.backup:
+        return
+    why = ""
+    if train.strategy != "server":
+        why = f"train.strategy = {train.strategy!r}: only shards can go on without a worker; use 'server'"
+    elif train.reproducible:
+        why = "train.reproducible: who is late depends on time; use server.record"
+    elif server.staleness != 0:
+        why = f"server.staleness = {server.staleness!r}: backup workers are for synchronous steps, server.staleness = 0"
+    elif server.colocated:
+        why = "server.colocated: a late worker does not serve its shard meanwhile, so that all wait; use server.count"
+    elif any(getattr(server, name) for name in FILTERS):
+        name = next(name for name in FILTERS if getattr(server, name))
+        why = f"server.{name}: rows that were kept back for a push are lost where that is dropped"
+    elif server.replicas and (server.record or server.replay):
+        name = "record" if server.record else "replay"
+        why = f"server.{name} and server.replicas: how far a shard is when its copy lets it answer is not recorded"
+    if why:
+        raise ConfigError(f"{source}: train.backup with {why}")
 
 
 def _check_compress(config: Config, source: str) -> None:

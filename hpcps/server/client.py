@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -38,6 +38,10 @@ class Traffic(NamedTuple):
     gradient_rows: int = 0
     pushed_rows: int = 0
     """Of gradients, and of pushes; where rows are kept back"""
+    dropped: int = 0
+    """Pushes that came too late, over all shards"""
+    skipped: int = 0
+    """Steps that this worker has left out"""
 
 
 class Client(Protocol):
@@ -50,10 +54,15 @@ class Client(Protocol):
     def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
         """Start to push the gradient of ``step`` (from 1). Does not block. It may not be changed before the pull."""
 
-    def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> None:
+    def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> int:
         """Make this worker's parameters contain ``step``: dense ones, and of each table the rows ``keys`` (distinct);
-        if None no rows, but all workers' steps up to this one, whatever the slack. Blocks. Raises CommTimeout,
-        PeerLost, CommError."""
+        if None no rows, but all workers' steps up to this one, whatever the slack. Returns the newest step that some
+        shard has come to: more than ``step`` where others went on without this worker, see :meth:`go_on`. Blocks.
+        Raises CommTimeout, PeerLost, CommError."""
+
+    def go_on(self, step: int, keys: Mapping[str, Array] | None) -> None:
+        """After a pull that returned ``step``, a later one than it was asked for: go on from there. The parameters of
+        all shards contain it then, and of each table these rows, if given. Blocks."""
 
     def fetch(self, keys: Mapping[str, Array]) -> None:
         """Get the rows ``keys`` as they are when all workers' steps up to this one's last are in them. Blocks."""
@@ -131,16 +140,21 @@ class RemoteClient:
         self._fresh: list[Letter | None] = [None] * len(servers)
         self._pushed: Summed | None = None
         self._slack = 0
+        self._gradient: Array | None = None
+        self._reached = [0] * len(servers)
+        self._dropped = self._skipped = 0
         self._forms: list[Form] = []
         self._step = 0
         self._is_settled = True
         self._asked = NO_KEYS
-        self._is_listening = True
+        self._numbers = range(len(servers))
+        self._is_listening = [True] * len(servers)
         self._waited_s = 0.0
         if rows is not None:
             rows.pull = self.fetch
 
     def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
+        self._gradient = gradient.dense
         if self._rows is not None:
             are_known = self._are_asked(gradient.picked or gradient.rows)
             for number, outbox in enumerate(self._outboxes):
@@ -157,7 +171,7 @@ class RemoteClient:
                 self._dense_of(gradient, number)
             form.send(step)
 
-    def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> None:
+    def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> int:
         started = time.perf_counter()
         self._step = step
         if self._rows is None:  # the push has asked
@@ -168,6 +182,16 @@ class RemoteClient:
             self._take_up(step, keys or NO_KEYS)
         if self._server is not None and slack == 0:
             self._serve_all(self._server, step)
+        self._waited_s += time.perf_counter() - started
+        return max(self._reached)
+
+    def go_on(self, step: int, keys: Mapping[str, Array] | None) -> None:
+        started = time.perf_counter()
+        self._skipped += step - self._step
+        self._step = step
+        behind = [number for number, reached in enumerate(self._reached) if keys or reached < step]
+        self._ask(step, keys or NO_KEYS, slack=0, numbers=behind)
+        self._take_up(step, keys or NO_KEYS, behind)
         self._waited_s += time.perf_counter() - started
 
     def fetch(self, keys: Mapping[str, Array]) -> None:
@@ -212,7 +236,8 @@ class RemoteClient:
     def traffic(self) -> Traffic:
         received_bytes = sum(box.received_bytes for box in self._inboxes)
         sent_bytes, requests = sum(box.sent_bytes for box in self._outboxes), sum(box.letters for box in self._outboxes)
-        return Traffic(self._waited_s, sent_bytes, received_bytes, requests)
+        late = {"dropped": self._dropped, "skipped": self._skipped}
+        return Traffic(self._waited_s, sent_bytes, received_bytes, requests, **late)
 
     def _meet(self, kind: Kind) -> None:
         for number, outbox in enumerate(self._outboxes):
@@ -276,10 +301,11 @@ class RemoteClient:
         header.keys = len(keys)
         return messages.sections(keys, [own.values for own in rows])
 
-    def _ask(self, step: int, keys: Mapping[str, Array], slack: int) -> None:
+    def _ask(self, step: int, keys: Mapping[str, Array], slack: int, numbers: Sequence[int] | None = None) -> None:
         self._asked = keys or self._asked
         self._is_settled |= slack == 0
-        for number, outbox in enumerate(self._outboxes):
+        for number in self._numbers if numbers is None else numbers:
+            outbox = self._outboxes[number]
             header = Header(Kind.PULL, self._worker, number, step, slack=slack)
             section: list[Array] = []
             if keys:
@@ -300,20 +326,30 @@ class RemoteClient:
             found.append(Rows(keys[own], np.ascontiguousarray(values[own])))
         return found
 
-    def _take_up(self, step: int, keys: Mapping[str, Array]) -> None:
-        """Copy each shard's answer into the parameters, and the rows of these keys to where rows go, as it comes."""
+    def _take_up(self, step: int, keys: Mapping[str, Array], numbers: Sequence[int] | None = None) -> None:
+        """Copy each shard's answer into the parameters, and the rows of these keys to where rows go, as it comes.
+        ``numbers``: the shards that were asked, if not all."""
         rooms = {} if self._rows is None else {name: self._rows.room(name, len(own)) for name, own in keys.items()}
 
         def take(number: int, letter: Letter) -> None:
             self._expect(letter, Kind.PARAMETERS, step, number)
+            self._reached[number] = step + letter.header.ahead
+            if letter.header.is_late:
+                self._take_back(number)
             self._refresh(number, letter)
             if rooms:
                 self._place(rooms, keys, number, letter)
 
-        self._receive(take)
+        self._receive(take, numbers)
         for name, room in rooms.items():
             assert self._rows is not None
             self._rows.put(name, keys[name], room)
+
+    def _take_back(self, number: int) -> None:
+        """A shard has dropped the last push: what that held of earlier gradients is to be pushed later."""
+        self._dropped += 1
+        if self._encoders and self._gradient is not None:
+            self._encoders[number].take_back(self._gradient[self._shards[number]])
 
     def _place(self, rooms: Mapping[str, Array], keys: Mapping[str, Array], number: int, letter: Letter) -> None:
         """Put the rows of a letter where their keys stand among all that were asked for."""
@@ -368,18 +404,19 @@ class RemoteClient:
         if header.kind is not kind or header.step != step:
             raise CommError(f"shard {number} answered {header.kind.name} of step {header.step} at step {step}")
 
-    def _receive(self, take: Take) -> None:
-        """One letter of each shard, as they come; this rank's own shard is served meanwhile."""
-        if not self._is_listening:  # not before there is something to wait for: the shards are at work meanwhile
-            for inbox in self._inboxes:
-                inbox.listen()
-        self._is_listening = False
-        if len(self._inboxes) == 1 and self._server is None:
+    def _receive(self, take: Take, numbers: Sequence[int] | None = None) -> None:
+        """One letter of each shard, or of these ``numbers``, as they come; this rank's own shard is served
+        meanwhile."""
+        waiting = list(self._numbers if numbers is None else numbers)
+        for number in waiting:  # not before there is something to wait for: the shards are at work meanwhile
+            if not self._is_listening[number]:
+                self._inboxes[number].listen()
+            self._is_listening[number] = False
+        if waiting == [0] and self._server is None:
             self._transport.wait(self._inboxes[0].ticket)
             while not self._taken(0, take):
                 self._transport.wait(self._inboxes[0].ticket)
             return
-        waiting = list(range(len(self._inboxes)))
         while waiting:
             position = self._wait_for_one([self._inboxes[number].ticket for number in waiting])
             if position is not None and self._taken(waiting[position], take):

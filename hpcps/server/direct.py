@@ -31,9 +31,13 @@ class DirectClient:
             rows = gradient.rows if shard.tables else {}
             shard.push(0, step, Summed(gradient.dense[..., part], gradient.scale, rows), slack != 0)
 
-    def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> None:
+    def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> int:
         if keys is not None:
             self.fetch(keys)
+        return step
+
+    def go_on(self, step: int, keys: Mapping[str, Array] | None) -> None:
+        """There is nobody who could go on without the one worker."""
 
     def fetch(self, keys: Mapping[str, Array]) -> None:
         if self._rows is not None:

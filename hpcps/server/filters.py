@@ -38,6 +38,12 @@ class Encoder:
         self._code.encode(self.message, self.residual, x)
         return self.message
 
+    def take_back(self, x: Array) -> None:
+        """The last message, that of ``x``, has come to nothing, and so has ``x``: keep what was left out before, up to
+        rounding."""
+        self._code.decode_add(self.residual, self.message)
+        self.residual -= x
+
 
 class KeptRows:
     """The rows of a table, ``width`` numbers each, that a worker keeps back: the "significantly modified" and, in the

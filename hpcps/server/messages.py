@@ -1,4 +1,4 @@
-"""The messages between workers and shards, version 7.
+"""The messages between workers and shards, version 8.
 
 A *letter* is a header of 128 bytes and up to three sections: numbers of dense parameters, keys, and rows of tables. All
 numbers are little-endian. A letter of up to FRONT_BYTES is one message: the header, then the sections one after the
@@ -11,7 +11,7 @@ where it lies.
 offset type    name         meaning
 ====== ======= ============ =========================================================================
 0      4 bytes magic        ``HPPS``
-4      u16     version      7
+4      u16     version      8
 6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull, 5 meet, 6 keep;
                             shard to worker: 16 parameters, 17 counts (answers finish), 18 met (answers meet, keep);
                             between shards: 32 update, 33 followed (answers update), 2 finish
@@ -21,7 +21,8 @@ offset type    name         meaning
 24     u16     encoding     of the dense section: 0 float32, 1 float64, 2 int64, 3 codes, which are bytes
 26     u16     rows         encoding of the rows: as of the dense section, or 2 int64 fixed point
 28     u32     pieces       push: into how many arrays of one length the dense section is cut; else 1
-32     f64     scale        fixed point: what the rows were multiplied by (a power of two); else 1
+32     f64     scale        fixed point: what the rows were multiplied by (a power of two); update: what makes a mean
+                            of the sum; else 1
 40     i64     keys         elements of the section of keys; 0: there is none; -1: those of this worker's last pull;
                             -2: some of them
 48     i64     slack        pull: how many steps of any other worker may be missing; -1: any number
@@ -30,7 +31,9 @@ offset type    name         meaning
 68     u32     region       0: the dense section travels; else it lies in region ``region`` - 1 of the node's memory
 72     i64     offset       where it begins in the sender's piece of that region, in bytes
 80     u32     lent         0: keys and rows travel; 1: they lie in memory that the sender lends
-84             36 bytes     zero
+84     u32     late         parameters: 1: this worker's push came when its step had been applied, and was dropped
+88     i64     ahead        parameters: how many steps they contain beyond that of the pull
+96             24 bytes     zero
 120    i64     step         push: the step of the gradient, from 1; pull: the last step of this worker;
                             parameters: as in the pull
 ====== ======= ============ =========================================================================
@@ -58,9 +61,15 @@ section has a bit for each of these instead, table after table, 1 for those that
 of a byte, and each table's in bytes of their own. The rows of a push are the gradients of its keys, table after table,
 k times W numbers in the header's encoding of rows. The rows of an answer are the parameters of the keys asked for.
 
-A shard drops a push of a step that it has had from this worker, so a push may be sent again. When all workers have
-finished it answers each with its counts, as the section of keys: see ``Counts``. When all workers have asked to meet it
-tells each; before that, where they have asked it to keep its state, it copies that for a checkpoint.
+A shard drops a push of a step that it has had from this worker, so a push may be sent again. A shard that goes on
+without late workers (``hpcps/server/backup.py``) drops what comes too late, says so once, in its next answer, and says
+how far it is *ahead* of the pull. The worker goes on with the step after the newest that any shard has told of; before
+that it pulls that one from the shards that were behind. So a worker may leave out steps, but pushes to no shard a step
+beyond the one that this waits for.
+
+When all workers have finished a shard answers each with its counts, as the section of keys: see ``Counts``. When all
+workers have asked to meet it tells each; before that, where they have asked it to keep its state, it copies that for a
+checkpoint.
 
 With replicas a shard sends each update to its follower, on UPDATE_TAG, see ``hpcps/server/replica.py``: the sum of
 the gradients and rows of which it consists, ``step`` its number. The follower answers on FOLLOWED_TAG. A finish of a
@@ -71,7 +80,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -82,7 +91,7 @@ from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 
 MAGIC = b"HPPS"
-VERSION = 7
+VERSION = 8
 HEADER_BYTES = 128
 FRONT_BYTES = 8192
 ALIGNMENT_BYTES = 64
@@ -94,7 +103,7 @@ UNBOUNDED = -1
 SAME_KEYS = -1
 SOME_KEYS = -2
 
-_HEADER = struct.Struct("<4sHHIIqHHIdqqqIIqI36xq")
+_HEADER = struct.Struct("<4sHHIIqHHIdqqqIIqIIq24xq")
 STEP_OFFSET = 120
 _FLOAT32: np.dtype[Any] = np.dtype("<f4")
 CODES = np.dtype(np.uint8)
@@ -141,6 +150,8 @@ class Header:
     region: int = 0
     offset: int = 0
     is_lent: bool = False
+    is_late: bool = False
+    ahead: int = 0
 
     @property
     def dense_bytes(self) -> int:
@@ -162,7 +173,7 @@ def write(buffer: Array, header: Header) -> None:
     """Put the header in front of ``buffer`` (uint8)."""
     h = header
     dense = h.worker, h.shard, h.count, _CODES[h.dtype], _CODES[h.rows_dtype], h.pieces
-    rest = h.scale, h.keys, h.slack, h.more, h.at_once, h.region, h.offset, h.is_lent, h.step
+    rest = h.scale, h.keys, h.slack, h.more, h.at_once, h.region, h.offset, h.is_lent, h.is_late, h.ahead, h.step
     _HEADER.pack_into(buffer.data, 0, MAGIC, VERSION, h.kind, *dense, *rest)
 
 
@@ -170,16 +181,16 @@ def read(buffer: Array) -> Header:
     """The header in front of a message that has arrived. Raises CommError if it is not one of ours."""
     fields = _HEADER.unpack_from(buffer.data)
     magic, version, kind, worker, shard, count, encoding, rows, pieces, scale, keys, *rest = fields
-    slack, more, at_once, region, offset, is_lent, step = rest
+    slack, more, at_once, region, offset, is_lent, is_late, ahead, step = rest
     if magic != MAGIC or version != VERSION:
         raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
     if kind not in _KINDS or encoding >= len(_ENCODINGS) or rows >= _CODES[CODES] or keys < SOME_KEYS:
         raise CommError(f"a message of unknown kind {kind} or encoding {encoding}, {rows}, or with {keys} keys, came")
-    if count < 0 or more < 0 or keys * 8 > more or pieces < 1 or count % pieces:
-        raise CommError(f"{count} numbers came in {pieces} pieces, with {keys} keys in {more} bytes")
+    if count < 0 or more < 0 or keys * 8 > more or pieces < 1 or count % pieces or ahead < 0:
+        raise CommError(f"{count} numbers came in {pieces} pieces, with {keys} keys in {more} bytes, {ahead} ahead")
     encodings = _ENCODINGS[encoding], _ENCODINGS[rows]
     sizes = step, count, *encodings, pieces, scale, keys, slack, more
-    return Header(_KINDS[kind], worker, shard, *sizes, at_once == 1, region, offset, is_lent == 1)
+    return Header(_KINDS[kind], worker, shard, *sizes, at_once == 1, region, offset, is_lent == 1, is_late == 1, ahead)
 
 
 @dataclass
@@ -193,18 +204,26 @@ class Counts:
     sent_bytes: int
     staleness: dict[int, int]
     """How many pushes had which age: see ``hpcps/server/delay.py``"""
+    dropped: list[int] = field(default_factory=list)
+    """Of each worker, how many pushes came too late; empty where no worker can be late"""
+    skipped: list[int] = field(default_factory=list)
+    """Of each worker, how many steps it has not pushed; likewise"""
 
     def packed(self) -> Array:
-        """As int64: the numbers, then the ages, then how many pushes had each."""
-        head = self.updates, self.duplicates, self.letters, self.received_bytes, self.sent_bytes
-        return np.array([*head, *self.staleness, *self.staleness.values()], np.int64)
+        """As int64: the numbers, how many workers can be late, of each the pushes that were dropped, of each the steps
+        that it skipped; then the ages, then how many pushes had each."""
+        head = self.updates, self.duplicates, self.letters, self.received_bytes, self.sent_bytes, len(self.dropped)
+        late = *self.dropped, *self.skipped
+        return np.array([*head, *late, *self.staleness, *self.staleness.values()], np.int64)
 
     @classmethod
     def unpacked(cls, section: Array) -> Counts:
         """From what :meth:`packed` gave."""
-        updates, duplicates, letters, received_bytes, sent_bytes = section[:5].tolist()
-        ages, pushes = section[5:].reshape(2, -1).tolist()
-        return cls(updates, duplicates, letters, received_bytes, sent_bytes, dict(zip(ages, pushes, strict=True)))
+        updates, duplicates, letters, received_bytes, sent_bytes, workers = section[:6].tolist()
+        late, behind = section[6 : 6 + 2 * workers], section[6 + 2 * workers :]
+        ages, pushes = behind.reshape(2, -1).tolist()
+        staleness = dict(zip(ages, pushes, strict=True))
+        return cls(updates, duplicates, letters, received_bytes, sent_bytes, staleness, *late.reshape(2, -1).tolist())
 
 
 def padded(size_bytes: int) -> int:

@@ -85,7 +85,7 @@ class Replication:
     def _send(self, update: Update) -> None:
         """Send the follower an update, which may be changed afterwards."""
         header = Header(Kind.UPDATE, 0, self._number, update.number, dtype=update.dense.dtype)
-        header.rows_dtype = update.dense.dtype
+        header.rows_dtype, header.scale = update.dense.dtype, update.scale
         follow: list[Array] = []
         if update.rows:
             keys = messages.pack_keys([update.rows[name].keys for name in self._own.tables])
@@ -107,7 +107,7 @@ class Replication:
                 widths = [table.width for table in self._copy.tables.values()]
                 values = messages.take_rows(behind, [len(own) for own in keys], widths, header.rows_dtype)
                 rows = {name: Rows(*pair) for name, *pair in zip(self._copy.tables, keys, values, strict=True)}
-            self._copy.apply(Update(header.step, letter.dense, rows))
+            self._copy.apply(Update(header.step, letter.dense, rows, header.scale))
         kind = Kind.FINISH if self._leader_ended else Kind.FOLLOWED
         self._to_leader.send(Header(kind, 0, header.shard, header.step))
 

@@ -125,9 +125,9 @@ class Server:
         try:
             return self._transport.wait_any(tickets)
         except CommTimeout as error:
-            step = 1 + min((self._shard.had(worker) for worker in self._open), default=0)
-            late = [str(self._ranks[worker]) for worker in self._open if self._shard.had(worker) < step]
-            lacks = f"lacks step {step} of rank(s) {', '.join(late)}" if late else "has all steps"
+            step, workers = self._shard.lacks(self._open)
+            late = ", ".join(str(self._ranks[worker]) for worker in workers)
+            lacks = f"lacks step {step} of rank(s) {late}" if late else "has all steps"
             raise CommTimeout(f"shard {self._number} {lacks}: {error}") from error
 
     @property
@@ -220,7 +220,8 @@ class Server:
             self._replication.finish()
         shard = self._shard
         received, sent = sum(box.received_bytes for box in self._inboxes), sum(b.sent_bytes for b in self._outboxes)
-        counts = Counts(shard.updates, shard.duplicates, self._letters, received, sent, dict(shard.staleness)).packed()
+        done = shard.updates, shard.duplicates, self._letters, received, sent, dict(shard.staleness)
+        counts = Counts(*done, *shard.late).packed()
         for number, outbox in enumerate(self._outboxes):
             outbox.send(Header(Kind.COUNTS, number, self._number, keys=len(counts)), follow=[counts])
 
@@ -314,8 +315,10 @@ class Server:
         outbox.send(self._answer_header(worker, step), params, self._rows_for(outbox, wanted))
 
     def _answer_header(self, worker: int, step: int) -> Header:
-        dtype = self._shard.params.dtype
-        return Header(Kind.PARAMETERS, worker, self._number, step, dtype=dtype, rows_dtype=dtype)
+        shard, dtype = self._shard, self._shard.params.dtype
+        header = Header(Kind.PARAMETERS, worker, self._number, step, dtype=dtype, rows_dtype=dtype)
+        header.is_late, header.ahead = shard.take_late(worker), shard.ahead(step)
+        return header
 
     def _rows_for(self, outbox: Outbox, wanted: Wanted) -> Sequence[Array]:
         """The rows that a worker asked for, in memory of its outbox."""

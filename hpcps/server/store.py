@@ -30,6 +30,8 @@ class Update(NamedTuple):
     """(n,): the gradient, a sum over samples"""
     rows: ByTable
     """The gradient's rows, in the dtype of the parameters"""
+    scale: float
+    """What makes a mean of the gradient"""
 
 
 class Shard:
@@ -79,9 +81,9 @@ class Shard:
         self._delay = delay or Undelayed()
         self.on_update = on_update
         self._evict_after = evict_after
-        self._steps: dict[int, _Step] = {}
+        self._steps: dict[int, Step] = {}
         self._is_alone = workers == 1 and len(self._adds[0]) == 1
-        self._last_gradient: Array | None = None
+        self._prepared: tuple[Array, float] | None = None
 
     def push(self, worker: int, step: int, gradient: Summed, at_once: bool = False) -> bool:
         """Take one worker's gradient. Returns whether it is still needed: it may not be changed until the step's
@@ -95,9 +97,7 @@ class Shard:
             return False
         if step != self._pushed[worker] + 1:
             raise CommError(f"worker {worker} pushed step {step} to a shard that has had step {self._pushed[worker]}")
-        pieces = 1 if gradient.dense.ndim == 1 else len(gradient.dense)
-        if pieces != len(self._adds[worker]):
-            raise CommError(f"worker {worker} pushed {pieces} pieces, not {len(self._adds[worker])}")
+        self._check_pieces(worker, gradient)
         self._pushed[worker] = step
         if self._is_alone and not at_once:
             self._apply_alone(gradient)
@@ -110,20 +110,36 @@ class Shard:
         if together is None:
             if at_once:
                 return False
-            together = self._steps[step] = _Step()
+            together = self._steps[step] = Step()
             for other, pushed in enumerate(self._pushed):
                 if other != worker and pushed >= step:  # that worker's was applied at once
                     together.waiting[other] = None
         together.waiting[worker] = None if at_once else gradient
         return self._add_up(step, together)
 
-    def had(self, worker: int) -> int:
-        """The last step that a worker has pushed."""
-        return self._pushed[worker]
-
     def has_had(self, worker: int, step: int) -> bool:
         """Whether a worker has pushed this step: then another push of it is dropped."""
         return step <= self._pushed[worker]
+
+    def lacks(self, workers: Sequence[int]) -> tuple[int, list[int]]:
+        """The first step that some of ``workers`` have not pushed, and who they are."""
+        step = 1 + min((self._pushed[worker] for worker in workers), default=0)
+        return step, [worker for worker in workers if self._pushed[worker] < step]
+
+    def ahead(self, step: int) -> int:
+        """How many steps the parameters that contain ``step`` contain beyond it, where shards go on without late
+        workers."""
+        return 0
+
+    def take_late(self, worker: int) -> bool:
+        """Whether the last push of a worker came too late, and was dropped; told once."""
+        return False
+
+    @property
+    def late(self) -> tuple[list[int], list[int]]:
+        """Of each worker, how many pushes were dropped since they came too late, and how many steps it has not
+        pushed; empty where no worker can be late."""
+        return [], []
 
     @property
     def is_settled(self) -> bool:
@@ -160,7 +176,7 @@ class Shard:
         if update.number != self.updates + 1:
             raise CommError(f"update {update.number} came to a shard that has had {self.updates}")
         self.updates = update.number
-        self._change(update.dense, update.rows)
+        self._change(update.dense, update.rows, update.scale)
         if self.on_update is not None:
             self.on_update(update)
 
@@ -185,14 +201,20 @@ class Shard:
         for worker in workers:
             self.seen(worker)
 
-    def _change(self, dense: Array, rows: ByTable) -> None:
-        if dense is not self._last_gradient:  # one worker's comes in the same array in every step
-            self._last_gradient = dense
-            self._update = self._optimizer.prepare(self.params, self.state, dense, self._gradient_scale)
+    def _check_pieces(self, worker: int, gradient: Summed) -> None:
+        pieces = 1 if gradient.dense.ndim == 1 else len(gradient.dense)
+        if pieces != len(self._adds[worker]):
+            raise CommError(f"worker {worker} pushed {pieces} pieces, not {len(self._adds[worker])}")
+
+    def _change(self, dense: Array, rows: ByTable, scale: float) -> None:
+        last = self._prepared  # one worker's gradient comes in the same array in every step
+        if last is None or dense is not last[0] or scale != last[1]:
+            self._prepared = dense, scale
+            self._update = self._optimizer.prepare(self.params, self.state, dense, scale)
         self._update(self.updates)
         if rows:
             for name, (keys, values) in rows.items():
-                self._update_table(name, keys, values)
+                self._update_table(name, keys, values, scale)
         if self._evict_after and self.updates % self._evict_after == 0:
             for table in self.tables.values():
                 table.evict(since_step=self.updates - self._evict_after + 1)
@@ -203,10 +225,10 @@ class Shard:
         self.staleness[0] += 1
         rows = self._decoded(gradient.rows, gradient.scale)
         if self.on_update is not None:
-            self.apply(Update(self.updates + 1, dense, rows))
+            self.apply(Update(self.updates + 1, dense, rows, self._gradient_scale))
         else:
             self.updates += 1
-            self._change(dense, rows)
+            self._change(dense, rows, self._gradient_scale)
         self.clocks[0] = self._pushed[0]
 
     def _apply_at_once(self, worker: int, gradient: Summed) -> None:
@@ -214,11 +236,11 @@ class Shard:
         self.staleness[age] += 1
         dense, rows = gradient.dense.reshape(-1), self._decoded(gradient.rows, gradient.scale)
         dense, rows = self._delay.changed(worker, age, dense, rows, self.params, self._gradient_scale)
-        self.apply(Update(self.updates + 1, dense, rows))
+        self.apply(Update(self.updates + 1, dense, rows, self._gradient_scale))
         self._seen[worker] += 1  # its own update is no delay
         self.clocks[worker] = self._contained(worker)
 
-    def _add_up(self, step: int, together: _Step) -> bool:
+    def _add_up(self, step: int, together: Step) -> bool:
         """Go on with the sum of a step, as far as its order allows. Returns whether it is still to be applied."""
         while together.added in together.waiting:
             gradient = together.waiting.pop(together.added)
@@ -229,20 +251,23 @@ class Shard:
             return True
         del self._steps[step]
         if together.sums:
-            (dense,) = together.sums
-            self.staleness[0] += len(together.workers)
-            rows = self._merger.merge(together.rows)
-            self.apply(Update(self.updates + 1, dense, self._decoded(rows, together.scale)))
+            self._apply_sum(together, self._gradient_scale)
         for worker in together.workers:
             self.clocks[worker] = self._contained(worker)
         return False
+
+    def _apply_sum(self, together: Step, scale: float) -> None:
+        (dense,) = together.sums
+        self.staleness[0] += len(together.workers)
+        rows = self._decoded(self._merger.merge(together.rows), together.scale)
+        self.apply(Update(self.updates + 1, dense, rows, scale))
 
     def _contained(self, worker: int) -> int:
         """The last step of a worker of which, and of all before, the gradients have been applied."""
         missing = [step for step, together in self._steps.items() if together.holds(worker)]
         return min(missing) - 1 if missing else self._pushed[worker]
 
-    def _add(self, together: _Step, gradient: Summed) -> None:
+    def _add(self, together: Step, gradient: Summed) -> None:
         worker = together.added
         for piece, adds in zip(np.atleast_2d(gradient.dense), self._adds[worker], strict=True):
             together.sums.append(piece)
@@ -259,14 +284,14 @@ class Shard:
             return rows
         return {name: one._replace(values=self._decoder.values(one.values, scale)) for name, one in rows.items()}
 
-    def _update_table(self, name: str, keys: Array, gradient: Array) -> None:
+    def _update_table(self, name: str, keys: Array, gradient: Array, scale: float) -> None:
         try:
-            self.tables[name].push(keys, gradient, self._gradient_scale, self.updates)
+            self.tables[name].push(keys, gradient, scale, self.updates)
         except IndexError as error:
             raise CommError(f"a worker pushed a row that the shard does not have: {error}") from error
 
 
-class _Step:
+class Step:
     """Gradients of one step that are added up."""
 
     __slots__ = ("added", "rows", "scale", "sums", "waiting", "workers")
