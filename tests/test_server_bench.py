@@ -37,12 +37,13 @@ def test_stragglers(tmp_path):
         pytest.skip("Debian's dataset-fashion-mnist is not installed")
     words = ["--kinds", "persistent,transient", "--staleness", "0,2,async", "--target", "2.2"]
     rows, table = bench(tmp_path / "a.json", "stragglers.py", "--workers", "2", "--seconds", "1", *words)
-    expected = [(kind, slack) for kind in ("persistent", "transient") for slack in (0, 2, "async")]
+    expected = [(kind, way) for kind in ("persistent", "transient") for way in (0, 2, "async", "backup 1")]
     assert [(row["case"], row["staleness"]) for row in rows] == expected
     for row in rows:
         assert row["wrong"] == 0
         assert 0 <= row["idle"] < 1
-        assert (row["age"] == 0) == (row["staleness"] == 0)
+        assert (row["age"] == 0) == (row["staleness"] in (0, "backup 1"))
+        assert (row["dropped"] > 0) == (row["staleness"] == "backup 1")
         assert len(row["curves"]) == 1
         assert f"| {row['case']} | {row['staleness']} |" in table
 

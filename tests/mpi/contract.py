@@ -28,6 +28,7 @@ from hpcps.errors import CommTimeout, DataError
 from hpcps.first import FirstRows
 from hpcps.params import Params
 from hpcps.rows import Merger, PulledRows, Rows
+from hpcps.server.backup import BackupShard
 from hpcps.server.client import RemoteClient
 from hpcps.server.serve import Server
 from hpcps.server.sharding import roles, shard_slices
@@ -231,6 +232,56 @@ def server(t):
         serve_and_work(t, 6000, t.memory)
 
 
+def late(t):
+    """Shards go on without a worker that is late; it goes on with the newest step. Gradients travel, or lie in memory
+    that all see and that is written over as soon as they have been answered."""
+    if t.size < 3:
+        return
+    for count in (101, 70_001):
+        go_on_without(t, count, None)
+        go_on_without(t, count, t.memory)
+
+
+def go_on_without(t, count, near, steps=5):
+    shards = 2 if t.size > 3 else 1
+    workers = roles(t.size, shards).workers
+    slices, every, pushed = shard_slices(count, shards), np.arange(3000), t.empty(count, np.float32)
+    sgd = optim.make(Optimizer(kind="sgd", learning_rate=0.5), KERNELS)
+    decoder, merger = Decoder(False, np.float32, KERNELS), Merger(KERNELS)
+    if t.rank >= workers:
+        where = slices[t.rank - workers]
+        stored = {"table": Table(FirstRows((3000, 2), seed=0), np.float32, sgd, KERNELS)}
+        rest = decoder, merger, in_turn(workers), 1 / workers, stored
+        own = np.zeros(where.stop - where.start, np.float32)
+        shard = BackupShard(own, sgd, *rest, samples=[1] * workers, backup=1)
+        rest = t.rank - workers, list(range(workers)), decoder, [1] * workers
+        return Server(t, shard, *rest, memory=near, copies=True, letters=near).run()
+    dense, rows = np.zeros(count, np.float32), PulledRows({"table": 2}, np.float32, KERNELS)
+    rest = slices, list(range(workers, t.size)), t.rank, decoder
+    client = RemoteClient(t, dense, rows, *rest, memory=near, letters=near)
+    told, step = np.zeros(1), 1
+    if t.rank == 0:  # until the others have taken all steps
+        t.wait(t.irecv(told, 1, 51))
+    while step <= steps:
+        pushed.fill(step if t.rank else np.inf)
+        own = {"table": Rows(every, np.full((3000, 2), step if t.rank else np.inf, np.float32))}
+        client.push(step, Summed(pushed, 1.0, own))
+        reached = client.pull(step, {"table": every})
+        pushed.fill(np.nan)
+        if reached > step:
+            client.go_on(reached, {"table": every})
+        assert reached == (steps if t.rank == 0 else step)
+        step = reached + 1
+    expected = np.float32(-0.5 * steps * (steps + 1) / 2)
+    assert (dense == expected).all()
+    np.testing.assert_allclose(rows.rows("table", every), expected, atol=1e-6)
+    if t.rank == 1:
+        t.wait(t.isend(told, 0, 51))
+    for counts in client.finish():
+        assert counts.dropped == [1] + [0] * (workers - 1)
+        assert counts.skipped == [steps - 1] + [0] * (workers - 1)
+
+
 def serve_and_work(t, rows, letters):
     shards = 2 if t.size > 3 else 1
     workers = roles(t.size, shards).workers
@@ -288,7 +339,7 @@ def in_one_place(optimizer, gradient, workers, like):
 def main():
     transport = mpi.world(timeout_s=60)
     transport.crowded(transport.size > 2)
-    checks = (collectives, several, facts, waits, groups, memory, algorithms, codes, tree, averages, server)
+    checks = (collectives, several, facts, waits, groups, memory, algorithms, codes, tree, averages, server, late)
     try:
         for check in checks:
             check(transport)

@@ -120,6 +120,28 @@ ASYNC = 'server.staleness = "async"\n'
         (f"{SERVER}server.kkt = 1.5", r"server\.kkt: expected `float` <= 1\.0"),
         (f"{SERVER}server.compensation = 0.5", r"server\.compensation is for server\.delay = 'compensate'; 'none'"),
         (f'{SERVER}{ASYNC}server.record = true\nserver.replay = "x"', r"server\.record with server\.replay"),
+        ("train.backup = 1", r"train\.backup with train\.strategy = 'auto': only shards can go on without a worker"),
+        ('train.strategy = "averaging"\ntrain.backup = 1', r"train\.backup with .* 'averaging': only shards can go on"),
+        (f"{SERVER}train.backup = -1", r"train\.backup: expected `int` >= 0"),
+        (
+            f"{SERVER}train.backup = 1\ntrain.reproducible = true",
+            r"train\.backup with train\.reproducible: who is late",
+        ),
+        (f"{SERVER}{ASYNC}train.backup = 1", r"train\.backup with server\.staleness = 'async': .* synchronous steps"),
+        (
+            f"{SERVER}train.backup = 1\nserver.staleness = 2",
+            r"train\.backup with server\.staleness = 2: .* synchronous",
+        ),
+        (f"{SERVER}train.backup = 1\nserver.colocated = true", r"train\.backup with server\.colocated: a late worker"),
+        (
+            f"{SERVER}train.backup = 1\nserver.threshold = 1",
+            r"train\.backup with server\.threshold: rows that were kept",
+        ),
+        (
+            f"{SERVER}train.backup = 1\nserver.replicas = 1\nserver.count = 2\nserver.record = true",
+            r"train\.backup with server\.record and server\.replicas: how far",
+        ),
+        (f'{SERVER}train.backup = 1\nserver.delay = "scale"', r"server\.delay is for server\.staleness = N or 'async'"),
         ('run.device = "cuda"', r"run\.device = 'cuda': this version does not train on GPUs"),
         ("train.reproducible = true\ntrain.batch = 4", r"train\.grains = 8 is more than train\.batch = 4"),
         ("model.parameters.w = [1]", r"model\.parameters is for your own training function, not for softmax"),
