@@ -239,8 +239,7 @@ def make_server(
         turns = load_turns(Path(options.replay), number, len(workers))
     memory = None if held.shared is None else held.shared.memory
     replication = _make_replication(job, held, shard, number) if options.replicas else None
-    copies = job.slack != 0 or job.config.train.backup > 0
-    rest = workers, decoder(job), job.order.counts, turns, memory, copies, replication, _make_code(job)
+    rest = workers, decoder(job), job.order.counts, turns, memory, job.slack != 0, replication, _make_code(job)
     return Server(job.transport, shard, number, *rest, held.letters, keep_state)
 
 

@@ -277,7 +277,7 @@ class Trainer:
 
     def _samples_left_out(self) -> int:
         """How many samples of the steps since the last report no worker has looked at. A collective."""
-        if not self._plan.backup:
+        if not self._plan.backup and (self._begin is None or not self._begin.left_out):
             return 0
         own = self._parts.by_worker[self._workers.rank]
         return int(self._of_all(self._skipped * own + self._left_out).sum())

@@ -25,6 +25,8 @@ class BackupShard(Shard):
     It has applied all steps up to ``steps``, and takes gradients of the next one alone.
     """
 
+    waits_for_all = False
+
     def __init__(self, *arguments: Any, samples: Sequence[int], backup: int, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._samples = samples

@@ -58,9 +58,10 @@ class Server:
     ``pieces``: of how many arrays each worker's gradient is. ``memory``: as the workers' clients have it. With it no
     push may ask to be applied at once, for workers may read the parameters while the shard does not know of it.
     ``copies``: some pushes will ask for that, so that parameters may change while an answer is under way: answers are
-    copies, as they are after the first such push anyway. ``replication``: of this shard, and of another on this rank.
-    ``code``: what gradients are pushed as; ``letters``: memory for keys and rows that need not travel, as the workers'.
-    ``keep``: called when all workers have asked for a checkpoint.
+    copies, as they are after the first such push anyway, and where the shard does not wait for all workers.
+    ``replication``: of this shard, and of another on this rank. ``code``: what gradients are pushed as; ``letters``:
+    memory for keys and rows that need not travel, as the workers'. ``keep``: called when all workers have asked for a
+    checkpoint.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Server:
         self._kept: list[tuple[Inbox, Letter]] = []
         self._waiting: dict[int, tuple[int, int, Wanted]] = {}
         self._copies: dict[int, Array] = {}
-        self._may_change = copies
+        self._may_change = copies or not shard.waits_for_all
         self._met = [0] * len(workers)
         self._came: set[int] = set()
         self._asked: dict[int, list[Array]] = {}

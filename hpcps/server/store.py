@@ -46,6 +46,9 @@ class Shard:
     were not pushed in ``evict_after`` updates are taken away, looked for as often; 0: never.
     """
 
+    waits_for_all = True
+    """Whether a step that is added up is applied when all workers have pushed it, and not before"""
+
     def __init__(
         self,
         params: Array,

@@ -255,7 +255,7 @@ def go_on_without(t, count, near, steps=5):
         own = np.zeros(where.stop - where.start, np.float32)
         shard = BackupShard(own, sgd, *rest, samples=[1] * workers, backup=1)
         rest = t.rank - workers, list(range(workers)), decoder, [1] * workers
-        return Server(t, shard, *rest, memory=near, copies=True, letters=near).run()
+        return Server(t, shard, *rest, memory=near, letters=near).run()
     dense, rows = np.zeros(count, np.float32), PulledRows({"table": 2}, np.float32, KERNELS)
     rest = slices, list(range(workers, t.size)), t.rank, decoder
     client = RemoteClient(t, dense, rows, *rest, memory=near, letters=near)

@@ -132,7 +132,7 @@ def serve_and_work(on_ranks, workers, shards, backup, work, near=False, timeout_
         if number >= 0:
             shard = shard_of([1] * workers, backup, slices[number].stop - slices[number].start, 1 / workers)
             rest = list(range(workers)), DECODER, [1] * workers
-            return Server(transport, shard, number, *rest, memory=memory, copies=True, letters=memory).run()
+            return Server(transport, shard, number, *rest, memory=memory, letters=memory).run()
         dense, rows = np.zeros(count, np.float32), PulledRows({"table": 2}, np.float32, KERNELS)
         servers = list(range(workers, workers + shards))
         rest = servers, transport.rank, DECODER

@@ -253,7 +253,8 @@ def test_letters_survive_the_way(on_ranks, dtype, dense, follow):
 
     def body(transport):
         header = Header(Kind.PUSH, 3, 2, 2**40, 0, np.dtype(dtype), np.dtype("<i8"), 1, 2.0**-20, follow, -1)
-        header.at_once = True
+        header.at_once = header.is_late = True
+        header.ahead = 2**40
         if transport.rank == 0:
             outbox = Outbox(transport, 1, 5)
             for _ in range(3):
@@ -305,7 +306,7 @@ def test_a_message_of_anything_else_is_refused():
     message = np.zeros(FRONT_BYTES, np.uint8)
     messages.write(message, Header(Kind.PUSH_PULL, 0, 0, 1, 4, pieces=2))
     assert messages.read(message).count == 4
-    damaged = {0: 1, 4: 1, 6: 99, 16: 5, 23: 255, 24: 77, 26: 77, 28: 3, 40: 9, 47: 255, 63: 255}
+    damaged = {0: 1, 4: 1, 6: 99, 16: 5, 23: 255, 24: 77, 26: 77, 28: 3, 40: 9, 47: 255, 63: 255, 95: 255}
     for place, value in damaged.items():
         before = message.copy()
         message[place] = value
@@ -320,8 +321,9 @@ def test_too_few_rows_are_refused():
 
 
 def test_counts_survive_the_way():
-    counts = Counts(5, 1, 12, 2**40, 7, {0: 3, 17: 2})
-    assert Counts.unpacked(counts.packed()) == counts
+    for late in ((), ([4, 0, 2], [0, 2**40, 7])):
+        counts = Counts(5, 1, 12, 2**40, 7, {0: 3, 17: 2}, *late)
+        assert Counts.unpacked(counts.packed()) == counts
 
 
 def test_roles():
