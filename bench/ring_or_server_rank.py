@@ -2,7 +2,7 @@
 
 ``python ring_or_server_rank.py OPTIONS`` with a JSON object: the fields of :class:`Plan`. Rank 0 prints one line of
 JSON, a list: for each round, model and way the seconds a step of the slowest worker, the bytes a step that each host
-sent, and how many numbers were wrong.
+sent, how many numbers were wrong, whether rows were on shards, and the seconds of the trial that decided it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -19,7 +19,7 @@ from typing import cast
 import generate
 import numpy as np
 
-from hpcps import joining, serving
+from hpcps import joining, serving, trial
 from hpcps.comm import mpi
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds
@@ -71,16 +71,18 @@ GRADIENTS = {
     "logistic": Gradient(1, (1,)),
     "fm": Gradient(1, (1, 8)),
     "embedding": Gradient(1 << 18, (16,)),
+    "wide": Gradient(1 << 18, (64,)),
 }
 """4 MiB of numbers; and rows of 2^22 by the keys of Criteo-shaped samples, alone or with a perceptron's 1 MiB."""
 
 SETTINGS: dict[str, dict[str, dict[str, object]]] = {
     "ring": {"train": {"strategy": "ring"}},
-    "shards for tables": {"train": {"strategy": "auto"}},
+    "shards for tables": {"train": {"strategy": "ring"}},
+    "auto": {"train": {"strategy": "auto"}},
     "colocated shards": {"train": {"strategy": "server"}, "server": {"colocated": True}},
     "server alone": {"train": {"strategy": "server"}},
 }
-"""The first two are what train.strategy = "auto" chooses from."""
+"""The third chooses from the first two."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,13 @@ def work(job: Job, gradient: Gradient, batches: list[Array], steps: int) -> tupl
     return seconds, wrong(held, total, workers.size, batches, keys[total % BATCHES])
 
 
+def tried(job: Job, gradient: Gradient, batches: list[Array]) -> trial.Timings:
+    """What a run's trial finds."""
+    own = keys_of(batches[: trial.BATCHES], job.roles.workers, job.transport.rank)
+    keys = [dict.fromkeys(gradient.tables, one) for one in own]
+    return trial.compare(job, gradient.first(RNG), keys, trial.BLOCK_STEPS)
+
+
 def serve(job: Job, gradient: Gradient) -> tuple[float, int]:
     """The steps of a shard on a rank of its own."""
     held = serving.share_with_shards(job, serving.hold(job, cast(Model, gradient), RNG))
@@ -168,21 +177,26 @@ def once(transport: Transport, model: str, way: str, batches: list[Array], steps
     tree = {"data": {"path": "none"}, "model": {"kind": "linear"}, "optimizer": optimizer, "run": {"threads": 1}}
     settings = SETTINGS[way]
     train = {"batch": BATCH, **settings["train"]}
-    job = prepare(transport, from_tree({**tree, **settings, "train": train}))
+    job = replace(prepare(transport, from_tree({**tree, **settings, "train": train})), crowded=True)
     transport.crowded(True)  # the hosts share the cores of one machine
     if job.workers is not None:
         job.workers.crowded(True)
-    serving.SHARDED_TABLES_WORKERS = 0 if way == "shards for tables" else 1 << 30
+    gradient = GRADIENTS[model]
+    if way == "shards for tables":
+        job = replace(job, rows_on_shards=True)
+    timings = tried(job, gradient, batches) if way == "auto" and gradient.tables and transport.size > 1 else None
+    if timings is not None:
+        job = replace(job, rows_on_shards=timings.on_shards)
     transport.barrier()
     sent = int(SENT.read_text())
-    gradient = GRADIENTS[model]
     seconds, bad = work(job, gradient, batches, steps) if job.workers is not None else serve(job, gradient)
     transport.barrier()
     sent = int(SENT.read_text()) - sent
     told = Meeting(transport).gather(np.array([seconds, sent / (WARM_UPS + steps), bad])).reshape(-1, 3)
     hosts_sent = told[:, 1].astype(int).tolist()
     found = {"seconds": float(told[:, 0].max()), "sent": hosts_sent, "wrong": int(told[:, 2].sum())}
-    return {"model": model, "way": way, **found}
+    of_trial = None if timings is None else [timings.gathered_s, timings.sharded_s]
+    return {"model": model, "way": way, **found, "on_shards": job.rows_on_shards, "trial": of_trial}
 
 
 def main(plan: Plan) -> None:

@@ -44,6 +44,8 @@ class Job:
     """How many ranks this node has."""
     nodes: tuple[str, ...]
     """The name of each rank's node."""
+    rows_on_shards: bool = False
+    """Whether rows of tables, if there are any, are on shards: in a server run, or beside all-reduced parameters"""
 
     @property
     def order(self) -> Order:
@@ -109,6 +111,7 @@ def prepare(transport: Transport, config: Config) -> Job:
         crowded=crowded,
         neighbours=machine.neighbours(seats, transport.rank),
         nodes=tuple(seat.node for seat in seats),
+        rows_on_shards=strategy == "server",
     )
 
 
@@ -125,7 +128,7 @@ def check_backup(backup: int, workers: int) -> None:
 
 
 def choose_strategy(config: Config) -> tuple[str, str]:
-    """The strategy, and why."""
+    """The strategy, and why. Where rows of tables are with "auto": see ``hpcps/trial.py``."""
     if config.train.strategy == "auto":
         return "ring", "dense parameters are all-reduced"
     return config.train.strategy, "as configured"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from hpcps import checkpoint, data, feed, joining, machine, models, report, resuming, serving
+from hpcps import checkpoint, data, feed, joining, machine, models, report, resuming, serving, trial
 from hpcps.checkpoint.when import Stop
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.topology import chunk_bounds, proportional_bounds
@@ -73,7 +73,9 @@ def train_rank(
     begin = None if overwrite else checkpoint.newest(saves.folder, job.together, as_tree(config))
     dataset = load(job)
     facts = facts_of(job, dataset)
-    model, held = agree(job.together, lambda: build(job, facts))
+    model = agree(job.together, lambda: make_model(job, facts))
+    job = trial.place_rows(job, dataset, model, None if begin is None else begin.snapshot)
+    held = agree(job.together, lambda: hold(job, model))
     left: dict[int, Supply] = {}
     if begin is not None:
         held = agree(job.together, lambda: resuming.go_on(job, dataset, held, begin))
@@ -140,14 +142,17 @@ def facts_of(job: Job, dataset: Dataset) -> models.Facts:
     return models.Facts(dataset.features, classes, dataset.sparse, ids, entries, by_rows=job.strategy == "online")
 
 
-def build(job: Job, facts: models.Facts) -> tuple[Model, Held]:
-    """The model and its first parameters, the same on every rank."""
-    train = job.config.train
-    model = models.make(job.config.model, facts, train.dtype, job.kernels)
+def make_model(job: Job, facts: models.Facts) -> Model:
+    """The model."""
+    model = models.make(job.config.model, facts, job.config.train.dtype, job.kernels)
     if model.tables and job.config.optimizer.clip_norm:
         raise ConfigError("optimizer.clip_norm is for dense gradients; this model has tables, which it does not reach")
-    rng = np.random.Generator(np.random.Philox(key=train.seed))
-    return model, serving.hold(job, model, rng)
+    return model
+
+
+def hold(job: Job, model: Model) -> Held:
+    """Its first parameters, the same on every rank."""
+    return serving.hold(job, model, np.random.Generator(np.random.Philox(key=job.config.train.seed)))
 
 
 def check_alike(together: Together, params: Params, when: str) -> None:
@@ -298,6 +303,7 @@ def summary(
         "threads": job.threads,
         "transport": job.transport.description,
         "strategy": job.strategy,
+        "why": job.why,
         "exchange": exchange.way,
         **exchange.told(),
         "staleness": job.config.server.staleness,

@@ -38,10 +38,6 @@ from hpcps.snapshot import Pieces, Snapshot
 from hpcps.sums import Decoder, Sum
 from hpcps.tensors import Stored
 
-SHARDED_TABLES_WORKERS = 4
-"""From here on tables on shards are faster than an all-gather. Of k rows a worker they send 2 k (P - 1) / P, against
-(P - 1) k, which is less from 3 on, but in more messages, one after the other (docs/SERVER.md)."""
-
 Keep = Callable[[str, bytes], None]
 """Puts a file of this name and content into the run's folder."""
 KeepPieces = Callable[[int, Pieces], None]
@@ -97,7 +93,7 @@ def hold(job: Job, model: Model, rng: np.random.Generator) -> Held:
     """The first parameters of a model, the same on every rank. Tables are on shards wherever there are shards for them,
     and there a row takes memory when its key first comes up."""
     _check_filters(job, model)
-    if not model.tables or not has_shards_of_tables(job):
+    if not model.tables or not job.rows_on_shards:
         return Held(model.init(rng), {}, None)
     first = cast(Begins, model).first(rng)
     widths = {name: rows.width for name, rows in first.tables.items()}
@@ -112,11 +108,8 @@ def _check_filters(job: Job, model: Model) -> None:
     key = "threshold" if options.threshold else "kkt"
     if not model.tables:
         raise ConfigError(f"server.{key} is for rows of tables, and this model has none; use compress.kind")
-    if not has_shards_of_tables(job):
-        raise ConfigError(
-            f"server.{key}: rows are all-gathered among fewer than {SHARDED_TABLES_WORKERS} workers, not pushed; "
-            "use train.strategy = 'server'"
-        )
+    if not job.rows_on_shards:
+        raise ConfigError(f"server.{key}: one worker alone pushes no rows; use train.strategy = 'server'")
 
 
 def share_with_shards(job: Job, held: Held) -> Held:
@@ -158,12 +151,6 @@ def go_on(held: Held, snapshot: Snapshot) -> Held:
         for block in snapshot.rows_of(name, table):
             table[block.keys] = block.columns["rows"]
     return held._replace(snapshot=snapshot)
-
-
-def has_shards_of_tables(job: Job) -> bool:
-    """Whether tables, if there are any, are on shards: in a server run, or where that costs fewer bytes."""
-    by_choice = job.config.train.strategy == "auto" and job.roles.workers >= SHARDED_TABLES_WORKERS
-    return job.strategy == "server" or by_choice
 
 
 def decoder(job: Job) -> Decoder:

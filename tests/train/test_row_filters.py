@@ -83,15 +83,16 @@ def test_tables_on_shards_beside_all_reduced_parameters(text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "why"),
+    ("settings", "ranks", "why"),
     [
-        (("train.strategy=auto",), r"server\.threshold: rows are all-gathered among fewer than 4 workers"),
+        (("train.strategy=auto",), 1, r"server\.threshold: one worker alone pushes no rows"),
         (
             ("model.kind=mlp", "data.path=digits", "data.features=0", "data.test_fraction=0"),
+            2,
             r"server\.threshold is for rows of tables",
         ),
     ],
 )
-def test_rows_that_are_not_pushed_cannot_be_kept_back(text, tmp_path, settings, why):
+def test_rows_that_are_not_pushed_cannot_be_kept_back(text, tmp_path, settings, ranks, why):
     with pytest.raises(ConfigError, match=why):
-        train(text, tmp_path / "run", "server.threshold=1", *settings, ranks=2)
+        train(text, tmp_path / "run", "server.threshold=1", *settings, ranks=ranks)
