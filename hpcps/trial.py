@@ -44,9 +44,9 @@ from hpcps.together import agree
 
 FEW_STEPS = 200
 """A run of fewer steps has no trial."""
-RULE_WORKERS = 4
-"""Without one, from so many workers on rows are on shards: between hosts that is where the bytes that they save begin
-to make up for the messages (docs/SERVER.md)."""
+RULE_NODES = 4
+"""Without one, rows are on shards from so many nodes on, where the bytes that they save begin to make up for the
+messages (docs/SERVER.md)."""
 BATCHES = 4
 """Whose keys are tried, in turn."""
 WARM_UPS = 2
@@ -115,8 +115,9 @@ def _known(job: Job, first: First, steps: int, begin: Snapshot | None) -> tuple[
     if job.together.gather(np.array([size_bytes > MEMORY_PART * memory_bytes])).any():
         return True, f"because whole tables take {size_bytes / 2**30:.1f} GiB of a node's memory"
     if steps < FEW_STEPS:
-        many = workers >= RULE_WORKERS
-        return many, f"because there are {workers} workers, and too few steps ({steps}) for a trial"
+        nodes = len(set(job.nodes))
+        where = f"{nodes} nodes" if nodes > 1 else "one node"
+        return nodes >= RULE_NODES, f"because workers are on {where}, and {steps} steps are too few for a trial"
     return None
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import hpcps
+from hpcps import trial
 from hpcps.config import from_tree
 from hpcps.errors import CheckpointError, ConfigError
 
 FEATURES = 500
 WAYS = {
     "ring": {"train.strategy": "ring"},
-    "rows": {"train.strategy": "auto"},  # from four workers on tables are on shards, beside all-reduced parameters
+    "rows": {"train.strategy": "auto"},  # tables on shards, beside all-reduced parameters: see rows_on_shards
     "server": {"train.strategy": "server"},
     "two shards": {"train.strategy": "server", "server.count": 2},
     "colocated": {"train.strategy": "server", "server.colocated": True},
@@ -76,6 +77,12 @@ class Runs:
             if int(path.name.removeprefix("step-")) > step:
                 shutil.rmtree(path)
         return folder
+
+
+@pytest.fixture(autouse=True)
+def rows_on_shards(monkeypatch):
+    """As if the nodes were many."""
+    monkeypatch.setattr(trial, "RULE_NODES", 1)
 
 
 @pytest.fixture
