@@ -34,12 +34,14 @@ STYLES = {  # of the ways, as in the other plots: what is all-reduced in red
     "shards for tables": {"color": "#8a6d1d", "marker": "D"},
     "colocated shards": {"color": "#0072b2", "marker": "s", "linestyle": "--"},
     "server alone": {"color": "#009e73", "marker": "^"},
+    "auto": {"color": "black", "marker": "x", "linestyle": ":"},
 }
 MODELS = {
     "dense": "dense, 4 MiB",
     "logistic": "logistic: rows of 1",
     "fm": "fm: rows of 1 + 8",
     "embedding": "embedding: rows of 16, 1 MiB dense",
+    "wide": "embedding: rows of 64, 1 MiB dense",
 }
 
 
@@ -82,7 +84,7 @@ def ring_or_server(rows: list[Row]) -> Any:
     for column, model in enumerate(models):
         own = [row for row in rows if row["model"] == model]
         for rate, axes in zip(rates, panels[:-1, column], strict=True):
-            over_hosts(axes, [row for row in own if row["rate"] == rate], lambda row: row["median_s"] * 1e3)
+            over_hosts(axes, [row for row in own if row["rate"] == rate], lambda row: min(row["seconds"]) * 1e3)
             axes.set_ylabel(f"ms a step, {rate}")
         over_hosts(panels[-1][column], [row for row in own if row["rate"] == rates[0]], lambda row: row["sent"] / 2**20)
         panels[-1][column].set_ylabel("MiB a step, busiest host")

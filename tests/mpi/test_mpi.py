@@ -98,6 +98,20 @@ def test_workers_that_train_alone_end_as_threads_do(launcher, tmp_path, example)
         assert found[name] == threads[name], name
 
 
+def test_rows_are_where_a_trial_finds_them_faster(launcher, tmp_path):
+    settings = ["train.batch=16", "train.epochs=2", "train.grains=4", "train.reproducible=true", "run.threads=1"]
+    config = EXAMPLES / "fm.toml"
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = program("train", config, "--ranks", 3, "--out", tmp_path / "run", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = summary(tmp_path / "run")
+    told = re.search(r"rows of tables (\S+) .*because a step of rows by .* takes \S+ ms, by .* \S+ ms", done.stdout)
+    assert told, done.stdout
+    assert ("push to shards" in found["exchange"]) == (told[1] == "on")
+    threads = hpcps.train(read(config, {}, settings), out=tmp_path / "threads").summary
+    assert found["params_sha256"] == threads["params_sha256"]
+
+
 def test_workers_that_share_their_numbers_learn_as_one_does(launcher, tmp_path):
     for ranks in (1, 3):
         done = program("train", EXAMPLES / "online.toml", "--ranks", ranks, "--out", tmp_path / f"{ranks}")
