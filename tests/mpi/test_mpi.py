@@ -99,7 +99,7 @@ def test_workers_that_train_alone_end_as_threads_do(launcher, tmp_path, example)
 
 
 def test_rows_are_where_a_trial_finds_them_faster(launcher, tmp_path):
-    settings = ["train.batch=16", "train.epochs=2", "train.grains=4", "train.reproducible=true", "run.threads=1"]
+    settings = ["train.batch=16", "train.epochs=7", "train.grains=4", "train.reproducible=true", "run.threads=1"]
     config = EXAMPLES / "fm.toml"
     words = [word for setting in settings for word in ("--set", setting)]
     done = program("train", config, "--ranks", 3, "--out", tmp_path / "run", *words)
