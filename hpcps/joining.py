@@ -164,7 +164,7 @@ def make_exchange(
         mean = Mean(engine, params, samples, Merger(job.kernels), job.kernels)
         return AveragingExchange(mean, optimizer, gradients, train.average_every, train.average_warmup), None
     dense = params.dense
-    is_one_sum = not job.config.train.reproducible and len(gradients.shares) == 1
+    is_one_sum = not job.config.train.reproducible and job.parts.total == workers.size  # on all workers alike
     overlaps = workers.size > 1 and is_one_sum and not job.config.optimizer.clip_norm
     stages = getattr(model, "stages", ()) if overlaps else ()
     wheres = bucket_bounds(dense, stages)

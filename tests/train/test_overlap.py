@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import hpcps
+from hpcps import machine
 from hpcps.config import from_tree
 from hpcps.joining import BUCKET_BYTES, bucket_bounds
 from hpcps.params import Params
@@ -45,6 +46,14 @@ def test_a_norm_to_clip_takes_one_bucket_and_a_whole_update(tmp_path):
     tree["optimizer"] = {"kind": "sgd", "learning_rate": 0.1, "clip_norm": 0.5}
     summary = hpcps.train(from_tree(tree), ranks=2, out=tmp_path / "clipped").summary
     assert summary["exchange"] == "all-reduce: shared memory"
+
+
+def test_workers_of_which_one_has_more_threads_send_one_bucket(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "threads", lambda seats, rank: rank + 1)
+    tree = {"data": {"path": "digits"}, "model": MODEL, "train": {"epochs": 1, "batch": 96}, "run": {"timeout_s": 20}}
+    summary = hpcps.train(from_tree(tree), ranks=2, out=tmp_path / "uneven").summary
+    assert "buckets" not in summary["exchange"]
+    assert summary["accuracy"] > 0.8
 
 
 def test_buckets_are_neighbouring_stages_from_the_end():
