@@ -90,7 +90,7 @@ def ring_or_server(rows: list[Row]) -> Any:
         panels[-1][column].set_ylabel("MiB a step, busiest host")
         panels[-1][column].set_xlabel("hosts")
         panels[0][column].set_title(MODELS.get(model, model))
-    panels[0][-1].legend(frameon=False)
+    figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
