@@ -97,6 +97,9 @@ def _check_server(config: Config, source: str) -> None:
         why = f"compensation is for server.delay = 'compensate'; {server.delay!r} does not use it"
     if not why and server.record and server.replay:
         why = "record with server.replay: the order is known already"
+    if not why and server.replicas and (server.record or server.replay):
+        name = "record" if server.record else "replay"
+        why = f"{name} with server.replicas: how far a shard is when its copy lets it answer is not recorded"
     if why:
         raise ConfigError(f"{source}: server.{why}")
 
@@ -176,9 +179,6 @@ def _check_backup(config: Config, source: str) -> None:
     elif any(getattr(server, name) for name in FILTERS):
         name = next(name for name in FILTERS if getattr(server, name))
         why = f"server.{name}: rows that were kept back for a push are lost where that is dropped"
-    elif server.replicas and (server.record or server.replay):
-        name = "record" if server.record else "replay"
-        why = f"server.{name} and server.replicas: how far a shard is when its copy lets it answer is not recorded"
     if why:
         raise ConfigError(f"{source}: train.backup with {why}")
 

@@ -119,6 +119,10 @@ ASYNC = 'server.staleness = "async"\n'
         (f'{SERVER}server.kkt = 0.5\noptimizer.kind = "ftrl"', r"server\.kkt is a part of optimizer\.l1, which is 0"),
         (f"{SERVER}server.kkt = 1.5", r"server\.kkt: expected `float` <= 1\.0"),
         (f"{SERVER}server.compensation = 0.5", r"server\.compensation is for server\.delay = 'compensate'; 'none'"),
+        (
+            f"{SERVER}{ASYNC}server.replicas = 1\nserver.count = 2\nserver.record = true",
+            r"record with server\.replicas",
+        ),
         (f'{SERVER}{ASYNC}server.record = true\nserver.replay = "x"', r"server\.record with server\.replay"),
         ("train.backup = 1", r"train\.backup with train\.strategy = 'auto': only shards can go on without a worker"),
         ('train.strategy = "averaging"\ntrain.backup = 1', r"train\.backup with .* 'averaging': only shards can go on"),
@@ -139,7 +143,7 @@ ASYNC = 'server.staleness = "async"\n'
         ),
         (
             f"{SERVER}train.backup = 1\nserver.replicas = 1\nserver.count = 2\nserver.record = true",
-            r"train\.backup with server\.record and server\.replicas: how far",
+            r"server\.record with server\.replicas: how far",
         ),
         (f'{SERVER}train.backup = 1\nserver.delay = "scale"', r"server\.delay is for server\.staleness = N or 'async'"),
         ('run.device = "cuda"', r"run\.device = 'cuda': this version does not train on GPUs"),
