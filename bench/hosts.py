@@ -33,10 +33,21 @@ VARIABLES = {
 }
 """What keeps Open MPI and MPICH to TCP on the hosts' links, and lets root use them."""
 
+CLEAN = 'exec env -i PATH="$PATH" HOME="$HOME" {agent} "$host" "$@"'
+"""As ssh does it: nothing of the environment goes along."""
+REACH = {
+    "PRTE_MCA_plm": "ssh",
+    "OMPI_MCA_btl": "tcp,sm,self",
+    "OMPI_MCA_btl_tcp_if_include": "eth0",
+    "HYDRA_LAUNCHER": "ssh",
+    "HYDRA_IFACE": "eth0",
+}
+"""The same for launchers that hpcps calls; see ``Hosts.start``."""
 AGENT = """#!/bin/sh
 # Stands in for ssh: [-x ...] HOST COMMAND... runs the command on the host.
 while :; do case "$1" in -*) shift ;; *) break ;; esac; done
 host=$1; shift
+{clean}
 exec ip netns exec "{prefix}$host" unshare --uts --ipc sh -c "mount -t tmpfs tmpfs /dev/shm; hostname $host; $*"
 """
 
@@ -66,11 +77,14 @@ class Hosts:
         self._switch = f"{self._prefix}sw"
         self._folder = Path(tempfile.mkdtemp(prefix="hpcps-hosts-"))
         self._agent = self._folder / "agent"
+        self._ssh = self._folder / "ssh"
 
     def __enter__(self) -> Hosts:
         try:
-            self._agent.write_text(AGENT.format(prefix=self._prefix))
-            self._agent.chmod(0o755)
+            clean = CLEAN.format(agent=self._agent)
+            for file, first in ((self._agent, ""), (self._ssh, clean)):
+                file.write_text(AGENT.format(prefix=self._prefix, clean=first))
+                file.chmod(0o755)
             _ip("netns", "add", self._switch)
             _ip("-n", self._switch, "link", "add", "br0", "type", "bridge")
             _ip("-n", self._switch, "link", "set", "br0", "up")
@@ -121,9 +135,33 @@ class Hosts:
         finally:
             self._end_processes()
 
-    def processes(self) -> list[int]:
-        """What runs on the hosts."""
-        told = [_told("ip", "netns", "pids", name) for name in self._namespaces()]
+    def start(self, command: Sequence[object], host: int = 1) -> subprocess.Popen[str]:
+        """Start this Python with ``command`` on one host; launchers that it calls reach the others as by ssh."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = {**os.environ, **VARIABLES, **REACH, "PATH": path}
+        environment |= {"PRTE_MCA_plm_ssh_agent": str(self._ssh), "HYDRA_LAUNCHER_EXEC": str(self._ssh)}
+        return subprocess.Popen(
+            [str(self._agent), f"h{host}", shlex.join([sys.executable, *map(str, command)])],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def plug(self, host: int, is_in: bool) -> None:
+        """Take a host's link down, or up again, at the switch's side: as if its cable were pulled."""
+        _ip("-n", self._switch, "link", "set", f"h{host}", "up" if is_in else "down")
+
+    def end(self) -> None:
+        """End what runs on the hosts."""
+        self._end_processes()
+
+    def processes(self, host: int | None = None) -> list[int]:
+        """What runs on the hosts, or on one of them."""
+        names = self._namespaces() if host is None else [self._namespace(host)]
+        told = [_told("ip", "netns", "pids", name) for name in names]
         return [int(process) for text in told for process in text.split()]
 
     def _namespaces(self) -> list[str]:

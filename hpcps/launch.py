@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from hpcps import stall, stopping, survival
 from hpcps.comm import checked, launcher
-from hpcps.comm.launcher import FORWARDED, RANKS_VARIABLE
+from hpcps.comm.launcher import FORWARDED, MET_VARIABLE, RANKS_VARIABLE
 from hpcps.comm.local import LocalWorld
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.transport import TIMEOUT_S, Transport
@@ -27,6 +28,7 @@ from hpcps.run import Run, train_rank
 
 Result = TypeVar("Result")
 
+ENDING_S = 30.0
 LEAVING_S = 2.0
 """How long a rank that ends after an error waits for the others."""
 
@@ -85,9 +87,14 @@ def train_launched(
         raise _on_every_rank(ConfigError(message))
     # Rank 0's configuration is everybody's: not every launcher hands the environment on to all nodes.
     told = Meeting(transport).once(lambda: np.frombuffer(to_toml(read()).encode(), np.uint8))
+    if transport.rank == 0 and (mark := os.environ.get(MET_VARIABLE)) and Path(mark).parent.is_dir():
+        Path(mark).touch()
     config = from_tree(tomllib.loads(told.tobytes().decode()))
     if config.run.transport == "threads" and transport.size > 1:
         message = "run.transport = 'threads', but a launcher started MPI ranks; use --ranks N without one"
+        raise _on_every_rank(ConfigError(message))
+    if config.run.hosts and RANKS_VARIABLE not in os.environ:
+        message = "run.hosts is for ranks that hpcps starts itself; name the hosts to the launcher that started these"
         raise _on_every_rank(ConfigError(message))
     transport.timeout_s = config.run.timeout_s
     # BLAS on one thread: its sums depend on the thread count, and parts run side by side already.
@@ -220,6 +227,13 @@ def _disagreement(told: launcher.Launched, size: int, library: str) -> str:
 def mpi_is_running() -> bool:
     """Whether this process is an MPI rank already, without loading MPI."""
     return "mpi4py.MPI" in sys.modules and _mpi().is_running()
+
+
+def end_in_time() -> None:
+    """This rank has done its work: end it, by the kernel's clock, if it does not come to its end in ENDING_S. Where a
+    host was lost with all its ranks, or cannot be reached, MPI's own end waits for it."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, ENDING_S)
 
 
 def leave(status: int, known_to_all: bool) -> None:

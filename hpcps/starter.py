@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -13,13 +15,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from hpcps import hosts
 from hpcps.comm.launcher import FORWARDED, RANKS_VARIABLE, TERMINAL_VARIABLE, library_name
 from hpcps.errors import ERROR, CommError, ConfigError
+from hpcps.hosts import Host
 
 PROBE_TIMEOUT_S = 60
 ENDING_S = 10
+ANSWER_S = 10
+POLL_S = 0.1
+QUIET_S = 1.0
+"""How long what a job has left behind may still say something."""
+MARK = "hpcps-answers"
 KNOWN_STATUSES = (0, 1, 2, 3, 75, 130)
 ULFM = ["--with-ft", "ulfm"]
 DETECTOR = [  # of hosts that are cut off; ranks that die are seen without it
@@ -33,6 +42,7 @@ DETECTOR = [  # of hosts that are cut off; ranks that die are seen without it
     }.items()
     for word in ("--mca", name, value)
 ]
+HANDED_ON = ("HPCPS_", "PYTHON", "NUMBA_", "OMP_")
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
@@ -93,20 +103,22 @@ def start(
     mark: Path | None,
     stops: Sequence[str] = (),
     surviving: Surviving | None = None,
+    on: Sequence[Host] = (),
 ) -> int:
     """Run ``python -m hpcps ARGUMENTS`` on ``ranks`` ranks and wait for its end. Returns its exit status.
 
     The job ends with this process: it is told to when this one is interrupted, terminated or killed; the signals
     ``stops`` (``TERM``) are handed on instead, so that it may come to its own end. Raises CommError if ranks were lost,
     or if the launcher says that all is well but ``mark``, which the job leaves last, is not there. ``surviving``: of
-    ranks that can go on without those that die.
+    ranks that can go on without those that die. ``on``: which hosts; else those that the launcher finds itself.
     """
-    command = [*command_line(found, ranks, surviving is not None), sys.executable, "-m", "hpcps", *arguments]
+    inner = environment(os.environ, ranks) | ({} if surviving is None else surviving.environment)
+    line = command_line(found, ranks, surviving is not None, on, inner)
     outer = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise_terminated)}
     try:
         with subprocess.Popen(
-            command,
-            env=environment(os.environ, ranks) | ({} if surviving is None else surviving.environment),
+            [*line, sys.executable, "-m", "hpcps", *arguments],
+            env=inner,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -131,10 +143,9 @@ def start(
 
 def _pass_on(job: subprocess.Popen[str]) -> Banners:
     """Print the ranks' error lines as they come; an interrupt ends the job in bounded time."""
-    assert job.stderr is not None
     told = Banners()
     try:
-        for line in told.without(job.stderr):
+        for line in told.without(_lines(job)):
             print(line, end="", file=sys.stderr, flush=True)
         job.wait()
     except BaseException:
@@ -145,6 +156,61 @@ def _pass_on(job: subprocess.Popen[str]) -> Banners:
             os.killpg(job.pid, signal.SIGKILL)
         raise
     return told
+
+
+def _lines(job: subprocess.Popen[str]) -> Iterator[str]:
+    """What comes from the job's standard error until it has ended. What it has left behind there, the remote shell of a
+    host that cannot be reached, is not waited for."""
+    assert job.stderr is not None
+    stream, rest, quiet_s = job.stderr.fileno(), b"", 0.0
+    while quiet_s < QUIET_S:
+        if select.select([stream], [], [], POLL_S)[0]:
+            more = os.read(stream, 1 << 16)
+            if not more:
+                break
+            *lines, rest = (rest + more).split(b"\n")
+            yield from (f"{line.decode(errors='replace')}\n" for line in lines)
+            quiet_s = 0.0
+        elif job.poll() is not None:
+            quiet_s += POLL_S
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+def end(job: subprocess.Popen[Any]) -> None:
+    """Kill a launcher, and what it has started on this machine, if it has not ended."""
+    if job.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            for process in children(job.pid):  # which have process groups of their own
+                os.kill(process, signal.SIGKILL)
+            os.killpg(job.pid, signal.SIGKILL)
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process of this machine has started and that have not ended."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            state, its_parent, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(its_parent) == parent and state != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+def answers(found: Launcher, host: Host) -> bool:
+    """Whether the launcher can start something on a host now. Blocks, for ANSWER_S at the most."""
+    inner = environment(os.environ, 1)
+    line = [*command_line(found, 1, on=[host], inner=inner), "echo", MARK]
+    job = subprocess.Popen(
+        line, env=inner, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        return MARK in job.communicate(timeout=ANSWER_S)[0]
+    except subprocess.TimeoutExpired:
+        end(job)
+        job.communicate()
+        return False
 
 
 class _HandOn:
@@ -170,14 +236,19 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def command_line(found: Launcher, ranks: int, survives: bool = False) -> list[str]:
-    """The launcher and its options. Ranks are not bound to cores, so that they share those of the machine."""
+def command_line(
+    found: Launcher, ranks: int, survives: bool = False, on: Sequence[Host] = (), inner: Mapping[str, str] | None = None
+) -> list[str]:
+    """The launcher and its options. Ranks are not bound to cores, so that they share those of the machine. ``inner``:
+    their environment, of which Open MPI itself hands but its own variables to other hosts."""
+    places = hosts.words(on, found.is_open_mpi)
     if found.is_open_mpi:
-        ulfm = [*ULFM, *(DETECTOR if int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) > 1 else [])] if survives else []
+        ulfm = [*ULFM, *(DETECTOR if len(on) > 1 else [])] if survives else []
         # Only where it is needed: told that cores are shared, Open MPI yields them at every test of a message.
-        shared = ["--oversubscribe"] if ranks > len(os.sched_getaffinity(0)) else []
-        return [found.program, *ulfm, *shared, "--bind-to", "none", "-n", str(ranks)]
-    return [found.program, "-n", str(ranks)]
+        shared = ["--oversubscribe"] if not on and ranks > len(os.sched_getaffinity(0)) else []
+        handed = [word for name in sorted(inner or {}) if on and name.startswith(HANDED_ON) for word in ("-x", name)]
+        return [found.program, *ulfm, *shared, *places, *handed, "--bind-to", "none", "-n", str(ranks)]
+    return [found.program, *places, "-n", str(ranks)]
 
 
 def environment(outer: Mapping[str, str], ranks: int) -> dict[str, str]:

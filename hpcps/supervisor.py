@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hpcps import starter
-from hpcps.comm.launcher import BEGINNING_VARIABLE
+from hpcps import hosts, starter
+from hpcps.comm.launcher import BEGINNING_VARIABLE, MET_VARIABLE
 from hpcps.config import Run as Options
 from hpcps.errors import WARNING, CommError
+from hpcps.hosts import Host
 from hpcps.run_folder import CONFIG, SUMMARY
 
 POLL_S = 0.1
-ENDING_S = 10.0
+ENDING_S = 5.0
 """Between a job's own end and that of its launcher."""
+ASKED_AT_ONCE = 16
 BEGINNING_S = 60.0
 """Until the ranks of a job have met, at the most."""
+MISSING_S = 2.0
+"""How long a job is waited for that has lost a rank before all have met: it may be about to say why."""
 SEGMENTS_VARIABLE = "OMPI_MCA_btl_sm_backing_directory"
 
 
@@ -36,23 +39,32 @@ def supervise(
     folder: Path,
     stops: Sequence[str],
     options: Options,
+    on: Sequence[Host] = (),
 ) -> int:
     """:func:`starter.start` ranks that can go on without those that die; where the job has ended without coming to its
     end, start it again, up to ``options.restarts`` times. ``words`` (``--overwrite``) are for the time that begins.
 
-    Ranks that have not met after ``options.timeout_s``, or BEGINNING_S, are ended. Only the job's own word ends this:
-    the summary that it leaves in ``folder``, that it was told to stop, that something is the user's to mend. Raises
-    CommError as ``start`` does, at the last time.
+    Ranks that wait for the others to start end after ``options.timeout_s``, or BEGINNING_S. Only the job's own word ends
+    this: the summary that it leaves in ``folder``, that it was told to stop, that something is the user's to mend. Where
+    hosts are known (``on``), those that do not answer any more are left out. Raises CommError as ``start`` does, at the
+    last time, or where more than half of the hosts are gone.
     """
     mark, has_ever_begun = folder / SUMMARY, _changed(folder / CONFIG)
     is_marked, beginning_s = _changed(mark), min(options.timeout_s, BEGINNING_S)
+    all_hosts = on
     for again in range(options.restarts + 1):
-        watch = partial(_watch, is_marked, _changed(folder / CONFIG), beginning_s)
+        if again and all_hosts:
+            on = _left(found, all_hosts)
+            ranks = min(ranks, hosts.room(on))
+        has_begun = _changed(folder / CONFIG)
         line = arguments if has_ever_begun() else [*arguments, *words]
         try:
-            with _segments() as place:
-                more = {BEGINNING_VARIABLE: f"{beginning_s:g}", SEGMENTS_VARIABLE: place}
-                status = starter.start(found, ranks, line, mark, stops, starter.Surviving(more, watch))
+            with _place() as place:
+                met = place / "met"
+                more = {BEGINNING_VARIABLE: f"{beginning_s:g}", MET_VARIABLE: str(met)}
+                more |= {} if on else {SEGMENTS_VARIABLE: str(place)}  # launchers of other hosts see to theirs
+                watch = partial(_watch, is_marked, partial(_have_met, met, has_begun))
+                status = starter.start(found, ranks, line, mark, stops, starter.Surviving(more, watch), on)
             why = f"the job ended with status {status}"
         except CommError as error:
             if again == options.restarts and not is_marked():
@@ -66,6 +78,23 @@ def supervise(
         sys.stderr.write(f"{WARNING}{why}; starting it again from the newest checkpoint ({time_of})\n")
         sys.stderr.flush()
     return status
+
+
+def _left(found: starter.Launcher, all_hosts: Sequence[Host]) -> list[Host]:
+    """The hosts that answer. Raises CommError where they are fewer than half, for the others may be alive, and go on:
+    those who are half, or less, end by themselves."""
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        answers = list(pool.map(partial(starter.answers, found), all_hosts))
+    left = [host for host, is_here in zip(all_hosts, answers, strict=True) if is_here]
+    gone = ", ".join(host.name for host in all_hosts if host not in left)
+    if 2 * len(left) < len(all_hosts):
+        raise CommError(
+            f"of {len(all_hosts)} hosts {len(left)} can be reached from here: {gone} may go on by themselves"
+        )
+    if gone:
+        sys.stderr.write(f"{WARNING}{gone} cannot be reached, and will be left out\n")
+        sys.stderr.flush()
+    return left
 
 
 def _changed(path: Path) -> Callable[[], bool]:
@@ -83,41 +112,29 @@ def _written(path: Path) -> int | None:
 
 
 @contextmanager
-def _segments() -> Iterator[str]:
-    """A folder for the shared memory of Open MPI's own, which ranks that are killed leave behind."""
+def _place() -> Iterator[Path]:
+    """A folder of a job: for the shared memory of Open MPI's own, too, which ranks that are killed leave behind."""
     memory = Path("/dev/shm")
     with TemporaryDirectory(
         prefix=f"hpcps-{os.getpid()}-", dir=memory if memory.is_dir() else None, ignore_cleanup_errors=True
     ) as place:
-        yield place
+        yield Path(place)
 
 
-def _watch(
-    is_marked: Callable[[], bool], has_begun: Callable[[], bool], beginning_s: float, job: subprocess.Popen[str]
-) -> None:
-    """End a job that has left its mark, or has missed ranks for ``beginning_s`` before it has begun, and does not come
-    to its own end: a launcher that has lost a whole host does not, nor one with a rank that stands still."""
+def _have_met(mark: Path, has_begun: Callable[[], bool]) -> bool:
+    """Whether all ranks of a job have met: the first one's word, if it is on this machine, or what it has written."""
+    return mark.exists() or has_begun()
+
+
+def _watch(is_marked: Callable[[], bool], have_met: Callable[[], bool], job: subprocess.Popen[str]) -> None:
+    """End a job that has left its mark, or has missed ranks for MISSING_S before all have met, and does not come to its
+    own end: a launcher that has lost a whole host does not, nor one whose ranks wait in MPI's start."""
     most, marked_s, short_s = 0, 0.0, 0.0
-    while job.poll() is None and marked_s < ENDING_S and short_s < beginning_s:
+    while job.poll() is None and marked_s < ENDING_S and short_s < MISSING_S:
         time.sleep(POLL_S)
         marked_s += POLL_S if is_marked() else 0.0
-        if not has_begun():
-            here = len(_children(job.pid))
+        if not have_met():
+            here = len(starter.children(job.pid))
             most = max(most, here)
             short_s += POLL_S if 0 < here < most else 0.0
-    if job.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            for process in _children(job.pid):  # which have process groups of their own
-                os.kill(process, signal.SIGKILL)
-            os.killpg(job.pid, signal.SIGKILL)
-
-
-def _children(parent: int) -> list[int]:
-    """The processes that a process of this machine has started and that have not ended."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            state, its_parent, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(its_parent) == parent and state != "Z":
-                found.append(int(folder.name))
-    return found
+    starter.end(job)

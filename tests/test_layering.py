@@ -180,7 +180,7 @@ ARROWS = {
         "worker",
     },
     "stall": {"errors", "run_folder"},
-    "supervisor": {"comm", "config", "errors", "run_folder", "starter"},
+    "supervisor": {"comm", "config", "errors", "hosts", "run_folder", "starter"},
     "survival": {"comm", "errors", "report", "run"},
     "launch": {"comm", "config", "errors", "run", "stall", "stopping", "survival"},
     "inference": {
@@ -201,13 +201,14 @@ ARROWS = {
     | {"kernels"},
     "collectives": {"aligned", "comm", "errors", "kernels", "machine"},
     "tuning": {"collectives", "comm", "errors", "kernels"},
-    "starter": {"comm", "errors"},
+    "hosts": {"errors"},
+    "starter": {"comm", "errors", "hosts"},
     "slurm": {"config", "errors", "job", "server", "starter"},
     "torch": {"collectives", "comm", "errors"},
     "doctor": {"comm", "errors", "launch", "machine", "starter", "kernels"},
     "warmup": {"errors", "kernels"},
-    "cli": {"_version", "comm", "config", "doctor", "errors", "inference", "launch", "report", "run", "run_folder"}
-    | {"slurm", "starter", "supervisor", "tuning", "warmup"},
+    "cli": {"_version", "comm", "config", "doctor", "errors", "hosts", "inference", "launch", "report", "run"}
+    | {"run_folder", "slurm", "starter", "supervisor", "tuning", "warmup"},
     "__main__": {"cli"},
     "__init__": {"_version", "collectives", "config", "launch", "run"},
 }

@@ -20,6 +20,9 @@ SURVIVORS_VARIABLE = "HPCPS_SURVIVOR"
 BEGINNING_VARIABLE = "HPCPS_BEGINNING_S"
 """Set by hpcps for ranks that may die without an end of the job."""
 
+MET_VARIABLE = "HPCPS_MET"
+"""Set by hpcps for such ranks: the file that the first makes when all have met, if it sees the folder."""
+
 _ULFM = "OMPI_MCA_mpi_ft_enable"
 """Set by Open MPI's mpirun --with-ft ulfm"""
 

@@ -129,6 +129,7 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Count = 0
     transport: Literal["auto", "mpi", "threads"] = "auto"
+    hosts: str = ""
     timeout_s: Seconds = 300.0
     survive: bool = False
     restarts: Count = 3
@@ -220,6 +221,7 @@ HELP = {
     "run.device": "cpu",
     "run.threads": "threads of a rank (0: the cores that it may use)",
     "run.transport": "auto | mpi | threads",
+    "run.hosts": "where --ranks N starts them: host, or host:slots, with commas (default: the launcher's own choice)",
     "run.survive": "go on without ranks that die; --survive sets it, and starts ranks that can",
     "run.restarts": "survive: how often a job that has ended without an end is started again",
     "run.timeout_s": "seconds after which a wait for another rank is an error",
