@@ -64,7 +64,7 @@ CASES = (
     Case("server, asynchronous: a worker", 3, (1,), (SERVER, "server.staleness=async")),
     Case("2 shards with replicas: a shard", 4, (3,), (EXACT, SERVER, "server.count=2", "server.replicas=1")),
     Case("shards on the workers' ranks: one", 3, (1,), (EXACT, SERVER, "server.colocated=true")),
-    Case("all-reduce: a worker stands still", 3, (1,), (EXACT, "run.timeout_s=3"), stop=True),
+    Case("all-reduce: one stands still (SIGSTOP)", 3, (1,), (EXACT, "run.timeout_s=3"), stop=True),
 )
 
 

@@ -44,10 +44,10 @@ def supervise(
     """:func:`starter.start` ranks that can go on without those that die; where the job has ended without coming to its
     end, start it again, up to ``options.restarts`` times. ``words`` (``--overwrite``) are for the time that begins.
 
-    Ranks that wait for the others to start end after ``options.timeout_s``, or BEGINNING_S. Only the job's own word ends
-    this: the summary that it leaves in ``folder``, that it was told to stop, that something is the user's to mend. Where
-    hosts are known (``on``), those that do not answer any more are left out. Raises CommError as ``start`` does, at the
-    last time, or where more than half of the hosts are gone.
+    Ranks that wait for the others to start end after ``options.timeout_s``, or BEGINNING_S. Only the job's own word
+    ends this: the summary that it leaves in ``folder``, that it was told to stop, that something is the user's to mend.
+    Where hosts are known (``on``), those that do not answer any more are left out. Raises CommError as ``start`` does,
+    at the last time, or where more than half of the hosts are gone.
     """
     mark, has_ever_begun = folder / SUMMARY, _changed(folder / CONFIG)
     is_marked, beginning_s = _changed(mark), min(options.timeout_s, BEGINNING_S)
@@ -88,9 +88,7 @@ def _left(found: starter.Launcher, all_hosts: Sequence[Host]) -> list[Host]:
     left = [host for host, is_here in zip(all_hosts, answers, strict=True) if is_here]
     gone = ", ".join(host.name for host in all_hosts if host not in left)
     if 2 * len(left) < len(all_hosts):
-        raise CommError(
-            f"of {len(all_hosts)} hosts {len(left)} can be reached from here: {gone} may go on by themselves"
-        )
+        raise CommError(f"{len(left)} of {len(all_hosts)} hosts can be reached from here; {gone} may go on without it")
     if gone:
         sys.stderr.write(f"{WARNING}{gone} cannot be reached, and will be left out\n")
         sys.stderr.flush()
