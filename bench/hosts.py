@@ -13,8 +13,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 BURST_BYTES = 256 * 1024
 """What a link that has rested carries at once, without waiting for its rate."""
@@ -135,7 +137,7 @@ class Hosts:
         finally:
             self._end_processes()
 
-    def start(self, command: Sequence[object], host: int = 1) -> subprocess.Popen[str]:
+    def start(self, command: Sequence[object], host: int = 1, out: Any = subprocess.PIPE) -> subprocess.Popen[str]:
         """Start this Python with ``command`` on one host; launchers that it calls reach the others as by ssh."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {**os.environ, **VARIABLES, **REACH, "PATH": path}
@@ -144,15 +146,21 @@ class Hosts:
             [str(self._agent), f"h{host}", shlex.join([sys.executable, *map(str, command)])],
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=out,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
 
     def plug(self, host: int, is_in: bool) -> None:
-        """Take a host's link down, or up again, at the switch's side: as if its cable were pulled."""
+        """Take a host's link down, or up again, at the switch's side: as if its cable were pulled. Blocks until an
+        interface has seen that it is up. Raises OSError."""
         _ip("-n", self._switch, "link", "set", f"h{host}", "up" if is_in else "down")
+        deadline = time.monotonic() + SETUP_TIMEOUT_S
+        while is_in and "state UP" not in _told("ip", "-n", self._namespace(host), "link", "show", "eth0"):
+            if time.monotonic() > deadline:
+                raise OSError(f"h{host}: its link does not come up")
+            time.sleep(0.05)
 
     def end(self) -> None:
         """End what runs on the hosts."""

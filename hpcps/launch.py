@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from hpcps import stall, stopping, survival
 from hpcps.comm import checked, launcher
-from hpcps.comm.launcher import FORWARDED, MET_VARIABLE, RANKS_VARIABLE
+from hpcps.comm.launcher import FORWARDED, RANKS_VARIABLE
 from hpcps.comm.local import LocalWorld
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.transport import TIMEOUT_S, Transport
@@ -28,7 +28,7 @@ from hpcps.run import Run, train_rank
 
 Result = TypeVar("Result")
 
-ENDING_S = 30.0
+ENDING_S = 10.0
 LEAVING_S = 2.0
 """How long a rank that ends after an error waits for the others."""
 
@@ -87,8 +87,8 @@ def train_launched(
         raise _on_every_rank(ConfigError(message))
     # Rank 0's configuration is everybody's: not every launcher hands the environment on to all nodes.
     told = Meeting(transport).once(lambda: np.frombuffer(to_toml(read()).encode(), np.uint8))
-    if transport.rank == 0 and (mark := os.environ.get(MET_VARIABLE)) and Path(mark).parent.is_dir():
-        Path(mark).touch()
+    if transport.rank == 0:
+        launcher.tell(os.environ, launcher.MET)
     config = from_tree(tomllib.loads(told.tobytes().decode()))
     if config.run.transport == "threads" and transport.size > 1:
         message = "run.transport = 'threads', but a launcher started MPI ranks; use --ranks N without one"

@@ -30,6 +30,7 @@ QUIET_S = 1.0
 """How long what a job has left behind may still say something."""
 MARK = "hpcps-answers"
 KNOWN_STATUSES = (0, 1, 2, 3, 75, 130)
+ENDED_STATUSES = (0, 2, 3, 75, 130)  # a rank that ends with 1 says why; a launcher that cannot reach a host does not
 ULFM = ["--with-ft", "ulfm"]
 DETECTOR = [  # of hosts that are cut off; ranks that die are seen without it
     word
@@ -134,7 +135,7 @@ def start(
     finally:
         for number, handler in outer.items():
             signal.signal(number, handler)
-    if job.returncode not in KNOWN_STATUSES and not told.explained:
+    if job.returncode not in ENDED_STATUSES and not told.explained:
         raise CommError(told.lost(job.returncode))
     if job.returncode == 0 and mark is not None and not mark.exists():
         raise CommError(f"{found.program} ended without an error, but {mark.parent} is not finished: ranks were lost")
@@ -288,7 +289,7 @@ class Banners:
         number = re.search(r"signal:? (\d+)|EXIT CODE: (\d+)", text, re.IGNORECASE)
         who = f"rank {rank.group(1)}" if rank else "a rank"
         signalled = status - 128 if status > 128 else status  # MPICH's launcher ends with the signal's own number
-        is_signal = signalled in {int(known) for known in signal.Signals}
+        is_signal = signalled != 1 and signalled in {int(known) for known in signal.Signals}
         how = f"signal {signalled}" if is_signal else f"the launcher's status is {status}"
         how = f"signal {number.group(1) or number.group(2)}" if number else how
         return f"{who} was lost ({how}); the run is not finished"

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hpcps import hosts, starter
-from hpcps.comm.launcher import BEGINNING_VARIABLE, MET_VARIABLE
+from hpcps.comm.launcher import BEGINNING_VARIABLE, ENDING, MET, PLACE_VARIABLE
 from hpcps.config import Run as Options
 from hpcps.errors import WARNING, CommError
 from hpcps.hosts import Host
@@ -22,7 +22,7 @@ from hpcps.run_folder import CONFIG, SUMMARY
 
 POLL_S = 0.1
 ENDING_S = 5.0
-"""Between a job's own end and that of its launcher."""
+"""Between a job's own end, or its wish to end, and that of its launcher."""
 ASKED_AT_ONCE = 16
 BEGINNING_S = 60.0
 """Until the ranks of a job have met, at the most."""
@@ -60,10 +60,9 @@ def supervise(
         line = arguments if has_ever_begun() else [*arguments, *words]
         try:
             with _place() as place:
-                met = place / "met"
-                more = {BEGINNING_VARIABLE: f"{beginning_s:g}", MET_VARIABLE: str(met)}
+                more = {BEGINNING_VARIABLE: f"{beginning_s:g}", PLACE_VARIABLE: str(place)}
                 more |= {} if on else {SEGMENTS_VARIABLE: str(place)}  # launchers of other hosts see to theirs
-                watch = partial(_watch, is_marked, partial(_have_met, met, has_begun))
+                watch = partial(_watch, place, is_marked, has_begun)
                 status = starter.start(found, ranks, line, mark, stops, starter.Surviving(more, watch), on)
             why = f"the job ended with status {status}"
         except CommError as error:
@@ -119,19 +118,16 @@ def _place() -> Iterator[Path]:
         yield Path(place)
 
 
-def _have_met(mark: Path, has_begun: Callable[[], bool]) -> bool:
-    """Whether all ranks of a job have met: the first one's word, if it is on this machine, or what it has written."""
-    return mark.exists() or has_begun()
-
-
-def _watch(is_marked: Callable[[], bool], have_met: Callable[[], bool], job: subprocess.Popen[str]) -> None:
-    """End a job that has left its mark, or has missed ranks for MISSING_S before all have met, and does not come to its
-    own end: a launcher that has lost a whole host does not, nor one whose ranks wait in MPI's start."""
-    most, marked_s, short_s = 0, 0.0, 0.0
-    while job.poll() is None and marked_s < ENDING_S and short_s < MISSING_S:
+def _watch(
+    place: Path, is_marked: Callable[[], bool], has_begun: Callable[[], bool], job: subprocess.Popen[str]
+) -> None:
+    """End a job that does not come to its own end: it has left its mark or asked for its end, which a launcher that has
+    lost a host waits for; or it has missed ranks for MISSING_S before all have met, while the others wait for them."""
+    most, ending_s, short_s = 0, 0.0, 0.0
+    while job.poll() is None and ending_s < ENDING_S and short_s < MISSING_S:
         time.sleep(POLL_S)
-        marked_s += POLL_S if is_marked() else 0.0
-        if not have_met():
+        ending_s += POLL_S if is_marked() or (place / ENDING).exists() else 0.0
+        if not ((place / MET).exists() or has_begun()):
             here = len(starter.children(job.pid))
             most = max(most, here)
             short_s += POLL_S if 0 < here < most else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 RANKS_VARIABLE = "HPCPS_LAUNCHED_RANKS"
 """Set by hpcps for the ranks that it starts itself."""
@@ -20,8 +21,10 @@ SURVIVORS_VARIABLE = "HPCPS_SURVIVOR"
 BEGINNING_VARIABLE = "HPCPS_BEGINNING_S"
 """Set by hpcps for ranks that may die without an end of the job."""
 
-MET_VARIABLE = "HPCPS_MET"
-"""Set by hpcps for such ranks: the file that the first makes when all have met, if it sees the folder."""
+PLACE_VARIABLE = "HPCPS_PLACE"
+"""Set by hpcps for such ranks: a folder in which those of its own machine tell it how far they are."""
+MET, ENDING = "met", "ending"
+"""What they tell: all ranks have met; this one has asked the launcher to end the job."""
 
 _ULFM = "OMPI_MCA_mpi_ft_enable"
 """Set by Open MPI's mpirun --with-ft ulfm"""
@@ -70,6 +73,13 @@ def speaks(environment: Mapping[str, str]) -> bool:
     """Whether this process speaks for the job: its first rank, or the first of those that are left."""
     told = launched(environment)
     return told is None or int(environment.get(SURVIVORS_VARIABLE, told.rank)) == 0
+
+
+def tell(environment: Mapping[str, str], what: str) -> None:
+    """Tell the hpcps that has started this rank, if it is on this machine, ``what`` (MET or ENDING)."""
+    place = environment.get(PLACE_VARIABLE, "")
+    if place and Path(place).is_dir():
+        Path(place, what).touch()
 
 
 def beginning_s(environment: Mapping[str, str]) -> float:

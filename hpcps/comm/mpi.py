@@ -22,6 +22,8 @@ SPINS = 2000
 
 LOOK_S = 0.005
 """Between two looks at whether a rank has died."""
+ABORTING_S = 10.0
+"""How long a rank waits for the end of a job that it has asked for."""
 LIFELINE_TAG = 32000
 """No message has this tag."""
 
@@ -273,7 +275,10 @@ def abort(status: int) -> None:
     """End every rank of the job with this exit status. Does not return."""
     sys.stdout.flush()
     sys.stderr.flush()
-    _mpi().COMM_WORLD.Abort(status)
+    mpi = _mpi()
+    launcher.tell(os.environ, launcher.ENDING)
+    with _ends_after(ABORTING_S):  # the launcher may be out of reach
+        mpi.COMM_WORLD.Abort(status)
 
 
 def library_name() -> str:
@@ -329,7 +334,7 @@ def _start(mpi: Any) -> None:
 def _ends_after(seconds: float) -> Iterator[None]:
     """End this process where what is inside lasts longer, if ``seconds`` > 0: by the kernel's clock, for Python's
     threads do not run meanwhile. Of a job in which a rank dies before all have met, and which nobody ends."""
-    if seconds <= 0:
+    if seconds <= 0 or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
