@@ -135,6 +135,16 @@ def ranks_of(out: Path) -> dict[int, int]:
     return found
 
 
+def is_of(name: str, process: int) -> bool:
+    """Whether a file in /dev/shm may be of the hpcps with this number: it names its folders after itself."""
+    return not name.startswith("hpcps-") or name.split("-")[1] == str(process)
+
+
+def parent_of(process: int) -> int:
+    """Who has started a process of this machine."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def one(
     python: str,
     case: Case,
@@ -180,7 +190,7 @@ def one(
     while ranks_of(out) and time.monotonic() < deadline:
         time.sleep(0.05)
     left = [f"process {process}" for process in ranks_of(out).values()]
-    left += sorted(set(os.listdir("/dev/shm")) - before)
+    left += sorted(name for name in set(os.listdir("/dev/shm")) - before if is_of(name, job.pid))
     left += [path.name for path in out.rglob(".*")]
     if left:
         result.leftovers += 1

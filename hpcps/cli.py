@@ -199,6 +199,7 @@ def tune(ranks: int | None, largest: int) -> int:
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one key. Repeatable.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder (default: runs/DATA-MODEL-TIME).")
 @click.option("--file", type=click.Path(path_type=Path), help="The batch file to write (default: hpcps-CONFIG.sbatch).")
+@click.option("--survive", is_flag=True, help="Go on when ranks or nodes are lost; hpcps starts the ranks, not srun.")
 @click.option("--overwrite", is_flag=True, help="Replace the batch file.")
 @click.option("--submit", is_flag=True, help="Hand it to sbatch.")
 def slurm(
@@ -208,6 +209,7 @@ def slurm(
     out: Path | None,
     sweep: Path | None,
     file: Path | None,
+    survive: bool,
     overwrite: bool,
     submit: bool,
     **asked: Any,
@@ -221,6 +223,7 @@ def slurm(
     from hpcps.run_folder import write_whole, writing
 
     settings += ("run.device=cuda",) if asked["gpus"] else ()
+    settings += ("run.survive=true",) if survive else ()
     resources, checked = slurm.plan(config, os.environ, settings, slurm.Resources(**asked), sweep)
     text = slurm.script(
         config,
@@ -230,6 +233,7 @@ def slurm(
         sweep,
         is_server=checked.train.strategy == "server",
         mpi=slurm.plugin() if mpi == "auto" else mpi,
+        survives=checked.run.survive,
     )
     path = file or Path(f"hpcps-{config.stem}.sbatch")
     if path.exists() and not overwrite:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -232,8 +231,7 @@ def mpi_is_running() -> bool:
 def end_in_time() -> None:
     """This rank has done its work: end it, by the kernel's clock, if it does not come to its end in ENDING_S. Where a
     host was lost with all its ranks, or cannot be reached, MPI's own end waits for it."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, ENDING_S)
+    _mpi().end_after(ENDING_S)
 
 
 def leave(status: int, known_to_all: bool) -> None:

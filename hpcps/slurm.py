@@ -43,9 +43,9 @@ class Resources:
     gpus_per_node: str = ""
     array: str = ""
 
-    def options(self, name: str, can_go_on: bool) -> str:
-        """The lines for sbatch; of a job that ``can_go_on`` after it was stopped, more. Raises ConfigError for what
-        could not stand there."""
+    def options(self, name: str, can_go_on: bool, survives: bool = False) -> str:
+        """The lines for sbatch; of a job that ``can_go_on`` after it was stopped, more, and of one that ``survives``
+        the loss of a node. Raises ConfigError for what could not stand there."""
         output = "%x-%A_%a.out" if self.array else "%x-%j.out"
         asked = {"job-name": name} | {key.replace("_", "-"): value for key, value in vars(self).items() if value}
         warning_s = min(WARNING_S, seconds(self.time) // 10)
@@ -54,7 +54,8 @@ class Resources:
             if not _PLAIN.fullmatch(str(value)):
                 raise ConfigError(f"--{key}: {str(value)!r} cannot be handed to sbatch")
         lines = [f"#SBATCH --{key}={value}" for key, value in asked.items()]
-        return "\n".join([*lines, *(["#SBATCH --requeue"] if can_go_on else [])])
+        lines += ["#SBATCH --requeue"] if can_go_on else []
+        return "\n".join([*lines, *(["#SBATCH --no-kill"] if survives else [])])
 
 
 def seconds(time: str) -> int:
@@ -74,7 +75,8 @@ def seconds(time: str) -> int:
 @dataclass(frozen=True)
 class Script:
     """A batch file. ``takes``: its arguments; ``begin`` sets $config and $out, and leaves hpcps's words in "$@".
-    ``path`` finds hpcps; ``ranks`` are more words for srun; ``settings`` come before those of "$@", which win."""
+    ``path`` finds hpcps; ``ranks`` are more words for srun; ``settings`` come before those of "$@", which win.
+    ``survives``: hpcps starts the ranks, not srun, which ends all with one."""
 
     name: str
     about: str
@@ -87,13 +89,20 @@ class Script:
     ranks: str = ""
     settings: str = ""
     body: str = ""
+    survives: bool = False
 
     def text(self) -> str:
         """The whole file. Raises ConfigError."""
-        options = self.resources.options(self.name, can_go_on=not self.body)
+        options = self.resources.options(self.name, can_go_on=not self.body, survives=self.survives)
         if self.hint:
             options = options.replace("#SBATCH --ntasks-per-node", f"# {self.hint}\n#SBATCH --ntasks-per-node")
-        filled = _FILE.replace("@body@", self.body or _TRAIN).replace("@path@", self.path or _ACTIVATE)
+        pieces = {"body": self.body or (_SURVIVE if self.survives else _TRAIN), "path": self.path or _ACTIVATE}
+        pieces |= (
+            {"pmi": "", "cores": "", "srun": ""} if self.survives else {"pmi": _PMI, "cores": _CORES, "srun": _SRUN}
+        )
+        filled = _FILE
+        for word, text in pieces.items():
+            filled = filled.replace(f"@{word}@", text)
         words = {"about": self.about, "name": self.takes, "options": options, "begin": self.begin, "mpi": self.mpi}
         words |= {"ranks": f" {self.ranks}" if self.ranks else "", "set": f" {self.settings}" if self.settings else ""}
         for word, text in words.items():
@@ -116,25 +125,35 @@ set -euo pipefail
 
 @path@
 
-# How srun tells the ranks of each other: pmix for Open MPI, pmi2 for MPICH and its kin (see srun --mpi=list).
-mpi=@mpi@
-
-# A thread a core. From 22.05 on srun has to be told of the cores a task, too.
+@pmi@# A thread a core.
 export HPCPS_RUN_THREADS="$SLURM_CPUS_PER_TASK"
-export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
-# Each of those threads computes a part of the batch, so the libraries that it calls get no threads of their own.
+@cores@# Each of those threads computes a part of the batch, so the libraries that it calls get no threads of their own.
 export OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
 # Compiled kernels are kept in ~/.cache/hpcps. If your home is not on the nodes, or is slow there, name another
 # folder that all nodes see and that only you can write to; then one rank compiles and the others load.
 # export HPCPS_CACHE_DIR="$SCRATCH/hpcps-cache"
 
+@srun@@body@"""
+
+_PMI = """\
+# How srun tells the ranks of each other: pmix for Open MPI, pmi2 for MPICH and its kin (see srun --mpi=list).
+mpi=@mpi@
+
+"""
+
+_CORES = """\
+# From 22.05 on srun has to be told of the cores a task, too.
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+"""
+
+_SRUN = """\
 # If one rank fails, all end: a rank that is lost must not leave the others waiting.
 ranks=(srun --mpi="$mpi" --kill-on-bad-exit=1 --cpu-bind=cores@ranks@)
 # Slurm 22.05 and Open MPI 5 get no further than MPI_Init with three or more ranks a node; this does:
 # ranks=(mpirun --bind-to none)
 
-@body@"""
+"""
 
 _ACTIVATE = """\
 # The environment that hpcps is installed in, if it is not active already:
@@ -164,6 +183,30 @@ if [ "$status" = 0 ] && [ -e "$again" ]; then
     rm -f "$again"
     scontrol requeue "$SLURM_JOB_ID" && sleep 60
     status=75
+fi
+exit "$status"
+"""
+
+_SURVIVE = """\
+# hpcps starts the ranks, by the mpirun or mpiexec of its MPI library, on the nodes of this job. Ranks go on without
+# those that die; a job that was lost is started again, on the nodes that still answer.
+# Before the time is up Slurm tells this script (--signal), the script tells hpcps, and hpcps the ranks. They keep a
+# checkpoint and end with 75.
+hpcps train "$config" --out "$out" --ranks "$SLURM_NTASKS" --survive@set@ "$@" &
+job=$!
+told=""
+trap 'told=yes; kill -USR1 "$job" || true' USR1
+
+# The signal ends the wait, but not the ranks: wait again.
+wait "$job" && status=0 || status=$?
+while [ -n "$told" ] && [ "$status" -gt 128 ]; do
+    told=""
+    wait "$job" && status=0 || status=$?
+done
+
+# Back to the queue, where Slurm holds the job for two minutes; then this script goes on from the checkpoint.
+if [ "$status" = 75 ]; then
+    scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi
 exit "$status"
 """
@@ -223,6 +266,10 @@ def shipped() -> dict[str, str]:
         *_asking("server.sbatch"), here, "On each node a worker and a server; more tasks a node are more workers.",
         ranks="--distribution=cyclic", settings=shards,
     )  # fmt: skip
+    survive = Script(
+        "hpcps-survive", "Train on the nodes of one Slurm job, and go on when ranks or nodes are lost",
+        *_asking("survive.sbatch"), here, socket, survives=True,
+    )  # fmt: skip
     gpu = Script(
         "hpcps-gpu", "Train on the GPUs of one Slurm job", *_asking("gpu.sbatch"),
         replace(here, ntasks_per_node=4, gpus_per_node="4"), "One rank a GPU.", settings="--set run.device=cuda",
@@ -236,7 +283,7 @@ def shipped() -> dict[str, str]:
         "hpcps-benchmark", "Measure how fast a training is on one rank, on two, on four, …, on all of one Slurm job",
         *_asking("benchmark.sbatch"), here, socket, body=_MEASURE,
     )  # fmt: skip
-    scripts = {"ring": ring, "server": server, "gpu": gpu, "array": array, "benchmark": measure}
+    scripts = {"ring": ring, "server": server, "survive": survive, "gpu": gpu, "array": array, "benchmark": measure}
     return {f"{name}.sbatch": script.text() for name, script in scripts.items()}
 
 
@@ -286,6 +333,7 @@ def script(
     sweep: Path | None,
     is_server: bool,
     mpi: str,
+    survives: bool = False,
 ) -> str:
     """A batch file that trains as ``config`` says. Its ranks run the hpcps of this process, in this folder, which paths
     among the settings are relative to. Raises ConfigError."""
@@ -307,6 +355,7 @@ def script(
         mpi=f"${{HPCPS_MPI:-{mpi}}}",
         ranks="--distribution=cyclic" if is_server else "",
         settings=" ".join(f"--set {shlex.quote(setting)}" for setting in settings),
+        survives=survives,
     ).text()
 
 

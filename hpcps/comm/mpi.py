@@ -277,8 +277,8 @@ def abort(status: int) -> None:
     sys.stderr.flush()
     mpi = _mpi()
     launcher.tell(os.environ, launcher.ENDING)
-    with _ends_after(ABORTING_S):  # the launcher may be out of reach
-        mpi.COMM_WORLD.Abort(status)
+    end_after(ABORTING_S)  # the launcher may be out of reach
+    mpi.COMM_WORLD.Abort(status)
 
 
 def library_name() -> str:
@@ -330,15 +330,24 @@ def _start(mpi: Any) -> None:
         mpi.Init_thread(mpi.THREAD_SERIALIZED)  # one thread of a rank talks at a time; locks inside MPI cost time
 
 
+def end_after(seconds: float) -> Any:
+    """End this process after a while, by the kernel's clock. Returns what SIGALRM did before. Where Python cannot set
+    signals, on another thread than the first, nothing is done."""
+    if threading.current_thread() is not threading.main_thread():
+        return signal.SIG_DFL
+    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    return before
+
+
 @contextmanager
 def _ends_after(seconds: float) -> Iterator[None]:
     """End this process where what is inside lasts longer, if ``seconds`` > 0: by the kernel's clock, for Python's
     threads do not run meanwhile. Of a job in which a rank dies before all have met, and which nobody ends."""
-    if seconds <= 0 or threading.current_thread() is not threading.main_thread():
+    if seconds <= 0:
         yield
         return
-    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = end_after(seconds)
     try:
         yield
     finally:

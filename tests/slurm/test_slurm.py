@@ -1,12 +1,15 @@
 """hpcps in a Slurm: the batch files as they are shipped, srun, mpirun, and what goes wrong there."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
 
+import faults
 import hpcps_kernels
 import pytest
 
@@ -176,7 +179,7 @@ def test_ranks_that_fail_after_the_signal_are_not_requeued(slurm, tmp_path):
     assert not list(tmp_path.glob("ready-1-*"))
 
 
-@pytest.mark.parametrize("strategy", ["ring", "server", "gpu", "array", "benchmark"])
+@pytest.mark.parametrize("strategy", ["ring", "server", "survive", "gpu", "array", "benchmark"])
 def test_a_batch_file_says_what_it_is_to_be_given(slurm, tmp_path, strategy):
     file = tmp_path / f"{strategy}.sbatch"
     text = (ROOT / "slurm" / file.name).read_text()
@@ -186,6 +189,64 @@ def test_a_batch_file_says_what_it_is_to_be_given(slurm, tmp_path, strategy):
     state, log = slurm.batch(tmp_path, file, DIGITS)
     assert state == "FAILED"
     assert f"usage: sbatch {strategy}.sbatch CONFIG.toml OUT" in log
+
+
+# --- ranks that go on without others
+
+
+LONG = ("train.reproducible=true", "train.epochs=150", "checkpoint.every_steps=50", "run.threads=1", "run.timeout_s=20")
+
+
+@pytest.fixture(scope="session")
+def alone_for_long(tmp_path_factory):
+    """The parameters that one process gets."""
+    run = hpcps.train(read(DIGITS, {}, LONG), out=tmp_path_factory.mktemp("alone") / "run")
+    return run.summary["params_sha256"]
+
+
+def survive(slurm, folder):
+    """Submit the shipped batch file, and wait until there is a checkpoint: the job."""
+    words = [word for setting in LONG for word in ("--set", setting)]
+    variables = {"OMPI_MCA_btl_sm_backing_directory": str(folder)}
+    file = ROOT / "slurm" / "survive.sbatch"
+    job = slurm.ask("sbatch", "--parsable", f"--chdir={folder}", file, DIGITS, folder / "run", *words, **variables)
+    slurm.until(lambda: list((folder / "run").glob("checkpoint/step-*")), "no checkpoint is written")
+    return job
+
+
+def test_a_job_survives_a_rank_that_is_killed(slurm, mpi, alone_for_long, tmp_path):
+    job = survive(slurm, tmp_path)
+    os.kill(faults.ranks_of(tmp_path / "run")[1], signal.SIGKILL)
+    state, log = slurm.end(job, tmp_path)
+    assert state == "COMPLETED", log
+    found = summary(tmp_path / "run")
+    assert (found["ranks"], found["params_sha256"]) == (3 if mpi.is_open_mpi else 4, alone_for_long)
+    assert found["resumed_from"]
+    assert "rank 1 lost" in log if mpi.is_open_mpi else "starting it again" in log
+
+
+def test_a_job_that_lost_the_launcher_of_a_node_is_started_again(slurm, mpi, alone_for_long, tmp_path):
+    job = survive(slurm, tmp_path)
+    name = "prted" if mpi.is_open_mpi else "hydra_pmi_proxy"
+    parents = {faults.parent_of(rank) for rank in faults.ranks_of(tmp_path / "run").values()}
+    daemons = [one for one in parents if Path(f"/proc/{one}/cmdline").read_text().split("\0")[0].endswith(name)]
+    os.kill(daemons[0], signal.SIGKILL)
+    state, log = slurm.end(job, tmp_path)
+    assert state == "COMPLETED", log
+    assert "starting it again from the newest checkpoint (time 1 of 3)" in log
+    found = summary(tmp_path / "run")
+    assert (found["ranks"], found["params_sha256"]) == (4, alone_for_long)
+
+
+def test_a_job_that_survives_goes_back_to_the_queue(slurm, mpi, alone_for_long, tmp_path):
+    job = survive(slurm, tmp_path)
+    slurm.ask("scancel", "--signal=USR1", "--batch", job)
+    (tmp_path / "began").touch()
+    state, log = begin_again(slurm, job, tmp_path)
+    assert state == "COMPLETED", log
+    assert log.count("hpcps: stopped by SIGUSR1 after step ") == 1, log
+    found = summary(tmp_path / "run")
+    assert (found["ranks"], found["params_sha256"]) == (4, alone_for_long)
 
 
 FAILS = """

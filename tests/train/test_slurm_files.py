@@ -56,6 +56,16 @@ def test_a_file_for_a_configuration(capsys, tmp_path, monkeypatch):
     subprocess.run(["bash", "-n", tmp_path / "job.sbatch"], check=True, timeout=60)
 
 
+@pytest.mark.parametrize("asked", [["--survive"], ["--set", "run.survive=true"]])
+def test_a_configuration_that_survives_is_started_by_hpcps(capsys, tmp_path, asked):
+    status, said, text = write(capsys, tmp_path, "--nodes", 2, *asked)
+    assert status == 0, said
+    assert "\n#SBATCH --no-kill\n" in text
+    assert 'hpcps train "$config" --out "$out" --ranks "$SLURM_NTASKS" --survive --set run.survive=true "$@" &' in text
+    assert "srun" not in text
+    subprocess.run(["bash", "-n", tmp_path / "job.sbatch"], check=True, timeout=60)
+
+
 def test_a_training_for_each_number(capsys, tmp_path):
     status, _, text = write(capsys, tmp_path, "--array", "1-8%2")
     assert status == 0
