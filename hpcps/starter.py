@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import select
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ PROBE_TIMEOUT_S = 60
 ENDING_S = 10
 ANSWER_S = 10
 POLL_S = 0.1
-QUIET_S = 1.0
+LEFT_S = 1.0
 """How long what a job has left behind may still say something."""
 MARK = "hpcps-answers"
 KNOWN_STATUSES = (0, 1, 2, 3, 75, 130)
@@ -163,17 +165,16 @@ def _lines(job: subprocess.Popen[str]) -> Iterator[str]:
     """What comes from the job's standard error until it has ended. What it has left behind there, the remote shell of a
     host that cannot be reached, is not waited for."""
     assert job.stderr is not None
-    stream, rest, quiet_s = job.stderr.fileno(), b"", 0.0
-    while quiet_s < QUIET_S:
+    stream, rest, ending = job.stderr.fileno(), b"", math.inf
+    while time.monotonic() < ending:
         if select.select([stream], [], [], POLL_S)[0]:
             more = os.read(stream, 1 << 16)
             if not more:
                 break
             *lines, rest = (rest + more).split(b"\n")
             yield from (f"{line.decode(errors='replace')}\n" for line in lines)
-            quiet_s = 0.0
-        elif job.poll() is not None:
-            quiet_s += POLL_S
+        if ending == math.inf and job.poll() is not None:
+            ending = time.monotonic() + LEFT_S
     if rest:
         yield rest.decode(errors="replace")
 
@@ -256,6 +257,8 @@ def environment(outer: Mapping[str, str], ranks: int) -> dict[str, str]:
     """The ranks' environment. Open MPI asks root to say twice that it means it: whoever starts hpcps as root does."""
     own = {name: value for name, value in outer.items() if not name.startswith("PMI")}  # an srun's, around us
     inner = {**own, RANKS_VARIABLE: str(ranks), TERMINAL_VARIABLE: str(int(sys.stdout.isatty()))}
+    if "SLURM_JOB_ID" in outer:
+        inner["SLURM_OVERLAP"] = "1"  # what a lost job has left behind is not waited for
     if os.geteuid() == 0:
         inner |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return inner

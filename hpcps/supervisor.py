@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hpcps import hosts, starter
-from hpcps.comm.launcher import BEGINNING_VARIABLE, ENDING, MET, PLACE_VARIABLE
+from hpcps.comm.launcher import BEGINNING_VARIABLE, ENDING, MET, PLACE_VARIABLE, told_status
 from hpcps.config import Run as Options
 from hpcps.errors import WARNING, CommError
 from hpcps.hosts import Host
@@ -58,17 +58,18 @@ def supervise(
             ranks = min(ranks, hosts.room(on))
         has_begun = _changed(folder / CONFIG)
         line = arguments if has_ever_begun() else [*arguments, *words]
-        try:
-            with _place() as place:
-                more = {BEGINNING_VARIABLE: f"{beginning_s:g}", PLACE_VARIABLE: str(place)}
-                more |= {} if on else {SEGMENTS_VARIABLE: str(place)}  # launchers of other hosts see to theirs
-                watch = partial(_watch, place, is_marked, has_begun)
+        with _place() as place:
+            more = {BEGINNING_VARIABLE: f"{beginning_s:g}", PLACE_VARIABLE: str(place)}
+            more |= {} if on else {SEGMENTS_VARIABLE: str(place)}  # launchers of other hosts see to theirs
+            watch = partial(_watch, place, is_marked, has_begun)
+            try:
                 status = starter.start(found, ranks, line, mark, stops, starter.Surviving(more, watch), on)
-            why = f"the job ended with status {status}"
-        except CommError as error:
-            if again == options.restarts and not is_marked():
-                raise
-            status, why = error.exit_status, str(error)
+                why = f"the job ended with status {status}"
+            except CommError as error:
+                wished = told_status(place)
+                status, why = error.exit_status if wished is None else wished, str(error)
+                if again == options.restarts and status == error.exit_status and not is_marked():
+                    raise
         if is_marked():
             return 0
         if status != CommError.exit_status or again == options.restarts:

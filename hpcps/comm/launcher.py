@@ -24,7 +24,7 @@ BEGINNING_VARIABLE = "HPCPS_BEGINNING_S"
 PLACE_VARIABLE = "HPCPS_PLACE"
 """Set by hpcps for such ranks: a folder in which those of its own machine tell it how far they are."""
 MET, ENDING = "met", "ending"
-"""What they tell: all ranks have met; this one has asked the launcher to end the job."""
+"""What they tell: all ranks have met; this one ends, and the job with it."""
 
 _ULFM = "OMPI_MCA_mpi_ft_enable"
 """Set by Open MPI's mpirun --with-ft ulfm"""
@@ -75,11 +75,19 @@ def speaks(environment: Mapping[str, str]) -> bool:
     return told is None or int(environment.get(SURVIVORS_VARIABLE, told.rank)) == 0
 
 
-def tell(environment: Mapping[str, str], what: str) -> None:
+def tell(environment: Mapping[str, str], what: str, status: int = 0) -> None:
     """Tell the hpcps that has started this rank, if it is on this machine, ``what`` (MET or ENDING)."""
     place = environment.get(PLACE_VARIABLE, "")
     if place and Path(place).is_dir():
-        Path(place, what).touch()
+        Path(place, what).write_text(str(status), encoding="ascii")
+
+
+def told_status(place: Path) -> int | None:
+    """With which status a rank of this machine has wished to end the job; None where none has."""
+    try:
+        return int((place / ENDING).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
 
 
 def beginning_s(environment: Mapping[str, str]) -> float:

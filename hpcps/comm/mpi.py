@@ -276,7 +276,7 @@ def abort(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     mpi = _mpi()
-    launcher.tell(os.environ, launcher.ENDING)
+    launcher.tell(os.environ, launcher.ENDING, status)
     end_after(ABORTING_S)  # the launcher may be out of reach
     mpi.COMM_WORLD.Abort(status)
 

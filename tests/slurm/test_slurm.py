@@ -210,7 +210,7 @@ def survive(slurm, folder):
     variables = {"OMPI_MCA_btl_sm_backing_directory": str(folder)}
     file = ROOT / "slurm" / "survive.sbatch"
     job = slurm.ask("sbatch", "--parsable", f"--chdir={folder}", file, DIGITS, folder / "run", *words, **variables)
-    slurm.until(lambda: list((folder / "run").glob("checkpoint/step-*")), "no checkpoint is written")
+    slurm.until(lambda: list((folder / "run").glob("checkpoint/step-*")), "no checkpoint is written", 120)
     return job
 
 

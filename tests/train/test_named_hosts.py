@@ -1,0 +1,54 @@
+"""The hosts of ``run.hosts``: how they are read, what launchers are told of them, and which are left out later."""
+
+import pytest
+
+from hpcps import hosts, starter, supervisor
+from hpcps.errors import CommError, ConfigError
+from hpcps.hosts import Host
+
+AB = [Host("a", 1), Host("b", 2)]
+
+
+def test_a_file_of_hosts(tmp_path):
+    file = tmp_path / "hosts"
+    file.write_text("# ours\na\n\nb slots=2  # the larger\n")
+    assert hosts.named(str(file), 3) == AB
+    file.write_text("a:1\nb:1\nb\n")
+    assert hosts.named(str(file), 2) == [Host("a", 1), Host("b", 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "ranks"), [("", 1), (",", 1), ("a:0", 1), ("a:-1", 1), ("a b", 1), ("ä", 1), ("a:1", 2)]
+)
+def test_what_is_no_list_of_hosts_is_refused(text, ranks):
+    with pytest.raises(ConfigError, match=r"^run\.hosts"):
+        hosts.named(text, ranks)
+
+
+def test_what_launchers_are_told():
+    variables = {"HPCPS_RUN_THREADS": "2", "PATH": "/bin"}
+    line = starter.command_line(starter.Launcher("mpirun", "Open MPI", True), 3, True, AB, variables)
+    assert line[line.index("--host") + 1] == "a:1,b:2"
+    assert [line[place + 1] for place, word in enumerate(line) if word == "-x"] == ["HPCPS_RUN_THREADS"]
+    assert "mpi_ft_detector" in line
+    line = starter.command_line(starter.Launcher("mpiexec", "MPICH", False), 3, True, AB, variables)
+    assert line == ["mpiexec", "-hosts", "a:1,b:2", "-n", "3"]
+
+
+@pytest.mark.parametrize(("answering", "goes_on"), [("abcd", True), ("ad", True), ("a", False), ("", False)])
+def test_half_of_the_hosts_must_answer(monkeypatch, capsys, answering, goes_on):
+    everybody = [Host(name, 1) for name in "abcd"]
+    monkeypatch.setattr(starter, "answers", lambda found, host: host.name in answering)
+    found = starter.Launcher("mpirun", "Open MPI", True)
+    if goes_on:
+        assert [host.name for host in supervisor._left(found, everybody)] == list(answering)
+        assert ("cannot be reached" in capsys.readouterr().err) == (len(answering) < 4)
+    else:
+        with pytest.raises(CommError, match=f"{len(answering)} of 4 hosts can be reached from here"):
+            supervisor._left(found, everybody)
+
+
+def test_no_nodes_but_those_of_an_allocation_of_several():
+    assert hosts.of_slurm({}, 2) == hosts.of_slurm({"SLURM_JOB_NUM_NODES": "1"}, 2) == []
+    with pytest.raises(ConfigError, match="scontrol"):
+        hosts.of_slurm({"SLURM_JOB_NUM_NODES": "2", "PATH": "/none"}, 2)
