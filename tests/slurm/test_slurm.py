@@ -225,7 +225,8 @@ def test_a_job_survives_a_rank_that_is_killed(slurm, mpi, alone_for_long, tmp_pa
     assert "rank 1 lost" in log if mpi.is_open_mpi else "starting it again" in log
 
 
-def test_a_job_that_lost_the_launcher_of_a_node_is_started_again(slurm, mpi, alone_for_long, tmp_path):
+def test_a_job_that_lost_the_launcher_of_a_node_ends_well(slurm, mpi, alone_for_long, tmp_path):
+    """Open MPI's ends the ranks, and they are started again; MPICH's leaves them, and they go on."""
     job = survive(slurm, tmp_path)
     name = "prted" if mpi.is_open_mpi else "hydra_pmi_proxy"
     parents = {faults.parent_of(rank) for rank in faults.ranks_of(tmp_path / "run").values()}
@@ -233,7 +234,7 @@ def test_a_job_that_lost_the_launcher_of_a_node_is_started_again(slurm, mpi, alo
     os.kill(daemons[0], signal.SIGKILL)
     state, log = slurm.end(job, tmp_path)
     assert state == "COMPLETED", log
-    assert "starting it again from the newest checkpoint (time 1 of 3)" in log
+    assert "starting it again from the newest checkpoint (time 1 of 3)" in log or not mpi.is_open_mpi
     found = summary(tmp_path / "run")
     assert (found["ranks"], found["params_sha256"]) == (4, alone_for_long)
 
