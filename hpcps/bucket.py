@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hpcps.collectives.pending import Pending
 from hpcps.comm.transport import Array
+from hpcps.device import HOST, Device, edited
 from hpcps.optim import Optimizer
 from hpcps.reduction import Reduction
 from hpcps.snapshot import Flat, Pieces, Snapshot, in_memory
@@ -12,7 +13,8 @@ from hpcps.snapshot import Flat, Pieces, Snapshot, in_memory
 class Bucket:
     """Neighbouring dense parameters whose gradient is summed as one: ``params[where]``.
 
-    ``gradient``: of all dense parameters, (n,), or pieces of it (m, n); the same array in every step.
+    ``gradient``: of all dense parameters, (n,), or pieces of it (m, n); the same array in every step. ``device``: where
+    these arrays are.
     """
 
     def __init__(
@@ -23,6 +25,7 @@ class Bucket:
         gradient: Array,
         optimizer: Optimizer,
         gradient_scale: float,
+        device: Device = HOST,
     ) -> None:
         mine, given = params[where][reduction.part], gradient[..., where]
         summed = (given if given.ndim == 1 else given[0])[reduction.part]
@@ -31,6 +34,7 @@ class Bucket:
         self._update = optimizer.prepare(mine, self._state, summed, gradient_scale)
         self._spread = reduction.prepare_spread(params[where])
         self._where, self._start, self._residuals = where, where.start + reduction.part.start, reduction.residuals
+        self._device = device
         self._is_shared_out = len(mine) < where.stop - where.start
         self.pending: Pending | None = None
 
@@ -40,7 +44,7 @@ class Bucket:
         flats = []
         if rank == 0 or self._is_shared_out:
             arrays = {"parameters": self._mine} | {f"state.{name}": array for name, array in self._state.items()}
-            flats = [Flat(name, self._start, in_memory(array)) for name, array in arrays.items()]
+            flats = [Flat(name, self._start, in_memory(array, self._device.read)) for name, array in arrays.items()]
         for name, (start, residual) in self._residuals.items():
             at = self._where.start + start
             named = ("residual.sum", at) if name else ("residual", rank * count + at)
@@ -50,7 +54,8 @@ class Bucket:
     def restore(self, snapshot: Snapshot, rank: int, workers: int, count: int) -> None:
         """Take over what worker ``rank`` is to have of a snapshot."""
         for name, array in self._state.items():
-            snapshot.fill_state(array, name, self._start)
+            with edited(self._device, array) as here:
+                snapshot.fill_state(here, name, self._start)
         for name, (start, residual) in self._residuals.items():
             at = self._where.start + start
             if not name:

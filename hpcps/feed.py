@@ -49,7 +49,8 @@ def feeds(how: Loaders, blocks: Sequence[Block], sizes: Sequence[int]) -> list[F
         return [Single(how.of(block), size) for block, size in zip(blocks, sizes, strict=True)]
     whole = joined(blocks)
     if whole is None:
-        return [Separate(blocks, how, sizes)]
+        feed: Feed = how.uploaded(Separate(blocks, how.on_host, sizes))
+        return [feed]
     return [Joined(how.of(whole), [len(block) for block in blocks], sizes)]
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from hpcps import device
 from hpcps.params import Params
 
 Array = np.ndarray[Any, Any]
@@ -71,6 +72,8 @@ def whole(first: First, kernels: Any) -> Params:
 
 
 def _fill(table: Array, rows: FirstRows, kernels: Any) -> None:
+    here = device.of(kernels)
     for start in range(0, len(table), BLOCK):
         block = table[start : start + BLOCK]
-        rows.fill(block, np.arange(start, start + len(block)), kernels)
+        with device.filled(here, block) as there:
+            rows.fill(there, here.put(np.arange(start, start + len(block))), kernels)

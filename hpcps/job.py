@@ -7,12 +7,13 @@ from typing import Any
 
 import hpcps_kernels
 
-from hpcps import machine, models, parts
+from hpcps import device, machine, models, parts
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.order import Order, in_turn, order
 from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.transport import Transport
 from hpcps.config import Config
+from hpcps.device import Device
 from hpcps.errors import ConfigError
 from hpcps.parts import Parts
 from hpcps.server.messages import UNBOUNDED
@@ -31,6 +32,9 @@ class Job:
     transport: Transport
     together: Together
     kernels: Any
+    """Of the host"""
+    device: Device
+    """Where a worker computes"""
     strategy: str
     why: str
     roles: Roles
@@ -77,7 +81,9 @@ def prepare(transport: Transport, config: Config) -> Job:
     strategy, why = choose_strategy(config)
     servers = config.server.count if strategy == "server" else 0
 
-    def plan() -> tuple[Roles, Parts]:
+    kernels = hpcps_kernels.load("cpu")
+
+    def plan() -> tuple[Roles, Parts, Device]:
         models.check_kind(config.model.kind)
         nodes = len({seat.node for seat in seats})
         if strategy == "online" and nodes > 1:
@@ -89,19 +95,27 @@ def prepare(transport: Transport, config: Config) -> Job:
             )
         check_backup(config.train.backup, planned.workers)
         worker = min(transport.rank, planned.workers - 1)  # a server looks at the last worker's plan
-        return planned, cut(config, [threads(rank) for rank in range(planned.workers)], worker)
+        mine = cut(config, [threads(rank) for rank in range(planned.workers)], worker)
+        has_gpu = config.run.device == "cuda" and transport.rank < planned.workers
+        return planned, mine, open_gpu() if has_gpu else device.of(kernels)
 
     def threads(rank: int) -> int:
+        if config.run.device == "cuda":
+            return 1
         return config.run.threads or machine.threads(seats, rank)
 
-    planned, mine = agree(together, plan)
+    def open_gpu() -> Device:
+        return device.open_gpu(*machine.place(seats, transport.rank))
+
+    planned, mine, here = agree(together, plan)
     is_worker = transport.rank < planned.workers
     workers = transport.group(range(planned.workers)) if is_worker else None
     return Job(
         config=config,
         transport=transport,
         together=together,
-        kernels=hpcps_kernels.load("cpu"),
+        kernels=kernels,
+        device=here,
         strategy=strategy,
         why=why,
         roles=planned,

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpcps import aligned, models, optim, report, serving
+from hpcps import aligned, models, optim, report, serving, staging
 from hpcps.averaging import AveragingExchange, Mean
 from hpcps.bucket import Bucket
 from hpcps.collectives import tune
@@ -19,9 +19,10 @@ from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.transport import Array, Transport
 from hpcps.comm.tree import TreeAllreduce
+from hpcps.device import Gpu
 from hpcps.exchange import AllreduceExchange, Exchange, largest_of
 from hpcps.feed import Supply
-from hpcps.gathered import GatheredTables
+from hpcps.gathered import GatheredTables, GatherRows
 from hpcps.job import Job
 from hpcps.lane import AnyLane, Ready
 from hpcps.loader import Loaders
@@ -42,8 +43,10 @@ BUCKET_BYTES = 512 << 10
 
 
 def where_all_see_it(job: Job, workers: Transport, params: Params) -> Params:
-    """The parameters in memory that the workers of a node share, for a sharded update, or to be averaged where they
-    lie; for workers that learn together in one array. A collective."""
+    """The parameters on the worker's GPU; or in memory that the workers of a node share, for a sharded update, or to be
+    averaged where they lie; for workers that learn together in one array. A collective."""
+    if not job.device.is_host:
+        return params.on(job.device.put(params.flat))
     if job.strategy == "online":
         return params.on(common(workers, len(params.flat), params.flat.dtype))
     is_small = params.flat.nbytes < SHARDED_BYTES and job.strategy != "averaging"
@@ -95,22 +98,29 @@ def make_online(
 
 
 def make_sum(job: Job, workers: Transport, engine: Engine, parameters: int, shared: Shared | None = None) -> Sum:
-    """Memory for this worker's part gradients, and how they are added; what is all-reduced lies where all see it, and
-    what is pushed where shards do, if there is such memory."""
-    train, plan = job.config.train, job.parts
+    """Memory for this worker's part gradients, and how they are added. On a GPU it is the GPU's; else what is
+    all-reduced lies where all see it, and what is pushed where shards do, if there is such memory."""
+    train, plan, kernels = job.config.train, job.parts, job.device.kernels
+    if train.reproducible:
+        agree_on_largest = largest_of(workers.size, workers.rank, engine.allreduce)
+        memory = (parameters, train.dtype, visible(workers) if job.device.is_host else job.device.empty)
+        rest = kernels, agree_on_largest, Merger(job.kernels)
+        return TreeSum(plan.owned, plan.total, job.threads, *memory, *rest)
+    if not job.device.is_host:
+        return FloatSum([job.device.empty(parameters, train.dtype)], kernels)
+    others = [aligned.empty(parameters, train.dtype) for _ in plan.owned[1:]]
+    first = workers.empty(parameters, train.dtype) if shared is None else shared.gradient
+    return FloatSum([first, *others], kernels)
 
-    def visible(count: int, dtype: DTypeLike) -> Array:
-        """All workers must take as much, and one may have more pieces than another."""
+
+def visible(workers: Transport) -> staging.Visible:
+    """Memory that all workers of a node see. All must take as much, and one may have more pieces than another."""
+
+    def empty(count: int, dtype: DTypeLike) -> Array:
         most = int(Meeting(workers).gather(np.array([count])).max())
         return workers.empty(most, dtype)[:count]
 
-    if train.reproducible:
-        agree_on_largest = largest_of(workers.size, workers.rank, engine.allreduce)
-        memory = (parameters, train.dtype, visible)
-        return TreeSum(plan.owned, plan.total, job.threads, *memory, job.kernels, agree_on_largest)
-    others = [aligned.empty(parameters, train.dtype) for _ in plan.owned[1:]]
-    first = workers.empty(parameters, train.dtype) if shared is None else shared.gradient
-    return FloatSum([first, *others], job.kernels)
+    return empty
 
 
 def make_engine(job: Job, workers: Transport) -> Engine:
@@ -122,10 +132,22 @@ def make_engine(job: Job, workers: Transport) -> Engine:
 
 
 def make_reduction(job: Job, engine: Engine, count: int) -> Reduction:
+    """How the gradient of a bucket of ``count`` parameters is summed, wherever it is."""
+    here, workers = job.device, engine.transport
+    if not isinstance(here, Gpu) or workers.size == 1:
+        return make_host_reduction(job, engine, count)
+    is_mpis_sum = engine.choice.algorithm == "mpi" and not job.config.train.reproducible
+    if is_mpis_sum and job.config.compress.kind == "none" and workers.takes_device_memory:
+        return staging.on_device(engine, here, count)
+    return staging.Staged(make_host_reduction(job, engine, count), here, visible(workers))
+
+
+def make_host_reduction(job: Job, engine: Engine, count: int) -> Reduction:
     """How the gradient of a bucket of ``count`` parameters is summed: as codes where the run is told so."""
     compress, train = job.config.compress, job.config.train
     itemsize = np.dtype(train.dtype).itemsize
-    shards = not job.config.optimizer.clip_norm  # which asks for the norm of all
+    # The norm is that of all; and a GPU updates all sooner than others could bring it what they have updated.
+    shards = not job.config.optimizer.clip_norm and job.device.is_host
     if compress.kind != "none" and engine.layout.ranks > 1:
         options = compress.block, compress.fraction
         codes = compressed.make(compress.kind, engine.transport, count, train.dtype, job.kernels, *options)
@@ -158,7 +180,7 @@ def make_exchange(
         report.note(f"compress.kind = {job.config.compress.kind!r}: one worker sends nothing, and rounds nothing", True)
     if job.strategy == "server":
         return serving.make_server_exchange(job, held, gradients, keep, keep_pieces), None
-    optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
+    optimizer = optim.make(job.config.optimizer, job.device.kernels, job.threads)
     if job.strategy == "averaging":
         train, samples = job.config.train, job.parts.by_worker
         mean = Mean(engine, params, samples, Merger(job.kernels), job.kernels)
@@ -169,15 +191,15 @@ def make_exchange(
     stages = getattr(model, "stages", ()) if overlaps else ()
     wheres = bucket_bounds(dense, stages)
     reductions = [make_reduction(job, engine, where.stop - where.start) for _, where in wheres]
-    what = dense.flat, gradients.buffer, optimizer, job.gradient_scale
+    what = dense.flat, gradients.buffer, optimizer, job.gradient_scale, job.device
     buckets = [Bucket(where, one, *what) for (_, where), one in zip(wheres, reductions, strict=True)]
     names = ", ".join(dict.fromkeys(one.name for one in reductions))
     way = f"{names}, {len(buckets)} buckets" if len(buckets) > 1 else names
     shards = serving.make_row_exchange(job, held, gradients, keep_pieces) if held.elsewhere else None
     tables = None
     if params.tables:
-        rest = optimizer, decoder(job), Merger(job.kernels), job.gradient_scale
-        tables = GatheredTables(partial(all_gather_rows, workers), params, *rest)
+        rest = optimizer, decoder(job), Merger(job.kernels), job.gradient_scale, job.device
+        tables = GatheredTables(gather_rows(job, workers), params, *rest)
     place = workers.rank, workers.size
     exchange = AllreduceExchange(buckets, way, gradients, tables, shards, place)
     ends = {stage: number for number, (stage, _) in enumerate(wheres)}
@@ -187,6 +209,16 @@ def make_exchange(
             exchange.early(ends[stage])
 
     return exchange, ready if len(buckets) > 1 else None
+
+
+def gather_rows(job: Job, workers: Transport) -> GatherRows:
+    """How the rows of all workers are brought together, on the host; those of one worker stay where they are."""
+    if job.device.is_host:
+        return partial(all_gather_rows, workers)
+    if workers.size == 1:
+        return lambda mine: [mine]
+    read = job.device.read
+    return lambda mine: all_gather_rows(workers, [(read(keys), read(values)) for keys, values in mine])
 
 
 def bucket_bounds(dense: Params, stages: Sequence[Sequence[str]]) -> list[tuple[int, slice]]:

@@ -34,6 +34,12 @@ class Loaders:
         self.scale = scale.astype(dtype)
         self.is_unscaled = bool((scale == 1).all())
         self.kernels = kernels
+        self.on_host: Loaders = self
+        """Those whose batches are in the host's memory"""
+
+    def uploaded(self, source: Any) -> Any:
+        """A loader or feed of the host's memory, with batches where these are."""
+        return source
 
     def of(self, block: Block) -> Loader:
         """The loader of a block."""

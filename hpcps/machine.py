@@ -59,14 +59,14 @@ def neighbours(seats: Sequence[Seat], rank: int) -> int:
     return sum(seat.node == seats[rank].node for seat in seats)
 
 
-def gpu(seats: Sequence[Seat], rank: int, count: int) -> int:
-    """The number of the GPU that a rank uses on a node with `count` of them: ranks of a node take them in turn.
+def place(seats: Sequence[Seat], rank: int) -> tuple[int, int]:
+    """The number of a rank among those of its node, and how many these are.
 
-    >>> [gpu([Seat(0, "a", (0,), 1), Seat(1, "b", (0,), 1), Seat(2, "a", (1,), 2)], rank, 4) for rank in range(3)]
-    [0, 0, 1]
+    >>> [place([Seat(0, "a", (0,), 1), Seat(1, "b", (0,), 1), Seat(2, "a", (1,), 2)], rank) for rank in range(3)]
+    [(0, 2), (0, 1), (1, 2)]
     """
     near = [seat.rank for seat in seats if seat.node == seats[rank].node]
-    return near.index(rank) % count
+    return near.index(rank), len(near)
 
 
 def nodes(seats: Sequence[Seat]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcps import aligned
+from hpcps import device
 from hpcps.config import Optimizer as Options
 from hpcps.own_optimizer import OwnOptimizer
 
@@ -34,13 +34,13 @@ class Optimizer:
     ``update_rows(params, state, gradient, index, gradient_scale, step)`` and
     ``update_packed(table, gradient, index, gradient_scale, step)``.
 
-    Every array of ``state`` has the shape and float dtype of ``params``. ``update`` takes ``params`` and ``gradient``
-    of (n,); ``update_rows`` takes a table of (N, W) and changes its rows ``index`` (k,) int64, all distinct, by a
-    gradient of (k, W): the same arithmetic, and the same bits, as ``update`` on these rows; the others stay as they
-    are. ``update_packed`` does the same where each row of ``table`` (N, P) holds W parameters and then W numbers of
-    each array of ``state``, in its order. All write in place; the gradient is multiplied by ``gradient_scale``
-    (1 / batch turns a sum into a mean); ``step`` counts from 1. Clipping by the norm is ``update``'s alone: rows do not
-    know the norm of the whole gradient.
+    All arrays are where the kernels' are. Every array of ``state`` has the shape and float dtype of ``params``.
+    ``update`` takes ``params`` and ``gradient`` of (n,); ``update_rows`` takes a table of (N, W) and changes its rows
+    ``index`` (k,) int64, all distinct, by a gradient of (k, W): the same arithmetic, and the same bits, as ``update``
+    on these rows; the others stay as they are. ``update_packed`` does the same where each row of ``table`` (N, P) holds
+    W parameters and then W numbers of each array of ``state``, in its order. All write in place; the gradient is
+    multiplied by ``gradient_scale`` (1 / batch turns a sum into a mean); ``step`` counts from 1. Clipping by the norm
+    is ``update``'s alone: rows do not know the norm of the whole gradient.
     """
 
     init: Init
@@ -71,9 +71,10 @@ def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
     rule = _rule(options)
     dense, by_rows = getattr(kernels, rule.kernel), getattr(kernels, f"{rule.kernel}_rows")
     packed = getattr(kernels, f"{rule.kernel}_packed") if rule.states else by_rows
+    here = device.of(kernels)
 
     def init(params: Array) -> State:
-        return {name: aligned.zeros(params.shape, params.dtype) for name in rule.states}
+        return {name: here.zeros(params.shape, params.dtype) for name in rule.states}
 
     def update(params: Array, state: State, gradient: Array, gradient_scale: float, step: int) -> None:
         dense(params, *[state[s] for s in rule.states], gradient, *rule.numbers(step), gradient_scale, threads=threads)
@@ -98,7 +99,7 @@ def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
         packed(table, gradient, index, *rule.numbers(step), gradient_scale, threads=threads)
 
     change = _clipped(update, options.clip_norm, kernels.square_norm) if options.clip_norm else update
-    start = _ftrl_init(options) if options.kind == "ftrl" else init
+    start = _ftrl_init(options, here) if options.kind == "ftrl" else init
     return Optimizer(start, change, prepare, update_rows, update_packed)
 
 
@@ -122,14 +123,15 @@ def _rule(o: Options) -> _Rule:
     return _Rule("adam", moments, lambda step: (*shared, step, *penalty), counts_steps=True)
 
 
-def _ftrl_init(options: Options) -> Init:
+def _ftrl_init(options: Options, here: device.Device) -> Init:
     """z such that the closed form gives the first parameters: FTRL computes parameters from z alone, and with z = 0
     all that have no gradient would become 0."""
     pull = options.beta / options.learning_rate + options.l2
 
     def init(params: Array) -> State:
-        z, squares = (aligned.zeros(params.shape, params.dtype) for _ in range(2))
-        z[...] = -(params * pull + np.sign(params) * options.l1)
+        z, squares = (here.zeros(params.shape, params.dtype) for _ in range(2))
+        first = here.read(params)
+        here.write(z, -(first * pull + np.sign(first) * options.l1))
         return {"z": z, "squares": squares}
 
     return init

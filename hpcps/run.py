@@ -20,6 +20,7 @@ from hpcps.comm.topology import chunk_bounds, proportional_bounds
 from hpcps.comm.transport import Transport
 from hpcps.config import Config, as_tree
 from hpcps.data import Dataset
+from hpcps.device import Gpu
 from hpcps.errors import ConfigError, ModelError
 from hpcps.exchange import Exchange
 from hpcps.feed import Supply
@@ -37,6 +38,7 @@ from hpcps.tables import Tables, whole_tables
 from hpcps.threads import Threads
 from hpcps.together import Together, agree
 from hpcps.trainer import Plan, Trainer, join_scores
+from hpcps.uploading import DeviceLoaders
 from hpcps.worker import Score, Worker, evaluate
 
 
@@ -87,9 +89,11 @@ def train_rank(
     watch.begin(folder.path)
 
     held = serving.share_with_shards(job, held)
+    at_end = held.params
     if job.workers is not None:
         held = held._replace(params=joining.where_all_see_it(job, job.workers, held.params))
-        trained = Trained(held.params, facts, dataset.classes, dataset.shift, dataset.scale)
+        at_end = held.params if job.device.is_host else at_end
+        trained = Trained(at_end, facts, dataset.classes, dataset.shift, dataset.scale)
         found = work(job, dataset, left, model, held, trained, folder, saves, watch)
     else:
         found = serve(job, held, folder, saves)
@@ -100,7 +104,7 @@ def train_rank(
     summary = {**told, "peak_memory_mib": peaks.tolist()}
     summary["wall_s"] = round(time.perf_counter() - started, 3)
 
-    agree(job.together, lambda: check_alike(Meeting(job.workers), held.params, "end") if job.workers else None)
+    agree(job.together, lambda: check_alike(Meeting(job.workers), at_end, "end") if job.workers else None)
     agree(job.together, lambda: folder.end(summary) if is_first else None)
     return Run(folder.path, summary)
 
@@ -144,7 +148,7 @@ def facts_of(job: Job, dataset: Dataset) -> models.Facts:
 
 def make_model(job: Job, facts: models.Facts) -> Model:
     """The model."""
-    model = models.make(job.config.model, facts, job.config.train.dtype, job.kernels)
+    model = models.make(job.config.model, facts, job.config.train.dtype, job.device.kernels)
     if model.tables and job.config.optimizer.clip_norm:
         raise ConfigError("optimizer.clip_norm is for dense gradients; this model has tables, which it does not reach")
     return model
@@ -180,11 +184,11 @@ def work(
     watch: Watch,
 ) -> dict[str, Any]:
     """A worker's run, from the first step to the last; ``trained`` holds the first parameters, and at the end the last
-    ones; ``left``, emptied here, what is left of an epoch that was cut otherwise. Returns what there is to say."""
+    ones, on the host; ``left``, emptied here, what is left of an epoch that was cut otherwise. Returns what there is
+    to say of it."""
     assert job.workers is not None
     config, params = job.config, held.params
-    tables = tables_of(job, model, held)
-    how = Loaders(tables, dataset.shift, dataset.scale, config.train.dtype, job.kernels)
+    how = loaders_of(job, model, held, dataset)
     keeper = resuming.shard_keeper(saves, job.workers.rank)
     keeps = folder.keep, keeper.start
     gradients, exchange, make_lanes = joining.make_training(job, job.workers, model, held, how, *keeps)
@@ -218,6 +222,8 @@ def work(
             measures, sha256 = trainer.run(), ""
             if not trainer.is_stopped:
                 place = folder if is_first else None
+                if not job.device.is_host:
+                    trained.params.flat[:] = job.device.read(params.flat)
                 sha256 = agree(Meeting(job.workers), lambda: write(trained, held, place, exchange))
             exchange.finish()
             keeper.wait()
@@ -234,10 +240,17 @@ def work(
     return {**summary(job, dataset, held, trainer, measures, exchange), **more}
 
 
+def loaders_of(job: Job, model: Model, held: Held, dataset: Dataset) -> Loaders:
+    """What brings samples to where the worker computes."""
+    tables, dtype = tables_of(job, model, held), job.config.train.dtype
+    how = Loaders(tables, dataset.shift, dataset.scale, dtype, job.kernels)
+    return DeviceLoaders(how, job.device, model.task == "multiclass") if isinstance(job.device, Gpu) else how
+
+
 def tables_of(job: Job, model: Model, held: Held) -> Tables:
     """The model's tables, wherever they are."""
     if held.rows is None:
-        return whole_tables(model, held.params, job.kernels)
+        return whole_tables(model, held.params, job.kernels, job.device)
     shapes = {name: first.shape for name, first in held.elsewhere.items()}
     return Tables(model, shapes, job.config.train.dtype, held.rows, job.kernels)
 
@@ -272,7 +285,7 @@ def tester(
     assert workers is not None
 
     def score(block: data.Block) -> Score:
-        return evaluate(model, params, how.tables, block, how.of(block))
+        return evaluate(model, params, how.tables, block, how.of(block), job.device)
 
     def test() -> Measures:
         if not dataset.test_count:
@@ -301,6 +314,7 @@ def summary(
         "workers": job.roles.workers,
         "servers": job.roles.servers,
         "threads": job.threads,
+        "device": job.device.name,
         "transport": job.transport.description,
         "strategy": job.strategy,
         "why": job.why,

@@ -76,9 +76,9 @@ class Values(NamedTuple):
             yield self.read(low, high)
 
 
-def in_memory(array: Array) -> Values:
-    """An array in memory, as it is when it is read."""
-    return Values(array.dtype, array.shape, lambda low, high: array[low:high])
+def in_memory(array: Array, read: Callable[[Array], Array] = lambda array: array) -> Values:
+    """An array in memory, as it is when it is read; ``read``: brings it to the host, if it is elsewhere."""
+    return Values(array.dtype, array.shape, lambda low, high: read(array[low:high]))
 
 
 def copy(values: Values) -> Values:

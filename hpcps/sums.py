@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpcps import aligned
+from hpcps import aligned, device
 from hpcps.comm.order import adds_of, depth, pieces
 from hpcps.comm.topology import chunk_bounds
 from hpcps.errors import NotFiniteError
@@ -127,7 +127,8 @@ class TreeSum:
     """The grains ``owned`` of ``total``, added in tree order; ``finish`` gives this rank's pieces.
 
     The grains are shared out over ``threads``. ``visible``, called once, gives memory that the other ranks see.
-    ``agree(x)`` gives the largest x of all ranks; it is called where there are rows.
+    ``agree(x)`` gives the largest x of all ranks; it is called where there are rows, which ``merger`` merges on the
+    host.
     """
 
     def __init__(
@@ -140,9 +141,11 @@ class TreeSum:
         visible: Empty,
         kernels: Any,
         agree: Callable[[float], float],
+        merger: Merger | None = None,
     ) -> None:
         self._kernels = kernels
-        self._merger = Merger(kernels)
+        self._merger = merger or Merger(kernels)
+        self._device = device.of(kernels)
         self._total = total
         self._agree = agree
         self._largest = 0.0
@@ -177,7 +180,7 @@ class TreeSum:
             self._largest = max(self._largest, largest)
         if not is_finite:
             raise NotFiniteError("the gradient is not finite; a smaller optimizer.learning_rate or data.scale may help")
-        self._rows += rows
+        self._rows += rows if self._device.is_host else [on_host(self._device, one) for one in rows]
 
     def finish(self) -> Summed:
         if len(self.shares) > 1:
@@ -188,6 +191,11 @@ class TreeSum:
         rows: dict[str, Rows] = self._merger.merge_fixed(self._rows, scale)
         self._largest, self._rows = 0.0, []
         return Summed(self.buffer, scale, rows)
+
+
+def on_host(here: device.Device, rows: ByTable) -> dict[str, Rows]:
+    """Rows of a device, brought to the host."""
+    return {name: Rows(here.read(table.keys), here.read(table.values)) for name, table in rows.items()}
 
 
 def _adds_of_grains(sums: Sequence[range]) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpcps import device
 from hpcps.models import Array, Arrays, Batch, Model
 from hpcps.params import Params, Shapes
 from hpcps.rows import Rows, RowSource
@@ -21,21 +22,33 @@ class WholeRows:
     def __init__(self, params: Params, kernels: Any) -> None:
         self._tables = {name: params.table(name) for name in params.tables}
         self._gather = kernels.gather_rows
+        self._empty = device.of(kernels).empty
 
     def fetch(self, keys: Mapping[str, Array]) -> None:
         """They are here."""
 
     def rows(self, name: str, keys: Array) -> Array:
         table = self._tables[name]
-        rows = np.empty((len(keys), table.shape[1]), table.dtype)
+        rows = self._empty((len(keys), table.shape[1]), table.dtype)
         self._gather(rows, table, keys)
         return rows
 
 
 class Tables:
-    """The tables of a model, of ``shapes`` (R, ...), with a back end's kernels. Safe to call from many threads."""
+    """The tables of a model, of ``shapes`` (R, ...). Safe to call from many threads.
 
-    def __init__(self, model: Model, shapes: Shapes, dtype: DTypeLike, source: RowSource, kernels: Any) -> None:
+    ``kernels``: the host's, for keys; ``here``: where rows and their gradients are.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        shapes: Shapes,
+        dtype: DTypeLike,
+        source: RowSource,
+        kernels: Any,
+        here: device.Device = device.HOST,
+    ) -> None:
         self.names = model.tables
         self.fields = model.fields
         self.shapes = {name: tuple(shapes[name]) for name in self.names}
@@ -44,6 +57,7 @@ class Tables:
         self._dtype = np.dtype(dtype)
         self._source = source
         self._kernels = kernels
+        self._empty = here.empty
         self._scratch = threading.local()
 
     def renumber(self, entries: Array) -> tuple[tuple[Array, ...], dict[str, Array]]:
@@ -87,12 +101,15 @@ class Tables:
 
     def room_for_rows(self, batch: Batch) -> dict[str, Array]:
         """Memory for the gradients of a batch's rows, shaped as the model sees the rows."""
-        return {name: np.empty((len(keys), *self.shapes[name][1:]), self._dtype) for name, keys in batch.keys.items()}
+        return {
+            name: self._empty((len(keys), *self.shapes[name][1:]), self._dtype) for name, keys in batch.keys.items()
+        }
 
 
-def whole_tables(model: Model, params: Params, kernels: Any) -> Tables:
-    """The tables of parameters that are here whole."""
-    return Tables(model, params.shapes, params.flat.dtype, WholeRows(params, kernels), kernels)
+def whole_tables(model: Model, params: Params, kernels: Any, here: device.Device | None = None) -> Tables:
+    """The tables of parameters that are whole on a device, that of ``kernels`` if None."""
+    here = device.of(kernels) if here is None else here
+    return Tables(model, params.shapes, params.flat.dtype, WholeRows(params, here.kernels), kernels, here)
 
 
 def as_rows(batch: Batch, gradient: Mapping[str, Array]) -> dict[str, Rows]:

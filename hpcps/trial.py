@@ -106,6 +106,8 @@ def place_rows(job: Job, dataset: Dataset, model: Model, begin: Snapshot | None)
 def _known(job: Job, first: First, steps: int, begin: Snapshot | None) -> tuple[bool, str] | None:
     """Whether rows are on shards, and why, where that needs no trial. A collective."""
     server, workers = job.config.server, job.roles.workers
+    if not job.device.is_host:
+        return False, "because they are updated where they are, on every GPU"
     if server.threshold or server.kkt:
         return True, f"because server.{'threshold' if server.threshold else 'kkt'} is for rows that are pushed"
     if begin is not None and begin.position.workers == workers:

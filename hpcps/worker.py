@@ -10,11 +10,12 @@ import numpy as np
 
 from hpcps import models, parts
 from hpcps.data import Block
+from hpcps.device import HOST, Device
 from hpcps.errors import ModelError, NotFiniteError
 from hpcps.feed import Supply
 from hpcps.lane import AnyLane, Lane, Ready, cause, check_finite
 from hpcps.loader import Loader, Loaders
-from hpcps.models import Array, Arrays, Batch, Model
+from hpcps.models import Array, Model
 from hpcps.params import Params
 from hpcps.rows import ByTable
 from hpcps.sums import Share
@@ -103,8 +104,10 @@ class Score:
     quality: float
 
 
-def evaluate(model: Model, params: Params, tables: Tables, block: Block, loader: Loader) -> Score:
-    """The score of one block, summed over its samples in order."""
+def evaluate(
+    model: Model, params: Params, tables: Tables, block: Block, loader: Loader, device: Device = HOST
+) -> Score:
+    """The score of one block, summed over its samples in order; ``device``: where parameters and batches are."""
     loss = quality = 0.0
     for start in range(0, len(block), EVALUATION_SAMPLES):
         batch = loader.load(np.arange(start, min(start + EVALUATION_SAMPLES, len(block))))
@@ -116,14 +119,14 @@ def evaluate(model: Model, params: Params, tables: Tables, block: Block, loader:
         except NotFiniteError as error:
             raise cause(error, block) from error
         if model.can_predict:
-            quality += _quality(model, seen, batch)
+            quality += _quality(model, device.read(model.scores(seen, batch.samples)), device.read(batch.labels))
     return Score(loss, quality)
 
 
-def _quality(model: Model, params: Arrays, batch: Batch) -> float:
-    predicted = models.predict(model, model.scores(params, batch.samples))
-    if predicted.shape != batch.labels.shape:
-        raise ModelError(f"the scores of {len(batch.labels)} samples gave {predicted.shape} predictions")
+def _quality(model: Model, scores: Array, labels: Array) -> float:
+    predicted = models.predict(model, scores)
+    if predicted.shape != labels.shape:
+        raise ModelError(f"the scores of {len(labels)} samples gave {predicted.shape} predictions")
     if model.task == "regression":
-        return float(np.square(predicted.astype(np.float64) - batch.labels).sum())
-    return float((predicted == batch.labels).sum())
+        return float(np.square(predicted.astype(np.float64) - labels).sum())
+    return float((predicted == labels).sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import signal
 import sys
@@ -240,6 +242,10 @@ class MpiTransport(Transport):
 
     has_native_allreduce = True
 
+    @property
+    def takes_device_memory(self) -> bool:  # type: ignore[override]
+        return takes_device_memory()
+
     def native_allreduce(self, x: Array) -> Ticket:
         return MpiTicket(self.comm.Iallreduce(_mpi().IN_PLACE, x), self.rank, self.rank, "finish MPI_Iallreduce on")
 
@@ -284,6 +290,15 @@ def abort(status: int) -> None:
 def library_name() -> str:
     """The MPI library and its version, in a few words."""
     return launcher.library_name(str(_mpi().Get_library_version()))
+
+
+@functools.cache
+def takes_device_memory() -> bool:
+    """Whether the MPI library says that it takes pointers into a GPU's memory. Open MPI has had this question for long,
+    MPICH since 3.4; of another library nothing is known, and it gets none."""
+    library = ctypes.CDLL(_mpi().__file__)  # the symbols of the MPI library below are found by it
+    ask = getattr(library, "MPIX_Query_cuda_support", None)
+    return ask is not None and ask() == 1
 
 
 def thread_level() -> str:

@@ -110,6 +110,9 @@ class Transport(ABC):
     has_native_allreduce = False
     """Whether :meth:`native_allreduce` can be used."""
 
+    takes_device_memory = False
+    """Whether :meth:`native_allreduce` takes arrays in a GPU's memory."""
+
     engine: Any = None
     """Of :mod:`hpcps.collectives`, which sets it up at the first collective on this transport"""
 

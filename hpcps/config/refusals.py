@@ -35,6 +35,12 @@ USERS = {
     "compress.fraction": ("topk",),
 }
 """The kinds of model, optimiser or compression that use a key, where not all do."""
+DEVICE_STRATEGIES = ("auto", "ring")
+DEVICE_REASONS = {
+    "server": "shards, and what is pulled from them, are in the host's memory; use 'ring'",
+    "averaging": "it averages parameters where all ranks of a node see them, which is the host's memory; use 'ring'",
+    "online": "it learns from one sample after the other, and a GPU has nothing to do side by side",
+}
 FILTERS = ("threshold", "kkt")
 """The keys of the server that all shards of tables have, those beside all-reduced parameters too."""
 
@@ -48,8 +54,7 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: train.grains = {train.grains} is more than train.batch = {train.batch}")
     if 0 < train.straggler_factor <= 1:
         raise ConfigError(f"{source}: train.straggler_factor = {train.straggler_factor:g}: must be 0 or more than 1")
-    if config.run.device == "cuda":
-        raise ConfigError(f"{source}: run.device = 'cuda': this version does not train on GPUs; use 'cpu'")
+    _check_device(config, source)
     if train.strategy in ("server", "online") and train.algorithm != "auto":
         strategy = f"train.strategy = {train.strategy!r}"
         raise ConfigError(f"{source}: train.algorithm is the all-reduce's; {strategy} does not use it")
@@ -207,6 +212,25 @@ def _check_checkpoint(config: Config, source: str) -> None:
         key, name = "every_steps" if options.every_steps else "every_s", "record" if server.record else "replay"
         why = "a record is of a whole run, from its first step"
         raise ConfigError(f"{source}: checkpoint.{key} with server.{name}: {why}")
+
+
+def _check_device(config: Config, source: str) -> None:
+    """Refuse what GPUs are not used for."""
+    if config.run.device != "cuda":
+        return
+    why = ""
+    if config.train.strategy not in DEVICE_STRATEGIES:
+        why = f"train.strategy = {config.train.strategy!r}: {DEVICE_REASONS[config.train.strategy]}"
+    elif ":" in config.model.kind:
+        why = f"model.kind = {config.model.kind!r}: your own training function gets NumPy's arrays"
+    elif ":" in config.optimizer.kind:
+        why = f"optimizer.kind = {config.optimizer.kind!r}: your own optimizer gets NumPy's arrays"
+    elif config.server.threshold or config.server.kkt:
+        why = f"server.{'threshold' if config.server.threshold else 'kkt'}: rows stay on GPUs, and are not pushed"
+    elif config.run.threads > 1:
+        why = f"run.threads = {config.run.threads}: one thread of a rank keeps a GPU busy; start more ranks"
+    if why:
+        raise ConfigError(f"{source}: run.device = 'cuda' with {why}")
 
 
 def signal_names(config: Config) -> list[str]:

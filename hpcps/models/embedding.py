@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcps import device
 from hpcps.config import Model as Options
 from hpcps.errors import ConfigError
 from hpcps.first import First, FirstRows, draw_seed, whole
@@ -35,6 +36,7 @@ class Embedding:
     def __init__(self, options: Options, task: Task, facts: Facts, dtype: str, kernels: Any) -> None:
         self.task = task
         self._kernels = kernels
+        self._device = device.of(kernels)
         self._dtype = np.dtype(dtype)
         self._features = facts.features
         self._width = options.width
@@ -55,7 +57,7 @@ class Embedding:
     def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
         bags = self._bags(batch.samples)
         inputs = self._inputs(params, bags, len(batch.samples))
-        inputs_gradient = np.empty_like(inputs)
+        inputs_gradient = self._device.empty(inputs.shape, inputs.dtype)
         loss = self._network.loss_gradient(params, Batch(inputs, batch.labels), gradient_out, inputs_gradient)
         rows = inputs_gradient.reshape(-1, self._width)
         self._kernels.bag_backward(gradient_out[TABLE], *bags, rows, self._mode)
@@ -71,9 +73,9 @@ class Embedding:
     def _bags(self, samples: Sparse) -> tuple[Array, Array, Array]:
         """The features whose vectors are added up: a sample's, or each alone where they stand side by side."""
         indptr, columns, values = samples.indptr, samples.columns[0], samples.values
-        return (indptr if self._entries == 1 else np.arange(len(columns) + 1)), columns, values
+        return (indptr if self._entries == 1 else self._device.put(np.arange(len(columns) + 1))), columns, values
 
     def _inputs(self, params: Arrays, bags: tuple[Array, Array, Array], samples: int) -> Array:
-        inputs = np.empty((samples, self._entries * self._width), self._dtype)
+        inputs = self._device.empty((samples, self._entries * self._width), self._dtype)
         self._kernels.bag_forward(inputs.reshape(-1, self._width), *bags, params[TABLE], self._mode)
         return inputs

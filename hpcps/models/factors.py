@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcps import device
 from hpcps.config import Model as Options
 from hpcps.errors import ConfigError
 from hpcps.first import First, FirstRows, draw_seed, whole
@@ -51,7 +52,8 @@ class _Factors(ABC):
         }
         self._dtype = np.dtype(dtype)
         self._kernels = kernels
-        self._unweighted = np.empty(0, dtype)  # no sample weights: all count the same
+        self._device = device.of(kernels)
+        self._unweighted = self._device.empty(0, dtype)  # no sample weights: all count the same
 
     def first(self, rng: np.random.Generator) -> First:
         """A bias and weights of 0, normal factors."""
@@ -73,7 +75,7 @@ class _Factors(ABC):
         return float(self._kernels.point_loss(scores, labels, self._unweighted, self.loss_name, self._delta))
 
     def _labels(self, batch: Batch) -> Array:
-        return batch.labels.astype(self._dtype, copy=False)
+        return batch.labels if batch.labels.dtype == self._dtype else batch.labels.astype(self._dtype)
 
 
 class FactorizationMachine(_Factors):
@@ -95,7 +97,7 @@ class FactorizationMachine(_Factors):
         )
 
     def scores(self, params: Arrays, samples: Any) -> Array:
-        scores = np.empty(len(samples), self._dtype)
+        scores = self._device.empty(len(samples), self._dtype)
         entries = samples.indptr, samples.columns[0], samples.values
         self._kernels.fm_scores(scores, *entries, params["features"], params["bias"])
         return scores
@@ -120,6 +122,6 @@ class MatrixFactorization(_Factors):
         return float(kernel(*outs, *batch.samples.columns, *labels, *tables, self.loss_name, self._delta))
 
     def scores(self, params: Arrays, samples: Any) -> Array:
-        scores = np.empty(len(samples), self._dtype)
+        scores = self._device.empty(len(samples), self._dtype)
         self._kernels.mf_scores(scores, *samples.columns, params["user"], params["item"], params["bias"])
         return scores

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcps import device
 from hpcps.config import Model as Options
 from hpcps.first import First, FirstRows, draw_seed, whole
 from hpcps.models import Array, Arrays, Batch, Facts, Model, Sparse, Task, loss_of
@@ -43,7 +44,8 @@ class _Convex:
         self.shapes = shapes
         self._dtype = np.dtype(dtype)
         self._kernels = kernels
-        self._unweighted = np.empty(0, dtype)  # no sample weights: all count the same
+        self._device = device.of(kernels)
+        self._unweighted = self._device.empty(0, dtype)  # no sample weights: all count the same
 
     def first(self, rng: np.random.Generator) -> First:
         dense = {name: shape for name, shape in self.shapes.items() if name not in self.tables}
@@ -83,13 +85,14 @@ class Linear(_Convex):
     def prepare_grains(
         self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array
     ) -> Callable[[], Array]:
-        losses, labels = np.empty(len(adds)), _floats(batch.labels, self._dtype)
-        data = batch.samples, labels, self._unweighted, *_pair(params)
-        kernel = self._kernels.dense_grains.bind(stack, losses, *data, bounds, adds, self.loss_name, self._delta)
-        return _giving(_with_floats(kernel, labels, batch), losses)
+        put, labels = self._device.put, _floats(batch.labels, self._dtype)
+        losses = self._device.empty(len(adds), np.float64)
+        data = batch.samples, labels, self._unweighted, *_pair(params), put(bounds), put(adds)
+        kernel = self._kernels.dense_grains.bind(stack, losses, *data, self.loss_name, self._delta)
+        return _giving(_with_floats(kernel, labels, batch), losses, self._device)
 
     def scores(self, params: Arrays, samples: Any) -> Array:
-        scores = np.empty(len(samples), self._dtype)
+        scores = self._device.empty(len(samples), self._dtype)
         self._kernels.dense_scores(scores, samples, params["weight"], params["bias"])
         return scores
 
@@ -109,7 +112,7 @@ class SparseLinear(Linear):
         return self._kernels.csr_loss_gradient, (*outs, *data, *weights, self.loss_name, self._delta)
 
     def scores(self, params: Arrays, samples: Any) -> Array:
-        scores = np.empty(len(samples), self._dtype)
+        scores = self._device.empty(len(samples), self._dtype)
         self._kernels.csr_scores(scores, *_rows(samples), params["weight"], params["bias"])
         return scores
 
@@ -141,12 +144,12 @@ class Softmax(_Convex):
     def prepare_grains(
         self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array
     ) -> Callable[[], Array]:
-        losses = np.empty(len(adds))
-        data = batch.samples, batch.labels, self._unweighted, *_pair(params)
-        return _giving(self._kernels.softmax_grains.bind(stack, losses, *data, bounds, adds), losses)
+        put, losses = self._device.put, self._device.empty(len(adds), np.float64)
+        data = batch.samples, batch.labels, self._unweighted, *_pair(params), put(bounds), put(adds)
+        return _giving(self._kernels.softmax_grains.bind(stack, losses, *data), losses, self._device)
 
     def scores(self, params: Arrays, samples: Any) -> Array:
-        scores = np.empty((len(samples), len(params["bias"])), self._dtype)
+        scores = self._device.empty((len(samples), len(params["bias"])), self._dtype)
         self._kernels.softmax_scores(scores, samples, params["weight"], params["bias"])
         return scores
 
@@ -170,7 +173,7 @@ class SparseSoftmax(Softmax):
         return self._kernels.csr_softmax_loss_gradient, (*outs, *data, *weights)
 
     def scores(self, params: Arrays, samples: Any) -> Array:
-        scores = np.empty((len(samples), len(params["bias"])), self._dtype)
+        scores = self._device.empty((len(samples), len(params["bias"])), self._dtype)
         self._kernels.csr_softmax_scores(scores, *_rows(samples), params["weight"], params["bias"])
         return scores
 
@@ -195,16 +198,16 @@ def _with_floats(bound: Callable[[], Any], labels: Array, batch: Batch) -> Calla
     return call
 
 
-def _giving(bound: Callable[[], Any], losses: Array) -> Callable[[], Array]:
-    """``bound``, which writes losses: a function that gives them."""
+def _giving(bound: Callable[[], Any], losses: Array, here: device.Device) -> Callable[[], Array]:
+    """``bound``, which writes losses: a function that gives them, on the host."""
 
     def call() -> Array:
         bound()
-        return losses
+        return here.read(losses)
 
     return call
 
 
 def _floats(labels: Array, dtype: np.dtype[Any]) -> Array:
     """Labels as the kernels of one score take them: class numbers 0 and 1 as floats."""
-    return labels.astype(dtype, copy=False)
+    return labels if labels.dtype == dtype else labels.astype(dtype)

@@ -1,23 +1,25 @@
 """A multilayer perceptron: dense layers with an activation between them.
 
-Matrix products are NumPy's BLAS, each a single call that writes where its result belongs; what is between them is
-the kernels'. On one BLAS thread the bits of a product depend on its shape alone, not on where the arrays lie.
+Matrix products are NumPy's BLAS, on a GPU cuBLAS, each a single call that writes where its result belongs; what is
+between them is the kernels'. On one BLAS thread the bits of a product depend on its shape alone, not on where the
+arrays lie.
 
 In a reproducible run the products of several grains' samples with a weight are one call where BLAS then gives the bits
-of a call a grain, which is tried out once for each shape; else they are a call a grain. Gradients of weights are sums
-over samples: for these a kernel adds up grain by grain.
+of a call a grain, which is tried out once for each shape; else, and on a GPU, they are a call a grain. Gradients of
+weights are sums over samples: for these a kernel adds up grain by grain.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcps import aligned
+from hpcps import device
 from hpcps.config import Model as Options
 from hpcps.models import Array, Arrays, Batch, Facts, Model, Task
 from hpcps.params import Params, Shapes
@@ -65,12 +67,13 @@ class MLP:
         self.task = task
         self._activation = options.activation
         self._kernels = kernels
+        self._device = device.of(kernels)
         self._dtype = np.dtype(dtype)
         self._widths = [facts.features, *options.hidden, facts.classes if self.task == "multiclass" else 1]
         self._layers = len(self._widths) - 1
         self.shapes: Shapes = _shapes(self._widths)
         self.stages = [[f"weight{layer}", f"bias{layer}"] for layer in range(self._layers, 0, -1)]
-        self._unweighted = np.empty(0, self._dtype)
+        self._unweighted = self._device.empty(0, self._dtype)
         self._mine = _Spaces()
         self._tried: dict[tuple[Any, ...], bool] = {}
 
@@ -101,10 +104,22 @@ class MLP:
         self._kernels.activation_gradient(scores, gradient_out[f"bias{self._layers}"], *[space.z[-1]] * 2, "identity")
         self._backward(params, batch.samples, space, gradient_out, ready)
         if samples_gradient is not None:
-            _matmul((space.delta + space.out[-1:])[0], params["weight1"], samples_gradient)
+            self._device.matmul(samples_gradient, (space.delta + space.out[-1:])[0], params["weight1"])
         return loss
 
     def grain_gradients(self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array) -> Array:
+        return self.prepare_grains(params, batch, bounds, adds, stack)()
+
+    def prepare_grains(
+        self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array
+    ) -> Callable[[], Array]:
+        tree = self._device.put(bounds), self._device.put(adds)
+        return partial(self._grain_gradients, params, batch, bounds, tree, stack)
+
+    def _grain_gradients(
+        self, params: Arrays, batch: Batch, bounds: Array, tree: tuple[Array, Array], stack: Array
+    ) -> Array:
+        """``tree``: bounds and adds where the kernels take them."""
         samples, space = batch.samples, self._space(len(batch.samples))
         scores = space.out[-1]
         self._forward(params, samples, space, scores, bounds)
@@ -119,11 +134,11 @@ class MLP:
         for layer in range(self._layers, 0, -1):
             x, weight = space.out[layer - 2] if layer > 1 else samples, params[f"weight{layer}"]
             end -= weight.size + len(weight)
-            self._kernels.layer_grains(stack, delta, x, bounds, adds, end)
+            self._kernels.layer_grains(stack, delta, x, *tree, end)
             if layer > 1:
                 below = space.delta[layer - 2]
                 self._product(delta, weight, below, bounds)
-                z, unused = space.z[layer - 2], np.empty(below.shape[1], self._dtype)
+                z, unused = space.z[layer - 2], self._device.empty(below.shape[1], self._dtype)
                 self._kernels.activation_gradient(below, unused, z, x, self._activation)
                 delta = below
         return losses
@@ -134,11 +149,11 @@ class MLP:
         self._forward(params, batch.samples, space, scores)
         if self.task == "multiclass":
             return float(self._kernels.softmax_loss(scores, batch.labels, self._unweighted))
-        space.labels[:] = batch.labels
-        return float(self._kernels.point_loss(scores[:, 0], space.labels, self._unweighted, *self._point_loss()))
+        labels = self._floats(batch.labels, space.labels)
+        return float(self._kernels.point_loss(scores[:, 0], labels, self._unweighted, *self._point_loss()))
 
     def scores(self, params: Arrays, samples: Array) -> Array:
-        scores = np.empty((len(samples), self._widths[-1]), self._dtype)
+        scores = self._device.empty((len(samples), self._widths[-1]), self._dtype)
         self._forward(params, samples, self._space(len(samples)), scores)
         return scores if self.task == "multiclass" else scores[:, 0]
 
@@ -156,11 +171,11 @@ class MLP:
 
     def _product(self, a: Array, b: Array, out: Array, bounds: Array | None) -> None:
         """out = a @ b; with ``bounds`` of grains each grain's rows have the bits of a call of their own."""
-        if bounds is None or self._is_as_of_grains(b, bounds):
-            _matmul(a, b, out)
+        if bounds is None or (self._device.is_host and self._is_as_of_grains(b, bounds)):
+            self._device.matmul(out, a, b)
             return
         for low, high in pairwise(bounds):
-            _matmul(a[low:high], b, out[low:high])
+            self._device.matmul_alone(out[low:high], a[low:high], b)
 
     def _is_as_of_grains(self, b: Array, bounds: Array) -> bool:
         """Whether a product of all grains' rows at once has the bits of a product a grain; tried out on random numbers.
@@ -180,8 +195,15 @@ class MLP:
         """Scores become the gradient by them; returns the loss. ``floats`` (n,) is memory for labels."""
         if self.task == "multiclass":
             return float(self._kernels.softmax_residual(scores, labels, self._unweighted))
+        labels = self._floats(labels, floats)
+        return float(self._kernels.point_residual(scores[:, 0], labels, self._unweighted, *self._point_loss()))
+
+    def _floats(self, labels: Array, floats: Array) -> Array:
+        """Labels in the dtype of the parameters, in ``floats`` where they are not."""
+        if labels.dtype == self._dtype:
+            return labels
         floats[:] = labels
-        return float(self._kernels.point_residual(scores[:, 0], floats, self._unweighted, *self._point_loss()))
+        return floats
 
     def _point_loss(self) -> tuple[str, float]:
         return ("logistic" if self.task == "binary" else "squared", 1.0)
@@ -197,10 +219,10 @@ class MLP:
         delta = space.out[-1]
         for layer in range(self._layers, 0, -1):
             x = space.out[layer - 2] if layer > 1 else samples
-            _matmul(delta.T, x, gradient_out[f"weight{layer}"])
+            self._device.matmul(gradient_out[f"weight{layer}"], delta.T, x)
             if layer > 1:
                 below = space.delta[layer - 2]
-                _matmul(delta, params[f"weight{layer}"], below)
+                self._device.matmul(below, delta, params[f"weight{layer}"])
                 bias_gradient = gradient_out[f"bias{layer - 1}"]
                 self._kernels.activation_gradient(below, bias_gradient, space.z[layer - 2], x, self._activation)
                 delta = below
@@ -213,16 +235,10 @@ class MLP:
         if n not in spaces:
             if len(spaces) >= SIZES_KEPT:
                 spaces.clear()
-            z, out, delta = ([aligned.empty((n, width), self._dtype) for width in self._widths[1:]] for _ in range(3))
-            spaces[n] = _Space(z, out, delta[:-1], np.empty(n, self._dtype))
+            empty = self._device.empty
+            z, out, delta = ([empty((n, width), self._dtype) for width in self._widths[1:]] for _ in range(3))
+            spaces[n] = _Space(z, out, delta[:-1], empty(n, self._dtype))
         return spaces[n]
-
-
-def _matmul(a: Array, b: Array, out: Array) -> None:
-    """out = a @ b, without warnings: some of OpenBLAS's kernels compute also with what lies behind short rows, and set
-    its flags. Losses that are not finite are refused by the lane."""
-    with np.errstate(all="ignore"):
-        np.matmul(a, b, out=out)
 
 
 def _alike(rng: np.random.Generator, like: Array, bounds: Array) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ class DeviceArray:
     """Memory that only kernels see: what of CuPy's arrays hpcps uses, and nothing that NumPy would do by itself."""
 
     def __init__(self, view: np.ndarray, room: np.ndarray, device_id: int = 0) -> None:
+        assert type(view) is np.ndarray
         self.view_on_host, self.room = view, room
         self.data = SimpleNamespace(ptr=view.ctypes.data, device_id=device_id)
         self.shape, self.dtype, self.ndim, self.size = view.shape, view.dtype, view.ndim, view.size
@@ -32,13 +34,21 @@ class DeviceArray:
         self.flags = SimpleNamespace(c_contiguous=view.flags.c_contiguous)
 
     def reshape(self, *shape: Any) -> DeviceArray:
-        return DeviceArray(self.view_on_host.reshape(*shape), self.room)
+        return self._part(self.view_on_host.reshape(*shape))
 
     def view(self, dtype: Any) -> DeviceArray:
-        return DeviceArray(self.view_on_host.view(dtype), self.room)
+        return self._part(self.view_on_host.view(dtype))
+
+    @property
+    def T(self) -> DeviceArray:  # noqa: N802
+        return self._part(self.view_on_host.T)
 
     def __getitem__(self, part: Any) -> DeviceArray:
-        return DeviceArray(self.view_on_host[part], self.room)
+        return self._part(self.view_on_host[part])
+
+    def _part(self, view: np.ndarray) -> DeviceArray:
+        assert np.shares_memory(view, self.room) or not view.size, "CuPy would make a copy"
+        return DeviceArray(view, self.room, self.data.device_id)
 
     def __len__(self) -> int:
         return len(self.view_on_host)
@@ -50,7 +60,7 @@ class DeviceArray:
         raise TypeError("reads the device")
 
 
-def on_device(array: np.ndarray, misaligned: int = 0) -> DeviceArray:
+def on_device(array: np.ndarray, misaligned: int = 0, device_id: int = 0) -> DeviceArray:
     """A copy that begins at 64 bytes, or so many elements after that."""
     before = MARGIN + misaligned * array.itemsize
     room = np.full(before + array.nbytes + MARGIN + 64, UNTOUCHED, np.uint8)
@@ -58,7 +68,7 @@ def on_device(array: np.ndarray, misaligned: int = 0) -> DeviceArray:
     memory = room[first : first + array.nbytes]
     view = memory.view(array.dtype).reshape(array.shape)
     view[...] = array
-    return DeviceArray(view, room)
+    return DeviceArray(view, room, device_id)
 
 
 def margins_are_untouched(array: DeviceArray) -> bool:
@@ -95,12 +105,14 @@ class Compiled:
         return self._libraries[file]
 
     def _compile(self, file: str) -> ctypes.CDLL:
+        """What another process has compiled in the folder is used as it is."""
         text, library = self._folder / f"{file}.cpp", self._folder / f"{file}.so"
         wrappers = [_wrapper(number, one) for number, one in enumerate(instances(file))]
         text.write_text(f'#include "{HEADER}"\n{self.text(file)}\n#line 1 "wrappers"\n' + "\n".join(wrappers))
         command = ["g++", *FLAGS, str(text), "-o", str(library)]
-        told = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-        assert told.returncode == 0, told.stderr[:4000]
+        if not library.exists():
+            told = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+            assert told.returncode == 0, told.stderr[:4000]
         return ctypes.CDLL(str(library))
 
 
@@ -116,15 +128,25 @@ def _wrapper(number: int, instance: Instance) -> str:
     )
 
 
-class OnCpu:
-    """Launches as the table declares them, every argument's type checked; the order of threads goes by ``seed``."""
+ONE_AT_A_TIME = threading.RLock()  # a library has one place for the threads of a block
+FAR = 1 << 40
 
-    number = 0
+
+class OnCpu:
+    """Launches as the table declares them, every argument's type checked; the order of threads goes by ``seed``.
+
+    Kernels and what is asked of the device itself happen at once; copies of its streams as late as they may.
+    """
+
     array = DeviceArray
 
-    def __init__(self, compiled: Compiled, multiprocessors: int = 2, seed: int = 0) -> None:
-        self._compiled, self.multiprocessors, self.seed = compiled, multiprocessors, seed
+    def __init__(self, compiled: Compiled, multiprocessors: int = 2, seed: int = 0, number: int = 0) -> None:
+        self._compiled, self.multiprocessors, self.seed, self.number = compiled, multiprocessors, seed, number
         self.done: list[str] = []  # what was launched and read, in order
+        self.free = FAR
+        self.streams: list[LateStream] = []  # for which kernels wait
+        self.touched: dict[tuple[int, int], int] = {}  # by whatever was asked of the device, and when
+        self.asked = 0
 
     def __enter__(self) -> OnCpu:
         return self
@@ -134,35 +156,138 @@ class OnCpu:
     def launch(self, instance: Instance, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
         values = [_argument(c, x) for c, x in zip(instance.arguments, arguments, strict=True)]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        self.done.append(instance.expression)
-        self.seed += 1
-        code = self._compiled.function(instance)(blocks, threads, self.seed, pointers)
+        with ONE_AT_A_TIME:
+            self._touch(*[x for x in arguments if type(x) is DeviceArray])
+            self.done.append(instance.expression)
+            self.seed += 1
+            code = self._compiled.function(instance)(blocks, threads, self.seed, pointers)
         assert code == 0, f"{instance.expression}: threads wait for others that never come"
 
+    def _touch(self, *arrays: DeviceArray) -> None:
+        """Something is asked for that reads or writes the arrays: what it has to wait for is done."""
+        with ONE_AT_A_TIME:
+            for stream in self.streams:
+                stream.before_kernels()
+            self.streams.clear()
+            self.asked += 1
+            for array in arrays:
+                assert array.data.device_id == self.number, "an array of another GPU"
+                self.touched[span(array)] = self.asked
+
     def empty(self, shape: Any, dtype: Any) -> DeviceArray:
-        found = on_device(np.zeros(shape, dtype))
+        found = self.zeros(shape, dtype)
         found.view_on_host.reshape(-1).view(np.uint8)[:] = 0xFF  # nan, or -1
         return found
 
     def zeros(self, shape: Any, dtype: Any) -> DeviceArray:
-        return on_device(np.zeros(shape, dtype))
+        return on_device(np.zeros(shape, dtype), device_id=self.number)
 
     def put(self, array: np.ndarray) -> DeviceArray:
-        return on_device(array)
+        assert isinstance(array, np.ndarray)
+        return on_device(array, device_id=self.number)
 
     def read(self, array: DeviceArray) -> np.ndarray:
         assert isinstance(array, DeviceArray)
+        self._touch(array)
         self.done.append("read")
         return array.view_on_host.copy()
 
+    def write(self, out: DeviceArray, array: np.ndarray) -> None:
+        assert type(array) is np.ndarray
+        assert (array.shape, array.dtype) == (out.shape, out.dtype)
+        self._touch(out)
+        out.view_on_host[...] = array
+
     def argsort(self, keys: DeviceArray) -> DeviceArray:
-        return on_device(np.argsort(keys.view_on_host, kind="stable"))
+        self._touch(keys)
+        return self.put(np.argsort(keys.view_on_host, kind="stable"))
 
     def running_sum(self, x: DeviceArray) -> DeviceArray:
-        return on_device(np.cumsum(x.view_on_host, dtype=np.int64))
+        self._touch(x)
+        return self.put(np.cumsum(x.view_on_host, dtype=np.int64))
 
     def multiply_transposed(self, out: DeviceArray, a: DeviceArray, b: DeviceArray) -> None:
-        np.matmul(a.view_on_host.T, b.view_on_host, out=out.view_on_host)
+        self.multiply(out, a.T, b)
+
+    def multiply(self, out: DeviceArray, a: DeviceArray, b: DeviceArray) -> None:
+        assert out.flags.c_contiguous
+        self._touch(out, a, b)
+        self.done.append("multiply")
+        np.matmul(a.view_on_host, b.view_on_host, out=out.view_on_host)
+
+    multiply_alone = multiply
+
+    def stream(self) -> LateStream:
+        return LateStream(self)
+
+    def pinned(self, count: int, dtype: Any) -> np.ndarray:
+        return np.full(count * np.dtype(dtype).itemsize, UNTOUCHED, np.uint8).view(dtype)
+
+    def pin(self, array: np.ndarray) -> None:
+        assert type(array) is np.ndarray
+        assert array.flags.c_contiguous
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def synchronize(self) -> None:
+        self.done.append("synchronize")
+
+
+class LateStream:
+    """Copies that happen when somebody waits for them, and not before; an error where they may overtake kernels."""
+
+    def __init__(self, device: OnCpu) -> None:
+        self._device, self._followed = device, 0
+        self._under_way: list[tuple[Any, Any]] = []  # out and array, one of the host's and one of the device's
+
+    def follow(self) -> None:
+        self._followed = self._device.asked
+
+    def to_host(self, out: np.ndarray, array: DeviceArray) -> None:
+        self._ask(out, array, array, out)
+
+    def to_device(self, out: DeviceArray, array: np.ndarray) -> None:
+        self._ask(out, array, out, array)
+
+    def _ask(self, out: Any, array: Any, there: DeviceArray, here: np.ndarray) -> None:
+        assert type(there) is DeviceArray
+        assert type(here) is np.ndarray
+        assert there.flags.c_contiguous
+        assert here.flags.c_contiguous
+        assert (there.shape, there.dtype) == (here.shape, here.dtype)
+        with ONE_AT_A_TIME:
+            begin, end = span(there)
+            later = [when for (low, high), when in self._device.touched.items() if low < end and begin < high]
+            assert max(later, default=0) <= self._followed, "the copy does not wait for a kernel"
+            self._under_way.append((out, array))
+
+    def precede(self) -> None:
+        with ONE_AT_A_TIME:
+            self._device.streams.append(self)
+
+    def before_kernels(self) -> None:
+        """Up to the device now; what goes down is what is there now, but nobody may have it yet."""
+        down = []
+        for out, array in self._under_way:
+            if type(out) is DeviceArray:
+                out.view_on_host[...] = array
+            else:
+                down.append((out, array if type(array) is np.ndarray else array.view_on_host.copy()))
+        self._under_way = down
+
+    def synchronize(self) -> None:
+        with ONE_AT_A_TIME:
+            self.before_kernels()
+            for out, array in self._under_way:
+                out[...] = array
+            self._under_way = []
+
+
+def span(array: DeviceArray) -> tuple[int, int]:
+    """From which address to which."""
+    low, high = np.lib.array_utils.byte_bounds(array.view_on_host)
+    return int(low), int(high)
 
 
 def _argument(c_type: str, value: Any) -> Any:

@@ -44,6 +44,24 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch) -> None:
     assert "CuPy is not installed: pip install 'hpcps[cuda12]'" in found.look(driver(tmp_path, 1)).line()
 
 
+@pytest.mark.parametrize(
+    ("driver", "cupy", "says"),
+    [
+        ((12, 8), "cupy-cuda13x 14.2.0", "cupy-cuda13x 14.2.0 is for CUDA 13, the driver is not: pip uninstall it"),
+        ((13, 0), "cupy-cuda12x 14.2.0", ""),  # a driver runs what is older
+        ((13, 0), "cupy-cuda13x 14.2.0 and cupy 14.0.0", "more than one CuPy is installed"),
+        ((13, 0), "", "CuPy is not installed: pip install 'hpcps[cuda13]'"),
+        ((13, 0), "cupy 14.2.0", ""),
+    ],
+)
+def test_a_cupy_that_does_not_fit_is_said(driver: tuple[int, int], cupy: str, says: str) -> None:
+    told = Found(driver, ("X0 (80 GiB)",), cupy)
+    assert told.obstacle.startswith(says)
+    assert bool(told.obstacle) == bool(says)
+    assert told.obstacle in told.line()
+    assert Found(None, (), cupy, "there is no driver").obstacle == "there is no driver"
+
+
 @pytest.mark.skipif(bool(found.look().gpus), reason="there is a GPU")
 def test_as_a_program_it_says_so_in_one_line_and_exits_with_2() -> None:
     told = subprocess.run([sys.executable, found.__file__], capture_output=True, text=True, timeout=60, check=False)

@@ -73,6 +73,7 @@ def test_written_out_in_full_and_read_back_the_same(tmp_path):
 
 SERVER = 'train.strategy = "server"\n'
 ASYNC = 'server.staleness = "async"\n'
+CUDA = 'run.device = "cuda"\n'
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,15 @@ ASYNC = 'server.staleness = "async"\n'
             r"server\.record with server\.replicas: how far",
         ),
         (f'{SERVER}train.backup = 1\nserver.delay = "scale"', r"server\.delay is for server\.staleness = N or 'async'"),
-        ('run.device = "cuda"', r"run\.device = 'cuda': this version does not train on GPUs"),
+        ('run.device = "gpu"', r"run\.device: invalid enum value 'gpu' \(cpu \| cuda: a GPU for each rank"),
+        (
+            f'{CUDA}train.strategy = "online"\nmodel.kind = "logistic"',
+            r"run\.device = 'cuda' with train\.strategy = 'online': it learns",
+        ),
+        (f'{CUDA}train.strategy = "averaging"', r"with train\.strategy = 'averaging': it averages parameters where"),
+        (f'{CUDA}optimizer.kind = "o.py:f"', r"with optimizer\.kind = '.*o\.py:f': your own optimizer gets NumPy's"),
+        (f"{CUDA}run.threads = 2", r"with run\.threads = 2: one thread of a rank keeps a GPU busy; start more ranks"),
+        (f"{CUDA}server.threshold = 0.5", r"with server\.threshold: rows stay on GPUs"),
         ("train.reproducible = true\ntrain.batch = 4", r"train\.grains = 8 is more than train\.batch = 4"),
         ("model.parameters.w = [1]", r"model\.parameters is for your own training function, not for softmax"),
         ("model.hidden = [64]", r"model\.hidden is mlp's, embedding's; softmax does not use it"),

@@ -1,12 +1,14 @@
-"""CuPy: memory, launches, sorting, matrix products."""
+"""CuPy: memory, launches, sorting, matrix products, copies."""
 
 from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from typing import Any
 
 import cupy
+import numpy as np
 from numpy.typing import DTypeLike
 
 from hpcps_kernels.gpu._launch import Instance
@@ -15,6 +17,7 @@ from hpcps_kernels.interface import Array
 
 OLDEST = 14  # CuPy's major version
 PLACE_BYTES = 256
+PORTABLE = 1  # cudaHostRegisterPortable: for all devices of the process
 
 
 class CupyDevice:
@@ -73,6 +76,70 @@ class CupyDevice:
             out.fill(0)
         elif out.size:
             out[...] = cupy.matmul(_well_placed(a).T, _well_placed(b))
+
+    def multiply(self, out: Any, a: Any, b: Any) -> None:
+        if not a.shape[1]:
+            out.fill(0)
+        elif out.size:
+            cupy.dot(a, b, out=out)
+
+    def multiply_alone(self, out: Any, a: Any, b: Any) -> None:
+        if out.data.ptr % PLACE_BYTES and out.size:
+            placed = cupy.empty_like(out)
+            self.multiply(placed, _well_placed(a), b)
+            out[...] = placed
+        else:
+            self.multiply(out, _well_placed(a), b)
+
+    def write(self, out: Any, array: Array) -> None:
+        out.set(array)
+
+    def stream(self) -> CupyStream:
+        return CupyStream()
+
+    def pinned(self, count: int, dtype: DTypeLike) -> Array:
+        memory = cupy.cuda.alloc_pinned_memory(max(1, count * np.dtype(dtype).itemsize))
+        return np.frombuffer(memory, dtype, count)
+
+    def pin(self, array: Array) -> None:
+        address = array.ctypes.data
+        try:
+            cupy.cuda.runtime.hostRegister(address, array.nbytes, PORTABLE)
+        except cupy.cuda.runtime.CUDARuntimeError:
+            return  # a page of it is another array's, which is pinned already, or there may not be more of it
+        weakref.finalize(array, cupy.cuda.runtime.hostUnregister, address).atexit = False
+
+    def free_bytes(self) -> int:
+        free, _ = cupy.cuda.runtime.memGetInfo()
+        return int(free) + int(cupy.get_default_memory_pool().free_bytes())
+
+    def synchronize(self) -> None:
+        cupy.cuda.get_current_stream().synchronize()
+
+
+class CupyStream:
+    """A stream that CuPy's current one does not wait for, on the device that is current where it is used."""
+
+    def __init__(self) -> None:
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._event = cupy.cuda.Event(disable_timing=True)
+
+    def follow(self) -> None:
+        self._event.record()
+        self._stream.wait_event(self._event)
+
+    def to_host(self, out: Array, array: Any) -> None:
+        array.data.copy_to_host_async(out.ctypes.data, out.nbytes, self._stream)
+
+    def to_device(self, out: Any, array: Array) -> None:
+        out.data.copy_from_host_async(array.ctypes.data, array.nbytes, self._stream)
+
+    def precede(self) -> None:
+        self._event.record(self._stream)
+        cupy.cuda.get_current_stream().wait_event(self._event)
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
 
 
 def _well_placed(array: Any) -> Any:

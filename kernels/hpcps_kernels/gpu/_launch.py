@@ -63,9 +63,31 @@ class Instance:
         return f"{template}__global__ void {self.expression}({', '.join(self.arguments)});\n"
 
 
-class Device(Protocol):
-    """What the host's side of a kernel needs: memory, launches, and what CuPy does itself."""
+class Stream(Protocol):
+    """Copies between the host and a device, one after the other, beside what kernels do. None of them blocks."""
 
+    def follow(self) -> None:
+        """Copies asked for from now on begin when all that kernels were asked for is done."""
+
+    def to_host(self, out: Array, array: Any) -> None:
+        """Overwrite ``out``, C-contiguous; it may not be read before :meth:`synchronize`."""
+
+    def to_device(self, out: Any, array: Array) -> None:
+        """Overwrite ``out``, C-contiguous; ``array`` may not be changed before :meth:`synchronize`."""
+
+    def precede(self) -> None:
+        """Kernels asked for from now on begin when all copies asked for are done."""
+
+    def synchronize(self) -> None:
+        """Block until all copies are done."""
+
+
+class Device(Protocol):
+    """What the host's side of a kernel needs: memory, launches, and what CuPy does itself; and what training needs
+    beside kernels: products, copies, memory of the host that copies are fastest with."""
+
+    number: int
+    array: type[Any]
     multiprocessors: int
 
     def __enter__(self) -> Any: ...
@@ -78,6 +100,29 @@ class Device(Protocol):
     def argsort(self, keys: Any) -> Any: ...
     def running_sum(self, x: Any) -> Any: ...
     def multiply_transposed(self, out: Any, a: Any, b: Any) -> None: ...
+
+    def multiply(self, out: Any, a: Any, b: Any) -> None:
+        """out = a @ b, (m, n) C-contiguous; ``a`` and ``b`` may be transposed views."""
+
+    def multiply_alone(self, out: Any, a: Any, b: Any) -> None:
+        """The same, with bits that do not depend on where ``out`` and ``a`` begin."""
+
+    def write(self, out: Any, array: Array) -> None:
+        """Overwrite ``out``, C-contiguous, with a host's array; ``array`` may be changed as soon as it returns."""
+
+    def stream(self) -> Stream: ...
+
+    def pinned(self, count: int, dtype: DTypeLike) -> Array:
+        """Memory of the host that is not paged, uninitialised."""
+
+    def pin(self, array: Array) -> None:
+        """Have memory of the host not paged while the array lives, if the driver can; else copies are slower."""
+
+    def free_bytes(self) -> int:
+        """Memory that is left."""
+
+    def synchronize(self) -> None:
+        """Block until all that kernels were asked for is done."""
 
 
 TABLE: list[Launch] = []

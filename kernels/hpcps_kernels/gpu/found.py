@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import re
 import sys
 from dataclasses import dataclass
 
@@ -24,15 +25,30 @@ class Found:
         """The extra of hpcps whose CuPy fits the driver."""
         return "cuda12" if self.driver and self.driver[0] < 13 else "cuda13"
 
+    @property
+    def obstacle(self) -> str:
+        """Why no kernel can run, and what helps; "" where nothing is known that would be in the way."""
+        if not self.gpus:
+            return self.problem
+        remedy = f"pip install 'hpcps[{self.extra}]'"
+        if not self.cupy:
+            return f"CuPy is not installed: {remedy}"
+        if " and " in self.cupy:
+            return f"more than one CuPy is installed ({self.cupy}): pip uninstall all of them, then {remedy}"
+        made_for = re.match(r"cupy-cuda(\d+)x", self.cupy)
+        if made_for and self.driver and self.driver[0] < int(made_for[1]):
+            return f"{self.cupy} is for CUDA {made_for[1]}, the driver is not: pip uninstall it, then {remedy}"
+        return ""
+
     def line(self) -> str:
         """All of it in one line."""
         told = [", ".join(self.gpus) or f"none: {self.problem}"]
         if self.driver:
             told.append("driver for CUDA {}.{}".format(*self.driver))
-        if self.cupy:
+        if self.gpus and self.obstacle:
+            told.append(self.obstacle)
+        elif self.cupy:
             told.append(self.cupy)
-        elif self.gpus:
-            told.append(f"CuPy is not installed: pip install 'hpcps[{self.extra}]'")
         return "; ".join(told)
 
 

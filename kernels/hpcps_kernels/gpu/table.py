@@ -9,6 +9,7 @@ from hpcps_kernels.check import checked
 from hpcps_kernels.gpu import FAMILIES
 from hpcps_kernels.gpu._arrays import DeviceArrays
 from hpcps_kernels.gpu._launch import on
+from hpcps_kernels.gpu.found import look
 from hpcps_kernels.interface import Kernels
 from hpcps_kernels.specs import SPECS
 
@@ -26,12 +27,12 @@ class GpuKernels(Kernels):
     """`Kernels` for CuPy's arrays in the memory of one GPU.
 
     Kernels that return a number, or that look whether numbers of rows are in range, wait for the GPU; others return
-    while they are under way on CuPy's current stream.
+    while they are under way on CuPy's current stream. ``device``: what they run on.
     """
 
     def __init__(self, device: Any) -> None:
         super().__init__("gpu")
-        self._device, self._arrays = device, DeviceArrays(device.array, device.number)
+        self.device, self._arrays = device, DeviceArrays(device.array, device.number)
 
     def __getattr__(self, kernel: str) -> Callable[..., Any]:
         if kernel in SPECS and (reason := LEFT_OUT.get(SPECS[kernel].module)):
@@ -41,16 +42,27 @@ class GpuKernels(Kernels):
     def _checked(self, kernel: str) -> Callable[..., Any]:
         assert SPECS[kernel].module in FAMILIES
         doc = self._find("reference", kernel).__doc__
-        return checked(SPECS[kernel], on(self._device, self._find("gpu", kernel)), doc, self._arrays)
+        return checked(SPECS[kernel], on(self.device, self._find("gpu", kernel)), doc, self._arrays)
 
 
 def table(device: int) -> GpuKernels:
     """Raises RuntimeError, in one line, where there is no CuPy, driver or GPU."""
+    return GpuKernels(_cupy().CupyDevice(device))
+
+
+def count() -> int:
+    """How many GPUs there are. Raises RuntimeError, in one line, where there is no CuPy or driver, or no GPU."""
+    found: int = _cupy().count_devices()
+    return found
+
+
+def _cupy() -> Any:
     try:
-        from hpcps_kernels.gpu._cupy import CupyDevice
+        from hpcps_kernels.gpu import _cupy
     except ImportError as error:
-        raise RuntimeError(f"kernels: CuPy is needed: pip install 'hpcps[cuda13]' ({_line(error)})") from None
-    return GpuKernels(CupyDevice(device))
+        wanted = f"CuPy is needed: pip install 'hpcps[{look().extra}]'"
+        raise RuntimeError(f"kernels: {wanted} ({_line(error)})") from None
+    return _cupy
 
 
 def _line(error: Exception) -> str:

@@ -1,0 +1,196 @@
+"""Training with ``run.device = "cuda"``: hpcps's own code, with a device that is none in the place of a GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hpcps_kernels
+import numpy as np
+import pytest
+from hpcps_kernels.gpu import found, table
+from hpcps_kernels.gpu.table import GpuKernels
+from msgspec import structs
+from on_cpu import OnCpu
+from safetensors.numpy import load_file
+
+from hpcps import config, joining, launch
+
+
+@pytest.fixture
+def gpus(compiled, monkeypatch):
+    """So many GPUs, as far as hpcps can tell."""
+
+    def use(count: int = 1, seed: int = 0) -> list[OnCpu]:
+        devices = [OnCpu(compiled, seed=seed, number=number) for number in range(count)]
+        names = tuple("X (80 GiB)" for _ in devices)
+        monkeypatch.setattr(found, "look", lambda: found.Found((13, 0), names, "cupy-cuda13x 14.2.0"))
+        monkeypatch.setattr(table, "count", lambda: count)
+        monkeypatch.setattr(table, "table", lambda number: GpuKernels(devices[number]))
+        hpcps_kernels.load.cache_clear()
+        return devices
+
+    yield use
+    hpcps_kernels.load.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Small sets of samples: dense ones of three classes or two, sparse ones, and pairs of ids."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(3)
+    x = rng.standard_normal((110, 6)).astype(np.float32)
+    np.save(folder / "x.npy", x)
+    np.save(folder / "classes.npy", (x @ rng.standard_normal((6, 3))).argmax(axis=1))
+    np.save(folder / "binary.npy", (x[:, 0] > x[:, 1]).astype(np.int64))
+    np.save(folder / "values.npy", x @ rng.standard_normal(6))
+    lines = []
+    for _ in range(110):
+        columns = np.sort(rng.choice(300, rng.integers(1, 9), replace=False)) + 1
+        entries = " ".join(f"{column}:{value:.3f}" for column, value in zip(columns, rng.random(9), strict=False))
+        lines.append(f"{int(columns[0] % 2)} {entries}\n")
+    (folder / "sparse.libsvm").write_text("".join(lines))
+    np.save(folder / "ids.npy", np.stack([rng.integers(0, 9, 110), rng.integers(0, 20, 110)], axis=1))
+    return folder
+
+
+DENSE = {
+    "softmax": ("x.npy", "classes.npy"),
+    "logistic": ("x.npy", "binary.npy"),
+    "linear": ("x.npy", "values.npy"),
+    "mlp": ("x.npy", "classes.npy"),
+    "matrix-factorization": ("ids.npy", "values.npy"),
+}
+FEW = "".join(f"{n % 2} {n % 5 + 1}:{n / 70:.2f} 9:1\n" for n in range(110))
+OF_MLP = "model.hidden=[5,4]"
+
+
+def told(data: Path, kind: str, *settings: str) -> config.Config:
+    """A quick run of a model of this kind."""
+    samples, labels = DENSE.get(kind, ("sparse.libsvm", ""))
+    given = ["train.epochs=2", "train.batch=24", "train.grains=4", "data.test_fraction=0.1", "run.timeout_s=60"]
+    given += ["optimizer.kind=sgd", "optimizer.momentum=0.9"]  # no rule that makes steps of what rounding leaves
+    given += [f"data.path={data / samples}", f"model.kind={kind}"] + [f"data.labels={data / labels}"] * bool(labels)
+    return config.read(None, {}, [*given, *settings])
+
+
+def train(out: Path, asked: config.Config, ranks: int = 1, **how: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a run says in the end, and its parameters."""
+    run = launch.train(asked, ranks=ranks, out=out, **how)
+    return json.loads((out / "summary.json").read_text()), load_file(run.folder / "model.safetensors")
+
+
+def alike(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        np.testing.assert_allclose(array, other[name], rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def as_on_a_cpu(tmp_path, asked: config.Config, ranks: int) -> dict[str, Any]:
+    """Train on GPUs and on CPUs, compare; returns what the first run says."""
+    summary, got = train(tmp_path / "gpu", changed(asked, "run", device="cuda"), ranks)
+    wanted_summary, wanted = train(tmp_path / "cpu", changed(asked, "run", threads=1), ranks)
+    alike(got, wanted)
+    for name in {"loss", "test_loss", "accuracy", "rmse"} & wanted_summary.keys():
+        assert summary[name] == pytest.approx(wanted_summary[name], rel=1e-4)
+    return summary
+
+
+def changed(asked: config.Config, section: str, **values: Any) -> config.Config:
+    """The same with other values in one section."""
+    return structs.replace(asked, **{section: structs.replace(getattr(asked, section), **values)})
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("kind", DENSE)
+def test_dense(tmp_path, data, gpus, kind, ranks) -> None:
+    devices = gpus(2)
+    summary = as_on_a_cpu(tmp_path, told(data, kind, *[OF_MLP] * (kind == "mlp")), ranks)
+    assert summary["device"] == "GPU 0"
+    assert [bool(device.done) for device in devices] == [True, ranks > 1]  # taken in turn
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("optimizer.kind=adam", "optimizer.momentum=0", "optimizer.epsilon=0.1"),
+        ("optimizer.kind=ftrl", "optimizer.momentum=0", "optimizer.l1=0.01"),
+        ("optimizer.clip_norm=0.1",),
+        ("train.dtype=float64", "data.scale=standard"),
+        ("train.algorithm=ring",),
+        ("compress.kind=int8",),
+    ],
+    ids=" ".join,
+)
+def test_ways_to_train(tmp_path, data, gpus, settings) -> None:
+    gpus()
+    as_on_a_cpu(tmp_path, told(data, "mlp", OF_MLP, *settings), 2)
+
+
+def test_gradients_go_to_the_host_while_others_are_computed(tmp_path, data, gpus, monkeypatch) -> None:
+    gpus()
+    monkeypatch.setattr(joining, "BUCKET_BYTES", 8)
+    summary = as_on_a_cpu(tmp_path, told(data, "mlp", OF_MLP), 3)
+    assert "through the host's memory, 3 buckets" in summary["exchange"]
+
+
+def test_samples_that_do_not_fit_are_sent_batch_by_batch(tmp_path, data, gpus) -> None:
+    (gpu,) = gpus()
+    gpu.free = 0
+    as_on_a_cpu(tmp_path, told(data, "softmax"), 1)
+    assert not [name for name in gpu.done if name.startswith("gather")]
+
+
+def test_sparse_samples_of_few_features_are_made_dense_on_the_gpu(tmp_path, data, gpus) -> None:
+    (gpu,) = gpus()
+    (tmp_path / "few.libsvm").write_text(FEW)
+    as_on_a_cpu(tmp_path, told(data, "logistic", f"data.path={tmp_path / 'few.libsvm'}", "data.labels="), 1)
+    assert [name for name in gpu.done if name.startswith("gather_csr")]
+
+
+SPARSE = {
+    "logistic": (),
+    "logistic by hinge": ("model.loss=hinge",),
+    "fm": ("model.task=binary", "model.factors=3"),
+    "embedding": ("model.task=binary", "model.width=3", "model.hidden=[4]"),
+}
+
+
+def of_sparse(data: Path, name: str, *settings: str) -> config.Config:
+    files = f"data.path={data / 'sparse.libsvm'}", "data.labels="
+    return told(data, name.partition(" ")[0], *SPARSE[name], *files, *settings)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+@pytest.mark.parametrize("name", SPARSE)
+def test_tables(tmp_path, data, gpus, name, ranks) -> None:
+    gpus(2)
+    as_on_a_cpu(tmp_path, of_sparse(data, name), ranks)
+
+
+@pytest.mark.parametrize("reproducible", ["false", "true"])
+@pytest.mark.parametrize("name", ["logistic", "few features"])
+def test_windows_of_a_stream(tmp_path, data, gpus, name, reproducible) -> None:
+    gpus()
+    asked = of_sparse(data, "logistic", "data.window=8", f"train.reproducible={reproducible}")
+    if name == "few features":
+        (tmp_path / "few.libsvm").write_text(FEW)
+        asked = changed(asked, "data", path=str(tmp_path / "few.libsvm"))
+    as_on_a_cpu(tmp_path, asked, 2)
+
+
+REPRODUCIBLE = "train.reproducible=true", "train.epochs=1", "run.device=cuda"
+
+
+@pytest.mark.parametrize("kind", ["softmax", "logistic", "mlp", "sparse", "embedding"])
+def test_the_same_bits_at_any_number_of_ranks_and_gpus(tmp_path, data, gpus, kind) -> None:
+    """On devices whose threads run in other orders, as tables and as dense parameters."""
+    tables = {"sparse": "logistic", "embedding": "embedding"}
+    asked = of_sparse(data, tables[kind], *REPRODUCIBLE) if kind in tables else told(data, kind, *REPRODUCIBLE)
+    found = set()
+    for ranks in (1, 2, 3):
+        gpus(ranks, seed=ranks)
+        summary, _ = train(tmp_path / str(ranks), asked, ranks)
+        found.add(tuple(summary[name] for name in ("params_sha256", "loss", "test_loss", "accuracy")))
+    assert len(found) == 1
+    as_on_a_cpu(tmp_path, asked, 1)
