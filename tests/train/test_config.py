@@ -149,7 +149,7 @@ CUDA = 'run.device = "cuda"\n'
         (f'{SERVER}train.backup = 1\nserver.delay = "scale"', r"server\.delay is for server\.staleness = N or 'async'"),
         ('run.device = "gpu"', r"run\.device: invalid enum value 'gpu' \(cpu \| cuda: a GPU for each rank"),
         (
-            f'{CUDA}train.strategy = "online"\nmodel.kind = "logistic"',
+            f'{CUDA}train.strategy = "online"',
             r"run\.device = 'cuda' with train\.strategy = 'online': it learns",
         ),
         (f'{CUDA}train.strategy = "averaging"', r"with train\.strategy = 'averaging': it averages parameters where"),
