@@ -208,7 +208,8 @@ def work(
     reporter: report.Reporter = report.Silent()
     is_first = job.workers.rank == 0
     if is_first:
-        report.opening(config, dataset, held.size, f"{job.strategy} ({job.why}; {exchange.way})")
+        where = "" if job.device.is_host else f", on {job.device.name}"
+        report.opening(config, dataset, held.size, f"{job.strategy} ({job.why}; {exchange.way}){where}")
         report.resuming(held.snapshot)
         reporter = report.Lines(folder, plan.epochs, plan.epochs * plan.steps_an_epoch)
     test = tester(job, dataset, model, params, how, exchange)

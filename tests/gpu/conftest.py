@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 
 import pytest
-from hpcps_kernels.gpu import FAMILIES
 from on_cpu import Compiled
-
-for _family in FAMILIES:  # each declares its kernels
-    importlib.import_module(f"hpcps_kernels.gpu.{_family}")
 
 
 @pytest.fixture(scope="session")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import hpcps_kernels
 import numpy as np
 import pytest
-from hpcps_kernels.gpu import found, table
-from hpcps_kernels.gpu.table import GpuKernels
+from hpcps_kernels.gpu.found import look
 from msgspec import structs
-from on_cpu import OnCpu
+from on_cpu import OnCpu, in_the_place_of_gpus
 from safetensors.numpy import load_file
 
-from hpcps import config, joining, launch
+from hpcps import config, joining, launch, starter
+from hpcps.errors import ConfigError, DataError, HpcpsError
 
 
 @pytest.fixture
@@ -24,11 +27,7 @@ def gpus(compiled, monkeypatch):
 
     def use(count: int = 1, seed: int = 0) -> list[OnCpu]:
         devices = [OnCpu(compiled, seed=seed, number=number) for number in range(count)]
-        names = tuple("X (80 GiB)" for _ in devices)
-        monkeypatch.setattr(found, "look", lambda: found.Found((13, 0), names, "cupy-cuda13x 14.2.0"))
-        monkeypatch.setattr(table, "count", lambda: count)
-        monkeypatch.setattr(table, "table", lambda number: GpuKernels(devices[number]))
-        hpcps_kernels.load.cache_clear()
+        in_the_place_of_gpus(devices, monkeypatch.setattr)
         return devices
 
     yield use
@@ -194,3 +193,91 @@ def test_the_same_bits_at_any_number_of_ranks_and_gpus(tmp_path, data, gpus, kin
         found.add(tuple(summary[name] for name in ("params_sha256", "loss", "test_loss", "accuracy")))
     assert len(found) == 1
     as_on_a_cpu(tmp_path, asked, 1)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "logistic"])
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_a_run_goes_on_from_a_checkpoint_on_a_gpu_or_without(tmp_path, data, gpus, kind, device) -> None:
+    gpus()
+    settings = "checkpoint.every_steps=3", "optimizer.kind=adam", "optimizer.momentum=0", "optimizer.epsilon=0.1"
+    asked = told(data, kind, OF_MLP, *settings) if kind == "mlp" else of_sparse(data, kind, *settings)
+    first = changed(changed(asked, "run", device=device), "train", epochs=1)
+    train(tmp_path / "run", first, 2)
+    other = changed(asked, "run", device="cpu" if device == "cuda" else "cuda", threads=device == "cuda")
+    summary, got = train(tmp_path / "run", other, 2, resume=True)
+    assert summary["resumed_from"] == [4]
+    alike(got, train(tmp_path / "cpu", changed(asked, "run", threads=1), 2)[1])
+
+
+@pytest.mark.parametrize("kind", ["softmax", "logistic"])
+def test_a_resumed_reproducible_run_has_the_same_bits(tmp_path, data, gpus, kind) -> None:
+    gpus(2)
+    settings = *REPRODUCIBLE, "checkpoint.every_steps=4", "train.epochs=2"
+    asked = told(data, kind, *settings) if kind == "softmax" else of_sparse(data, kind, *settings)
+    wanted, _ = train(tmp_path / "at once", asked)
+    train(tmp_path / "run", changed(asked, "train", epochs=1), 3)
+    summary, _ = train(tmp_path / "run", asked, 2, resume=True)
+    assert summary["params_sha256"] == wanted["params_sha256"]
+
+
+def test_what_is_wrong_is_said_as_without_a_gpu(tmp_path, data, gpus) -> None:
+    gpus()
+    x = np.load(data / "x.npy")
+    x[50, 2] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    asked = told(data, "softmax", "run.device=cuda")
+    with pytest.raises(DataError, match=r"x\.npy: sample 50, feature 2 is nan"):
+        train(tmp_path / "run", changed(asked, "data", path=str(tmp_path / "x.npy")))
+
+
+def test_memory_that_is_full_is_one_line(tmp_path, data, gpus, monkeypatch) -> None:
+    (gpu,) = gpus()
+
+    def full(array: np.ndarray) -> None:
+        raise MemoryError("Out of memory allocating 1,024 bytes\n(allocated so far: 0)")
+
+    monkeypatch.setattr(gpu, "put", full)
+    with pytest.raises(HpcpsError, match=r"GPU 0: its memory is full \(Out of memory allocating 1,024 bytes \(all"):
+        train(tmp_path / "run", told(data, "softmax", "run.device=cuda"))
+
+
+@pytest.mark.skipif(not look().obstacle, reason="there is a GPU")
+def test_without_a_gpu_it_is_one_line_and_status_2(tmp_path, data) -> None:
+    (tmp_path / "c.toml").write_text(config.to_toml(told(data, "softmax", "run.device=cuda")))
+    command = [sys.executable, "-m", "hpcps", "train", tmp_path / "c.toml", "--out", tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"run.device = 'cuda': {look().obstacle}" in done.stderr
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=r"run\.device = 'cpu' trains without"):
+        train(tmp_path / "run", told(data, "softmax", "run.device=cuda"), 2)
+
+
+@pytest.mark.mpi
+def test_over_mpi(tmp_path, data, gpus, compiled) -> None:
+    """Ranks as processes, two to a GPU: staged, and by an MPI that takes the device's pointers."""
+    library = starter.find()
+    if library is None:
+        pytest.skip("mpi4py finds no MPI library")
+    compiled.finish()
+    settings = "run.device=cuda", "train.reproducible=true"
+    runs = {"staged": told(data, "mlp", OF_MLP, *settings), "direct": told(data, "mlp", "train.algorithm=mpi")}
+    runs["direct"] = changed(runs["direct"], "run", device="cuda")
+    for name, asked in runs.items():
+        (tmp_path / f"{name}.toml").write_text(config.to_toml(asked))
+    program = Path(__file__).with_name("on_ranks.py")
+    line = [*starter.command_line(library, 3), sys.executable, program, compiled.folder, tmp_path]
+    done = subprocess.run(
+        list(map(str, line)), env=starter.environment(os.environ, 3), capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {name: json.loads((tmp_path / name / "summary.json").read_text()) for name in runs}
+    assert "through the host's memory" in found["staged"]["exchange"]
+    assert found["direct"]["exchange"] == "all-reduce: MPI_Iallreduce on the GPU's memory"
+    on_cpus = changed(changed(runs["direct"], "run", device="cpu", threads=1), "train", algorithm="auto")
+    assert found["direct"]["loss"] == pytest.approx(train(tmp_path / "cpu", on_cpus, 3)[0]["loss"], rel=1e-4)
+    gpus()
+    wanted, _ = train(tmp_path / "alone", runs["staged"])
+    assert found["staged"]["params_sha256"] == wanted["params_sha256"]
