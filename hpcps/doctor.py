@@ -68,9 +68,9 @@ def ranks(seats: Sequence[Seat]) -> list[tuple[str, str]]:
 
 
 def gpu() -> tuple[str, str]:
-    """The GPUs, driver and CuPy, or why there is none. This version trains on CPUs."""
+    """The GPUs, driver and CuPy, or why ranks cannot train on one."""
     here = found.look()
-    return "GPU", here.line() + ("; training does not use them yet" if here.gpus else "")
+    return "GPU", here.line() + ("" if here.obstacle else "; run.device = 'cuda' trains on them")
 
 
 def cache() -> tuple[str, str]:

@@ -105,10 +105,18 @@ class Script:
             filled = filled.replace(f"@{word}@", text)
         words = {"about": self.about, "name": self.takes, "options": options, "begin": self.begin, "mpi": self.mpi}
         words |= {"ranks": f" {self.ranks}" if self.ranks else "", "set": f" {self.settings}" if self.settings else ""}
+        words["threads"] = _ON_GPUS if self.resources.gpus or self.resources.gpus_per_node else _ON_CORES
         for word, text in words.items():
             filled = filled.replace(f"@{word}@", text)
         return filled
 
+
+_ON_CORES = """\
+# A thread a core, each for a part of the batch.
+export HPCPS_RUN_THREADS="$SLURM_CPUS_PER_TASK\""""
+_ON_GPUS = """\
+# One thread of a rank keeps its GPU busy.
+export HPCPS_RUN_THREADS=1"""
 
 _FILE = """\
 #!/usr/bin/env bash
@@ -125,9 +133,8 @@ set -euo pipefail
 
 @path@
 
-@pmi@# A thread a core.
-export HPCPS_RUN_THREADS="$SLURM_CPUS_PER_TASK"
-@cores@# Each of those threads computes a part of the batch, so the libraries that it calls get no threads of their own.
+@pmi@@threads@
+@cores@# The libraries that a rank's threads call get no threads of their own.
 export OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
 # Compiled kernels are kept in ~/.cache/hpcps. If your home is not on the nodes, or is slow there, name another
@@ -272,7 +279,8 @@ def shipped() -> dict[str, str]:
     )  # fmt: skip
     gpu = Script(
         "hpcps-gpu", "Train on the GPUs of one Slurm job", *_asking("gpu.sbatch"),
-        replace(here, ntasks_per_node=4, gpus_per_node="4"), "One rank a GPU.", settings="--set run.device=cuda",
+        replace(here, ntasks_per_node=4, gpus_per_node="4"), "One rank a GPU; more tasks a node share them.",
+        settings="--set run.device=cuda",
     )  # fmt: skip
     takes, begin = _asking("array.sbatch", "SWEEP.txt")
     array = Script(

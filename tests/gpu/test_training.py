@@ -7,17 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import hpcps_kernels
 import numpy as np
 import pytest
 from hpcps_kernels.gpu.found import look
-from msgspec import structs
 from on_cpu import OnCpu, in_the_place_of_gpus
-from safetensors.numpy import load_file
+from runs import DENSE, FEW, OF_MLP, REPRODUCIBLE, SPARSE, alike, as_on_a_cpu, changed, of_sparse, told, train
 
-from hpcps import config, joining, launch, starter
+from hpcps import config, joining, starter
 from hpcps.errors import ConfigError, DataError, HpcpsError
 
 
@@ -32,72 +30,6 @@ def gpus(compiled, monkeypatch):
 
     yield use
     hpcps_kernels.load.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """Small sets of samples: dense ones of three classes or two, sparse ones, and pairs of ids."""
-    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(3)
-    x = rng.standard_normal((110, 6)).astype(np.float32)
-    np.save(folder / "x.npy", x)
-    np.save(folder / "classes.npy", (x @ rng.standard_normal((6, 3))).argmax(axis=1))
-    np.save(folder / "binary.npy", (x[:, 0] > x[:, 1]).astype(np.int64))
-    np.save(folder / "values.npy", x @ rng.standard_normal(6))
-    lines = []
-    for _ in range(110):
-        columns = np.sort(rng.choice(300, rng.integers(1, 9), replace=False)) + 1
-        entries = " ".join(f"{column}:{value:.3f}" for column, value in zip(columns, rng.random(9), strict=False))
-        lines.append(f"{int(columns[0] % 2)} {entries}\n")
-    (folder / "sparse.libsvm").write_text("".join(lines))
-    np.save(folder / "ids.npy", np.stack([rng.integers(0, 9, 110), rng.integers(0, 20, 110)], axis=1))
-    return folder
-
-
-DENSE = {
-    "softmax": ("x.npy", "classes.npy"),
-    "logistic": ("x.npy", "binary.npy"),
-    "linear": ("x.npy", "values.npy"),
-    "mlp": ("x.npy", "classes.npy"),
-    "matrix-factorization": ("ids.npy", "values.npy"),
-}
-FEW = "".join(f"{n % 2} {n % 5 + 1}:{n / 70:.2f} 9:1\n" for n in range(110))
-OF_MLP = "model.hidden=[5,4]"
-
-
-def told(data: Path, kind: str, *settings: str) -> config.Config:
-    """A quick run of a model of this kind."""
-    samples, labels = DENSE.get(kind, ("sparse.libsvm", ""))
-    given = ["train.epochs=2", "train.batch=24", "train.grains=4", "data.test_fraction=0.1", "run.timeout_s=60"]
-    given += ["optimizer.kind=sgd", "optimizer.momentum=0.9"]  # no rule that makes steps of what rounding leaves
-    given += [f"data.path={data / samples}", f"model.kind={kind}"] + [f"data.labels={data / labels}"] * bool(labels)
-    return config.read(None, {}, [*given, *settings])
-
-
-def train(out: Path, asked: config.Config, ranks: int = 1, **how: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What a run says in the end, and its parameters."""
-    run = launch.train(asked, ranks=ranks, out=out, **how)
-    return json.loads((out / "summary.json").read_text()), load_file(run.folder / "model.safetensors")
-
-
-def alike(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    assert one.keys() == other.keys()
-    for name, array in one.items():
-        np.testing.assert_allclose(array, other[name], rtol=2e-4, atol=2e-5, err_msg=name)
-
-
-def as_on_a_cpu(tmp_path, asked: config.Config, ranks: int) -> dict[str, Any]:
-    """Train on GPUs and on CPUs, compare; returns what the first run says."""
-    summary, got = train(tmp_path / "gpu", changed(asked, "run", device="cuda"), ranks)
-    wanted_summary, wanted = train(tmp_path / "cpu", changed(asked, "run", threads=1), ranks)
-    alike(got, wanted)
-    for name in {"loss", "test_loss", "accuracy", "rmse"} & wanted_summary.keys():
-        assert summary[name] == pytest.approx(wanted_summary[name], rel=1e-4)
-    return summary
-
-
-def changed(asked: config.Config, section: str, **values: Any) -> config.Config:
-    """The same with other values in one section."""
-    return structs.replace(asked, **{section: structs.replace(getattr(asked, section), **values)})
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -147,19 +79,6 @@ def test_sparse_samples_of_few_features_are_made_dense_on_the_gpu(tmp_path, data
     assert [name for name in gpu.done if name.startswith("gather_csr")]
 
 
-SPARSE = {
-    "logistic": (),
-    "logistic by hinge": ("model.loss=hinge",),
-    "fm": ("model.task=binary", "model.factors=3"),
-    "embedding": ("model.task=binary", "model.width=3", "model.hidden=[4]"),
-}
-
-
-def of_sparse(data: Path, name: str, *settings: str) -> config.Config:
-    files = f"data.path={data / 'sparse.libsvm'}", "data.labels="
-    return told(data, name.partition(" ")[0], *SPARSE[name], *files, *settings)
-
-
 @pytest.mark.parametrize("ranks", [1, 2, 5])
 @pytest.mark.parametrize("name", SPARSE)
 def test_tables(tmp_path, data, gpus, name, ranks) -> None:
@@ -176,9 +95,6 @@ def test_windows_of_a_stream(tmp_path, data, gpus, name, reproducible) -> None:
         (tmp_path / "few.libsvm").write_text(FEW)
         asked = changed(asked, "data", path=str(tmp_path / "few.libsvm"))
     as_on_a_cpu(tmp_path, asked, 2)
-
-
-REPRODUCIBLE = "train.reproducible=true", "train.epochs=1", "run.device=cuda"
 
 
 @pytest.mark.parametrize("kind", ["softmax", "logistic", "mlp", "sparse", "embedding"])

@@ -89,6 +89,14 @@ def test_a_training_for_each_line(capsys, tmp_path):
         assert said.count("\n") == 1
 
 
+def test_ranks_on_gpus_have_one_thread(capsys, tmp_path):
+    status, said, text = write(capsys, tmp_path, "--gpus", "4", "--cpus-per-task", "8")
+    assert status == 0, said
+    assert "#SBATCH --gpus=4\n" in text
+    assert "export HPCPS_RUN_THREADS=1\n" in text
+    assert "--set run.device=cuda" in text
+
+
 @pytest.mark.parametrize(
     ("options", "culprit"),
     [
@@ -96,7 +104,7 @@ def test_a_training_for_each_line(capsys, tmp_path):
         (["--time", "0"], "--time: '0' is no time"),
         (["--partition", "a\nb"], "--partition: 'a\\nb' cannot be handed to sbatch"),
         (["--set", "train.epoch=2"], "train.epoch"),
-        (["--gpus", "4"], "run.device"),
+        (["--gpus", "4", "--set", "train.strategy=averaging"], "run.device = 'cuda' with train.strategy"),
         (["--nodes", "3", "--set", "train.batch=2"], "train.batch = 2 is fewer than 3 workers"),
         (["--nodes", "9", "--set", "train.reproducible=true", "--set", "train.grains=8"], "fewer than 9 workers"),
         (["--nodes", "2", "--set", "train.strategy=server", "--set", "server.count=2"], "leaves no worker"),
