@@ -252,6 +252,67 @@ def test_why_there_is_no_table_is_one_line(with_cupy, fake: SimpleNamespace, say
     assert "\n" not in str(caught.value)
 
 
+def test_a_stream_waits_for_kernels_and_kernels_for_it(with_cupy) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    class Event:
+        def __init__(self, **given: bool) -> None:
+            assert given == {"disable_timing": True}
+
+        def record(self, stream: object = None) -> None:
+            asked.append(("record", stream))
+
+    class Stream:
+        def __init__(self, **given: bool) -> None:
+            assert given == {"non_blocking": True}
+
+        def wait_event(self, event: Event) -> None:
+            asked.append(("wait", self))
+
+        def synchronize(self) -> None:
+            asked.append(("synchronize", self))
+
+    fake = fake_cupy()
+    current, fake.cuda.Stream, fake.cuda.Event = object.__new__(Stream), Stream, Event
+    fake.cuda.get_current_stream = lambda: current
+    stream = with_cupy(fake).CupyStream()
+    own = stream._stream
+    copied: list[tuple[object, ...]] = []
+    array = SimpleNamespace(
+        data=SimpleNamespace(
+            copy_to_host_async=lambda *given: copied.append(given),
+            copy_from_host_async=lambda *given: copied.append(given),
+        )
+    )
+    stream.follow()
+    stream.to_host(ONES, array)
+    stream.to_device(array, ONES)
+    stream.precede()
+    stream.synchronize()
+    assert asked == [("record", None), ("wait", own), ("record", own), ("wait", current), ("synchronize", own)]
+    assert copied == [(ONES.ctypes.data, ONES.nbytes, own)] * 2
+
+
+def test_memory_of_the_host_is_unpinned_when_nobody_has_it_and_copied_unpinned_where_it_cannot_be(with_cupy) -> None:
+    fake, pinned = fake_cupy(), []
+
+    def register(address: int, size_bytes: int, flags: int) -> None:
+        if size_bytes > 100:
+            raise FakeRuntimeError("cudaErrorHostMemoryAlreadyRegistered")
+        pinned.append((address, size_bytes, flags))
+
+    fake.cuda.runtime.hostRegister = register
+    fake.cuda.runtime.hostUnregister = lambda address: pinned.append(address)
+    device = with_cupy(fake).CupyDevice(0)
+    array, large = np.zeros(5), np.zeros(50)
+    address = array.ctypes.data
+    device.pin(array)
+    device.pin(large)
+    assert pinned == [(address, 40, 1)]
+    del array
+    assert pinned[1:] == [address]
+
+
 def test_without_cupy_the_error_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.delitem(sys.modules, "hpcps_kernels.gpu._cupy", raising=False)

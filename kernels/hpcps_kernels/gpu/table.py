@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -58,11 +59,10 @@ def count() -> int:
 
 def _cupy() -> Any:
     try:
-        from hpcps_kernels.gpu import _cupy
+        return importlib.import_module("hpcps_kernels.gpu._cupy")
     except ImportError as error:
         wanted = f"CuPy is needed: pip install 'hpcps[{look().extra}]'"
         raise RuntimeError(f"kernels: {wanted} ({_line(error)})") from None
-    return _cupy
 
 
 def _line(error: Exception) -> str:
