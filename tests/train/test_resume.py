@@ -98,7 +98,7 @@ def results(summary):
 
 
 def metrics(folder):
-    timed = ("train_s", "samples_per_s", "idle", "sent_bytes", "received_bytes", "requests_per_s")
+    timed = ("train_s", "samples_per_s", "idle", "sent_bytes", "received_bytes", "requests_per_s", "stragglers")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in timed} for line in lines]
 
