@@ -32,6 +32,9 @@ class Device(Protocol):
     def empty(self, shape: Shape, dtype: DTypeLike) -> Array:
         """An uninitialised array of the device, C-contiguous."""
 
+    def scratch(self, shape: Shape, dtype: DTypeLike) -> Array:
+        """The same for what is needed once: made sooner, and begins anywhere."""
+
     def zeros(self, shape: Shape, dtype: DTypeLike) -> Array:
         """An array of zeros of the device, C-contiguous."""
 
@@ -52,7 +55,7 @@ class Device(Protocol):
 
 
 class Host:
-    """NumPy's arrays, which begin at a cache line."""
+    """NumPy's arrays; those that stay begin at a cache line."""
 
     name: str = "cpu"
     is_host: bool = True
@@ -62,6 +65,9 @@ class Host:
 
     def empty(self, shape: Shape, dtype: DTypeLike) -> Array:
         return aligned.empty(shape, dtype)
+
+    def scratch(self, shape: Shape, dtype: DTypeLike) -> Array:
+        return np.empty(shape, dtype)
 
     def zeros(self, shape: Shape, dtype: DTypeLike) -> Array:
         return aligned.zeros(shape, dtype)
@@ -101,6 +107,8 @@ class Gpu:
         with self._taking_memory():
             array: Array = self.below.empty(shape, dtype)
             return array
+
+    scratch = empty
 
     def zeros(self, shape: Shape, dtype: DTypeLike) -> Array:
         with self._taking_memory():

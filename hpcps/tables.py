@@ -22,14 +22,14 @@ class WholeRows:
     def __init__(self, params: Params, kernels: Any) -> None:
         self._tables = {name: params.table(name) for name in params.tables}
         self._gather = kernels.gather_rows
-        self._empty = device.of(kernels).empty
+        self._scratch = device.of(kernels).scratch
 
     def fetch(self, keys: Mapping[str, Array]) -> None:
         """They are here."""
 
     def rows(self, name: str, keys: Array) -> Array:
         table = self._tables[name]
-        rows = self._empty((len(keys), table.shape[1]), table.dtype)
+        rows = self._scratch((len(keys), table.shape[1]), table.dtype)
         self._gather(rows, table, keys)
         return rows
 
@@ -57,7 +57,7 @@ class Tables:
         self._dtype = np.dtype(dtype)
         self._source = source
         self._kernels = kernels
-        self._empty = here.empty
+        self._room = here.scratch
         self._scratch = threading.local()
 
     def renumber(self, entries: Array) -> tuple[tuple[Array, ...], dict[str, Array]]:
@@ -101,9 +101,7 @@ class Tables:
 
     def room_for_rows(self, batch: Batch) -> dict[str, Array]:
         """Memory for the gradients of a batch's rows, shaped as the model sees the rows."""
-        return {
-            name: self._empty((len(keys), *self.shapes[name][1:]), self._dtype) for name, keys in batch.keys.items()
-        }
+        return {name: self._room((len(keys), *self.shapes[name][1:]), self._dtype) for name, keys in batch.keys.items()}
 
 
 def whole_tables(model: Model, params: Params, kernels: Any, here: device.Device | None = None) -> Tables:

@@ -57,7 +57,7 @@ class Embedding:
     def loss_gradient(self, params: Arrays, batch: Batch, gradient_out: Arrays) -> float:
         bags = self._bags(batch.samples)
         inputs = self._inputs(params, bags, len(batch.samples))
-        inputs_gradient = self._device.empty(inputs.shape, inputs.dtype)
+        inputs_gradient = self._device.scratch(inputs.shape, inputs.dtype)
         loss = self._network.loss_gradient(params, Batch(inputs, batch.labels), gradient_out, inputs_gradient)
         rows = inputs_gradient.reshape(-1, self._width)
         self._kernels.bag_backward(gradient_out[TABLE], *bags, rows, self._mode)
@@ -76,6 +76,6 @@ class Embedding:
         return (indptr if self._entries == 1 else self._device.put(np.arange(len(columns) + 1))), columns, values
 
     def _inputs(self, params: Arrays, bags: tuple[Array, Array, Array], samples: int) -> Array:
-        inputs = self._device.empty((samples, self._entries * self._width), self._dtype)
+        inputs = self._device.scratch((samples, self._entries * self._width), self._dtype)
         self._kernels.bag_forward(inputs.reshape(-1, self._width), *bags, params[TABLE], self._mode)
         return inputs

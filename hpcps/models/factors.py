@@ -97,7 +97,7 @@ class FactorizationMachine(_Factors):
         )
 
     def scores(self, params: Arrays, samples: Any) -> Array:
-        scores = self._device.empty(len(samples), self._dtype)
+        scores = self._device.scratch(len(samples), self._dtype)
         entries = samples.indptr, samples.columns[0], samples.values
         self._kernels.fm_scores(scores, *entries, params["features"], params["bias"])
         return scores
@@ -122,6 +122,6 @@ class MatrixFactorization(_Factors):
         return float(kernel(*outs, *batch.samples.columns, *labels, *tables, self.loss_name, self._delta))
 
     def scores(self, params: Arrays, samples: Any) -> Array:
-        scores = self._device.empty(len(samples), self._dtype)
+        scores = self._device.scratch(len(samples), self._dtype)
         self._kernels.mf_scores(scores, *samples.columns, params["user"], params["item"], params["bias"])
         return scores

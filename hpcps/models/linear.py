@@ -92,7 +92,7 @@ class Linear(_Convex):
         return _giving(_with_floats(kernel, labels, batch), losses, self._device)
 
     def scores(self, params: Arrays, samples: Any) -> Array:
-        scores = self._device.empty(len(samples), self._dtype)
+        scores = self._device.scratch(len(samples), self._dtype)
         self._kernels.dense_scores(scores, samples, params["weight"], params["bias"])
         return scores
 
@@ -112,7 +112,7 @@ class SparseLinear(Linear):
         return self._kernels.csr_loss_gradient, (*outs, *data, *weights, self.loss_name, self._delta)
 
     def scores(self, params: Arrays, samples: Any) -> Array:
-        scores = self._device.empty(len(samples), self._dtype)
+        scores = self._device.scratch(len(samples), self._dtype)
         self._kernels.csr_scores(scores, *_rows(samples), params["weight"], params["bias"])
         return scores
 
@@ -149,7 +149,7 @@ class Softmax(_Convex):
         return _giving(self._kernels.softmax_grains.bind(stack, losses, *data), losses, self._device)
 
     def scores(self, params: Arrays, samples: Any) -> Array:
-        scores = self._device.empty((len(samples), len(params["bias"])), self._dtype)
+        scores = self._device.scratch((len(samples), len(params["bias"])), self._dtype)
         self._kernels.softmax_scores(scores, samples, params["weight"], params["bias"])
         return scores
 
@@ -173,7 +173,7 @@ class SparseSoftmax(Softmax):
         return self._kernels.csr_softmax_loss_gradient, (*outs, *data, *weights)
 
     def scores(self, params: Arrays, samples: Any) -> Array:
-        scores = self._device.empty((len(samples), len(params["bias"])), self._dtype)
+        scores = self._device.scratch((len(samples), len(params["bias"])), self._dtype)
         self._kernels.csr_softmax_scores(scores, *_rows(samples), params["weight"], params["bias"])
         return scores
 

@@ -138,7 +138,7 @@ class MLP:
             if layer > 1:
                 below = space.delta[layer - 2]
                 self._product(delta, weight, below, bounds)
-                z, unused = space.z[layer - 2], self._device.empty(below.shape[1], self._dtype)
+                z, unused = space.z[layer - 2], self._device.scratch(below.shape[1], self._dtype)
                 self._kernels.activation_gradient(below, unused, z, x, self._activation)
                 delta = below
         return losses
@@ -153,7 +153,7 @@ class MLP:
         return float(self._kernels.point_loss(scores[:, 0], labels, self._unweighted, *self._point_loss()))
 
     def scores(self, params: Arrays, samples: Array) -> Array:
-        scores = self._device.empty((len(samples), self._widths[-1]), self._dtype)
+        scores = self._device.scratch((len(samples), self._widths[-1]), self._dtype)
         self._forward(params, samples, self._space(len(samples)), scores)
         return scores if self.task == "multiclass" else scores[:, 0]
 

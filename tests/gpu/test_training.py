@@ -15,7 +15,7 @@ from hpcps_kernels.gpu.found import look
 from on_cpu import OnCpu, in_the_place_of_gpus
 from runs import DENSE, FEW, OF_MLP, REPRODUCIBLE, SPARSE, alike, as_on_a_cpu, changed, of_sparse, told, train
 
-from hpcps import config, joining, starter
+from hpcps import config, inference, joining, starter
 from hpcps.errors import ConfigError, DataError, HpcpsError
 
 
@@ -38,6 +38,7 @@ def test_dense(tmp_path, data, gpus, kind, ranks) -> None:
     devices = gpus(2)
     summary = as_on_a_cpu(tmp_path, told(data, kind, *[OF_MLP] * (kind == "mlp")), ranks)
     assert summary["device"] == "GPU 0"
+    assert inference.evaluate(tmp_path / "gpu")["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-4)
     assert [bool(device.done) for device in devices] == [True, ranks > 1]  # taken in turn
 
 
