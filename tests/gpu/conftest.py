@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from on_cpu import Compiled
-from runs import write_data
+from trainings import write_data
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hpcps_kernels.gpu.found import look
 from on_cpu import OnCpu, in_the_place_of_gpus
-from runs import DENSE, FEW, OF_MLP, REPRODUCIBLE, SPARSE, alike, as_on_a_cpu, changed, of_sparse, told, train
+from trainings import DENSE, FEW, OF_MLP, REPRODUCIBLE, SPARSE, alike, as_on_a_cpu, changed, of_sparse, told, train
 
 from hpcps import config, inference, joining, starter
 from hpcps.errors import ConfigError, DataError, HpcpsError

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hpcps_kernels.gpu.found import look
-from runs import DENSE, OF_MLP, REPRODUCIBLE, SPARSE, alike, as_on_a_cpu, changed, of_sparse, told, train
+from trainings import DENSE, OF_MLP, REPRODUCIBLE, SPARSE, alike, as_on_a_cpu, changed, of_sparse, told, train
 
 from hpcps import device, staging
 
