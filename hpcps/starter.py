@@ -34,27 +34,18 @@ MARK = "hpcps-answers"
 KNOWN_STATUSES = (0, 1, 2, 3, 75, 130)
 ENDED_STATUSES = (0, 2, 3, 75, 130)  # a rank that ends with 1 says why; a launcher that cannot reach a host does not
 ULFM = ["--with-ft", "ulfm"]
-DETECTOR = [  # of hosts that are cut off; ranks that die are seen without it
-    word
-    for name, value in {
-        "mpi_ft_detector": "true",
-        "mpi_ft_detector_thread": "true",  # else a rank that is busy in Python is declared dead
-        "mpi_ft_detector_period": "0.3",
-        "mpi_ft_detector_timeout": "1",
-        "mpi_ft_propagator_with_rbcast": "true",  # else only the rank that is cut off notices
-    }.items()
-    for word in ("--mca", name, value)
-]
+PERIODS = 3  # heartbeats, at least, in the time after which a rank counts as dead
 HANDED_ON = ("HPCPS_", "PYTHON", "NUMBA_", "OMP_")
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 class Surviving(NamedTuple):
-    """What else a job takes whose ranks can go on without those that die: variables, and somebody who ends it where its
-    launcher does not."""
+    """What else a job takes whose ranks can go on without those that die: variables, somebody who ends it where its
+    launcher does not, and how long a rank on another host may not be heard of."""
 
     environment: dict[str, str]
     watch: Callable[[subprocess.Popen[str]], None]
+    heartbeat_s: float
 
 
 @dataclass(frozen=True)
@@ -116,7 +107,7 @@ def start(
     ranks that can go on without those that die. ``on``: which hosts; else those that the launcher finds itself.
     """
     inner = environment(os.environ, ranks) | ({} if surviving is None else surviving.environment)
-    line = command_line(found, ranks, surviving is not None, on, inner)
+    line = command_line(found, ranks, None if surviving is None else surviving.heartbeat_s, on, inner)
     outer = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise_terminated)}
     try:
         with subprocess.Popen(
@@ -239,18 +230,36 @@ def _end_with_parent() -> None:
 
 
 def command_line(
-    found: Launcher, ranks: int, survives: bool = False, on: Sequence[Host] = (), inner: Mapping[str, str] | None = None
+    found: Launcher,
+    ranks: int,
+    heartbeat_s: float | None = None,
+    on: Sequence[Host] = (),
+    inner: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """The launcher and its options. Ranks are not bound to cores, so that they share those of the machine. ``inner``:
-    their environment, of which Open MPI itself hands but its own variables to other hosts."""
+    """The launcher and its options. Ranks are not bound to cores, so that they share those of the machine.
+    ``heartbeat_s``: of ranks that can go on without those that die. ``inner``: their environment, of which Open MPI
+    itself hands but its own variables to other hosts."""
     places = hosts.words(on, found.is_open_mpi)
     if found.is_open_mpi:
-        ulfm = [*ULFM, *(DETECTOR if len(on) > 1 else [])] if survives else []
+        ulfm = [] if heartbeat_s is None else [*ULFM, *(_detector(heartbeat_s) if len(on) > 1 else [])]
         # Only where it is needed: told that cores are shared, Open MPI yields them at every test of a message.
         shared = ["--oversubscribe"] if not on and ranks > len(os.sched_getaffinity(0)) else []
         handed = [word for name in sorted(inner or {}) if on and name.startswith(HANDED_ON) for word in ("-x", name)]
         return [found.program, *ulfm, *shared, *places, *handed, "--bind-to", "none", "-n", str(ranks)]
     return [found.program, *places, "-n", str(ranks)]
+
+
+def _detector(heartbeat_s: float) -> list[str]:
+    """Of hosts that are cut off; ranks that die are seen without it."""
+    settings = {
+        "mpi_ft_detector": "true",
+        "mpi_ft_detector_thread": "true",  # else a rank that is busy in Python is declared dead
+        "mpi_ft_detector_period": f"{heartbeat_s / PERIODS:.3g}",
+        "mpi_ft_detector_timeout": f"{heartbeat_s:g}",
+        "mpi_ft_propagator_with_rbcast": "true",  # else only the rank that is cut off notices
+        "mpi_yield_when_idle": "true",  # else ranks that share cores keep each other from being heard of
+    }
+    return [word for name, value in settings.items() for word in ("--mca", name, value)]
 
 
 def environment(outer: Mapping[str, str], ranks: int) -> dict[str, str]:

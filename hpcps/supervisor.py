@@ -63,7 +63,8 @@ def supervise(
             more |= {} if on else {SEGMENTS_VARIABLE: str(place)}  # launchers of other hosts see to theirs
             watch = partial(_watch, place, is_marked, has_begun)
             try:
-                status = starter.start(found, ranks, line, mark, stops, starter.Surviving(more, watch), on)
+                surviving = starter.Surviving(more, watch, options.heartbeat_s)
+                status = starter.start(found, ranks, line, mark, stops, surviving, on)
                 why = f"the job ended with status {status}"
             except CommError as error:
                 wished = told_status(place)

@@ -206,7 +206,8 @@ def alone_for_long(tmp_path_factory):
 
 def survive(slurm, folder):
     """Submit the shipped batch file, and wait until there is a checkpoint: the job."""
-    words = [word for setting in LONG for word in ("--set", setting)]
+    shared = "run.heartbeat_s=10"  # the nodes share two cores
+    words = [word for setting in (*LONG, shared) for word in ("--set", setting)]
     variables = {"OMPI_MCA_btl_sm_backing_directory": str(folder)}
     file = ROOT / "slurm" / "survive.sbatch"
     job = slurm.ask("sbatch", "--parsable", f"--chdir={folder}", file, DIGITS, folder / "run", *words, **variables)
