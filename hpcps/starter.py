@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +118,7 @@ def start(
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # so that a terminal's Ctrl-C comes here alone, and once
-            preexec_fn=_end_with_parent,
+            preexec_fn=partial(_end_with_parent, found.is_open_mpi),
         ) as job:
             hand_on = _HandOn(job)
             for number in (signal.Signals[f"SIG{name}"] for name in stops):
@@ -224,9 +225,10 @@ def _raise_terminated(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def _end_with_parent() -> None:
-    """In the child: ask the kernel for a SIGTERM when the parent dies, however it dies (Linux)."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def _end_with_parent(is_open_mpi: bool) -> None:
+    """In the child, a launcher: ask the kernel for a signal when the parent dies, however it dies (Linux). MPICH's
+    hands a SIGTERM on to ranks, which may take it for a word to stop in their own time; if it is killed, they end."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM if is_open_mpi else signal.SIGKILL)
 
 
 def command_line(
