@@ -97,9 +97,8 @@ class Script:
         if self.hint:
             options = options.replace("#SBATCH --ntasks-per-node", f"# {self.hint}\n#SBATCH --ntasks-per-node")
         pieces = {"body": self.body or (_SURVIVE if self.survives else _TRAIN), "path": self.path or _ACTIVATE}
-        pieces |= (
-            {"pmi": "", "cores": "", "srun": ""} if self.survives else {"pmi": _PMI, "cores": _CORES, "srun": _SRUN}
-        )
+        by_srun = {"pmi": _PMI, "cores": _CORES, "srun": _SRUN}
+        pieces |= {"wait": _WAIT} | (dict.fromkeys(by_srun, "") if self.survives else by_srun)
         filled = _FILE
         for word, text in pieces.items():
             filled = filled.replace(f"@{word}@", text)
@@ -167,13 +166,7 @@ _ACTIVATE = """\
 # module load openmpi
 # source "$HOME/venv/bin/activate\""""
 
-_TRAIN = """\
-# Before the time is up Slurm tells this script (--signal: two minutes, or less for a short job), and the script tells
-# the ranks. They keep a checkpoint and end with 75: to srun no failure, for it would kill those that are not yet done.
-again=$PWD/.hpcps-again-$SLURM_JOB_ID
-rank='trap : USR1 TERM; "$@" || { status=$?; [ "$status" = 75 ] || exit "$status"; : >"$0"; }'
-rm -f "$again"
-"${ranks[@]}" bash -c "$rank" "$again" hpcps train "$config" --out "$out"@set@ "$@" &
+_WAIT = """\
 job=$!
 told=""
 trap 'told=yes; kill -USR1 "$job" || true' USR1
@@ -185,7 +178,16 @@ while [ -n "$told" ] && [ "$status" -gt 128 ]; do
     wait "$job" && status=0 || status=$?
 done
 
-# Back to the queue, where Slurm holds the job for two minutes; then this script goes on from the checkpoint.
+"""
+
+_TRAIN = """\
+# Before the time is up Slurm tells this script (--signal: two minutes, or less for a short job), and the script tells
+# the ranks. They keep a checkpoint and end with 75: to srun no failure, for it would kill those that are not yet done.
+again=$PWD/.hpcps-again-$SLURM_JOB_ID
+rank='trap : USR1 TERM; "$@" || { status=$?; [ "$status" = 75 ] || exit "$status"; : >"$0"; }'
+rm -f "$again"
+"${ranks[@]}" bash -c "$rank" "$again" hpcps train "$config" --out "$out"@set@ "$@" &
+@wait@# Back to the queue, where Slurm holds the job for two minutes; then this script goes on from the checkpoint.
 if [ "$status" = 0 ] && [ -e "$again" ]; then
     rm -f "$again"
     scontrol requeue "$SLURM_JOB_ID" && sleep 60
@@ -200,18 +202,7 @@ _SURVIVE = """\
 # Before the time is up Slurm tells this script (--signal), the script tells hpcps, and hpcps the ranks. They keep a
 # checkpoint and end with 75.
 hpcps train "$config" --out "$out" --ranks "$SLURM_NTASKS" --survive@set@ "$@" &
-job=$!
-told=""
-trap 'told=yes; kill -USR1 "$job" || true' USR1
-
-# The signal ends the wait, but not the ranks: wait again.
-wait "$job" && status=0 || status=$?
-while [ -n "$told" ] && [ "$status" -gt 128 ]; do
-    told=""
-    wait "$job" && status=0 || status=$?
-done
-
-# Back to the queue, where Slurm holds the job for two minutes; then this script goes on from the checkpoint.
+@wait@# Back to the queue, where Slurm holds the job for two minutes; then this script goes on from the checkpoint.
 if [ "$status" = 75 ]; then
     scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi
