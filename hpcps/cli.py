@@ -83,6 +83,17 @@ def train(
     return 0
 
 
+@cli.command(hidden=True)
+@click.option("--checked", is_flag=True, help="The job's messages carry checksums.")
+def join(checked: bool) -> int:
+    """Take the place of a rank that was lost: ranks of a job that goes on start this themselves."""
+    from hpcps import launch
+
+    _report(launch.join(checked))
+    launch.end_in_time()
+    return 0
+
+
 def _start(
     checked: Config, ranks: int, config: Path, settings: Sequence[str], folder: Path, words: Sequence[str]
 ) -> int | None:

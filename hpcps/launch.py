@@ -7,19 +7,21 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from msgspec import structs
 from threadpoolctl import threadpool_limits
 
 from hpcps import stall, stopping, survival
 from hpcps.comm import checked, launcher
-from hpcps.comm.launcher import FORWARDED, RANKS_VARIABLE
+from hpcps.comm.launcher import FORWARDED, RANKS_VARIABLE, SURVIVORS_VARIABLE
 from hpcps.comm.local import LocalWorld
 from hpcps.comm.meeting import Meeting
+from hpcps.comm.memory import node_names
 from hpcps.comm.transport import TIMEOUT_S, Transport
 from hpcps.config import Config, from_tree, signal_names, to_toml
 from hpcps.errors import ERROR, CommError, ConfigError, HpcpsError
@@ -57,7 +59,7 @@ def train(
 
             return _on_threads(body, ranks, config.run.timeout_s)
 
-        return survival.on_threads(on_threads, ranks or 1, config.run.survive)
+        return survival.on_threads(on_threads, ranks or 1, config.run.survive, replacements(config))
 
 
 def signals(config: Config) -> list[str]:
@@ -100,13 +102,45 @@ def train_launched(
     with threadpool_limits(1, "blas"), stopping.listening(signals(config)) as stop:
         attempts = _Attempts(config, _folder_of_all(transport, out or default_folder(config)), overwrite, resume, stop)
         if config.run.survive and launcher.survives(os.environ):
-            return survival.train(transport, attempts.train, attempts.has_begun)
+            return survival.train(transport, node_names(transport), attempts)
         return attempts.train(transport)
+
+
+def join(is_checked: bool) -> Run:
+    """Train as one of the ranks that have started this process in the place of one that was lost. ``is_checked``:
+    whether their messages carry checksums."""
+    transport = _load_mpi(lambda: _mpi().joined())
+    if is_checked:
+        transport = checked.CheckedTransport(transport)
+    os.environ[SURVIVORS_VARIABLE] = str(transport.rank)
+    try:
+        heard = Meeting(transport).once(lambda: np.empty(0, np.uint8))
+    except CommError as error:
+        survival.die(error)
+    told = msgspec.json.decode(heard.tobytes(), type=_Greeting)
+    config = from_tree(tomllib.loads(told.config))
+    transport.timeout_s = config.run.timeout_s
+    with threadpool_limits(1, "blas"), stopping.listening(signals(config)) as stop:
+        attempts = _Attempts(config, Path(told.folder), told.overwrite, told.resume, stop)
+        attempts.replacements = told.replacements
+        return survival.train(transport, told.nodes, attempts, told.is_begun)
 
 
 def _folder_of_all(transport: Transport, folder: Path) -> Path:
     """The first rank's: clocks differ, by which folders are named."""
     return Path(os.fsdecode(Meeting(transport).once(lambda: np.frombuffer(os.fsencode(folder), np.uint8)).tobytes()))
+
+
+class _Greeting(msgspec.Struct):
+    """What a rank is told that joins a job."""
+
+    config: str
+    folder: str
+    overwrite: bool
+    resume: bool
+    replacements: int
+    nodes: list[str]
+    is_begun: bool
 
 
 class _Attempts:
@@ -119,10 +153,18 @@ class _Attempts:
         self._resume = resume
         self._stop = stop
         self._watch: stall.Watch | None = None
+        self.replacements = replacements(config)
 
     def has_begun(self) -> bool:
         """Whether the last attempt has begun to write to the folder."""
         return self._watch is not None and self._watch.has_begun
+
+    def greet(self, transport: Transport, nodes: Sequence[str], is_begun: bool) -> None:
+        """Tell ranks that have just been started what the job is. A collective."""
+        config, folder = to_toml(self._config), str(self._folder.absolute())
+        rest = self._overwrite, self._resume, self.replacements, list(nodes), is_begun
+        told = msgspec.json.encode(_Greeting(config, folder, *rest))
+        Meeting(transport).once(lambda: np.frombuffer(told, np.uint8))
 
     def train(self, transport: Transport, is_begun: bool = False) -> Run:
         """One attempt, on these ranks; ``is_begun``: after another."""
@@ -138,6 +180,11 @@ def with_checkpoints(config: Config) -> Config:
     if not config.run.survive or told.every_steps or told.every_s:
         return config
     return structs.replace(config, checkpoint=structs.replace(told, every_s=survival.CHECKPOINTS_S))
+
+
+def replacements(config: Config) -> int:
+    """How often ranks that were lost may be replaced."""
+    return config.run.restarts if config.run.replace else 0
 
 
 def with_backup_for(config: Config, ranks: int) -> Config:

@@ -1,8 +1,8 @@
 """Ranks that go on without those that die (``run.survive``, ``hpcps train --survive``).
 
 Whoever has lost one rank has lost nothing but the steps since the newest checkpoint: those who are left meet, take over
-its part of the data, and all go on from there. No sample of an epoch is left out or counted twice, and in a
-reproducible run the bits are those of a run that lost nobody.
+its part of the data, or have a fresh process take its place (``run.replace``), and all go on from there. No sample of
+an epoch is left out or counted twice, and in a reproducible run the bits are those of a run that lost nobody.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import NoReturn, Protocol
 
 import numpy as np
 
 from hpcps import report
 from hpcps.comm.launcher import SURVIVORS_VARIABLE
 from hpcps.comm.meeting import Meeting
-from hpcps.comm.memory import node_names
 from hpcps.comm.transport import Transport
 from hpcps.errors import ERROR, CommError, HpcpsError, PeerLost
 from hpcps.run import Run
@@ -28,35 +28,67 @@ HEARING_S = 1.0
 CHECKPOINTS_S = 10.0
 """Between two checkpoints of a run that is to survive, if it is not told how many there are to be."""
 
-Train = Callable[[Transport, bool], Run]
-"""Trains on these ranks; whether the run has begun already. What ranks raise alike is ``known_to_all``."""
+
+class Attempts(Protocol):
+    """A run, again and again; ``replacements``: how many more times ranks that were lost are replaced."""
+
+    replacements: int
+
+    def has_begun(self) -> bool:
+        """Whether the last attempt has begun to write to the run's folder."""
+
+    def greet(self, transport: Transport, nodes: Sequence[str], is_begun: bool) -> None:
+        """Tell ranks that have just been started what the job is, and the node of each. A collective."""
+
+    def train(self, transport: Transport, is_begun: bool) -> Run:
+        """Train on these ranks; whether the run has begun already. What ranks raise alike is ``known_to_all``."""
 
 
-def train(transport: Transport, attempt: Train, has_begun: Callable[[], bool]) -> Run:
-    """Call ``attempt`` with the ranks that are there, and again with those that are left when some have died.
+def train(transport: Transport, nodes: Sequence[str], attempts: Attempts, is_begun: bool = False) -> Run:
+    """Train with the ranks that are there, and again with those that are left, or have come, when some have died.
+    ``nodes``: that of each rank.
 
-    ``has_begun``: whether the last attempt has begun to write to the run's folder. Blocks. Raises what an attempt
-    raises if nobody has died, or if so many have that those who are left may be the smaller part of a network that was
-    cut in two. A rank that fails by itself says why and dies, and the others go on.
+    Blocks. Raises what an attempt raises if nobody has died, or if so many have that those who are left may be the
+    smaller part of a network that was cut in two. A rank that fails by itself says why and dies, and the others go on.
     """
-    nodes, is_begun = node_names(transport), False
+    are_fresh = False
     while True:
         try:
-            return attempt(transport, is_begun)
+            if are_fresh:
+                attempts.greet(transport, nodes, is_begun)
+            are_fresh = False
+            return attempts.train(transport, is_begun)
         except HpcpsError as error:
             if error.known_to_all or transport.size == 1:
                 raise
             if not _has_lost(transport):
                 if isinstance(error, CommError):  # nobody has died: a rank stands still, which ends the job
                     raise
-                _die(error)
+                die(error)
             why = str(error)
-        transport, is_begun = _go_on(transport, nodes, has_begun(), why)
+        before = transport
+        transport, is_begun = _meet(before, is_begun or attempts.has_begun())
+        empty = _places(before, transport, nodes, attempts.replacements)
+        lost = sorted(set(before.numbers) - set(transport.numbers))
+        os.environ[SURVIVORS_VARIABLE] = str(transport.rank)
+        if transport.rank == 0:
+            ranks = f"rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
+            others = f", with {len(empty)} fresh rank{'s' * (len(empty) > 1)}" if empty else ""
+            report.warn(f"{ranks} lost ({why}); {transport.size} go on from the newest checkpoint{others}")
+        if empty:
+            attempts.replacements -= 1
+            try:
+                left, transport, are_fresh = transport.numbers, transport.joined_by(empty), True
+                nodes = [nodes[rank] for rank in left] + empty
+            except CommError as error:
+                if transport.rank == 0:
+                    report.warn(f"{error}; {transport.size} go on alone")
 
 
-def on_threads(attempt: Callable[[int, bool], Run], ranks: int, survives: bool) -> Run:
+def on_threads(attempt: Callable[[int, bool], Run], ranks: int, survives: bool, replacements: int) -> Run:
     """Call ``attempt`` with a number of ranks that are threads of this process; where one of them raises something, and
-    the run ``survives``, again with one less. Raises what the last one raises, or what all raise alike."""
+    the run ``survives``, again with one less, or as many while there are ``replacements``. Raises what the last one
+    raises, or what all raise alike."""
     is_begun = False
     while True:
         try:
@@ -64,8 +96,13 @@ def on_threads(attempt: Callable[[int, bool], Run], ranks: int, survives: bool) 
         except Exception as error:
             if not survives or ranks == 1 or (isinstance(error, HpcpsError) and error.known_to_all):
                 raise
-            report.warn(f"a rank was lost ({error}); {ranks - 1} go on from the newest checkpoint")
-        ranks, is_begun = ranks - 1, True
+            others = ", with 1 fresh rank" if replacements else ""
+            report.warn(f"a rank was lost ({error}); {ranks - 1} go on from the newest checkpoint{others}")
+        if replacements:
+            replacements -= 1
+        else:
+            ranks -= 1
+        is_begun = True
 
 
 def _has_lost(transport: Transport) -> bool:
@@ -78,32 +115,35 @@ def _has_lost(transport: Transport) -> bool:
     return True
 
 
-def _die(error: HpcpsError) -> None:
+def die(error: HpcpsError) -> NoReturn:
     """End this rank alone, at once: the others hear of a rank that is killed."""
     sys.stdout.flush()
     sys.stderr.write(f"{ERROR}{error}; the other ranks go on\n")
     sys.stderr.flush()
     os.kill(os.getpid(), signal.SIGKILL)
+    raise error  # for readers; the kernel was asked to end this process
 
 
-def _go_on(transport: Transport, nodes: Sequence[str], has_begun: bool, why: str) -> tuple[Transport, bool]:
-    """The ranks that are left, and whether any of them has begun. Raises CommError where they are too few."""
+def _meet(transport: Transport, has_begun: bool) -> tuple[Transport, bool]:
+    """The ranks that are left, and whether any of them has begun. Raises CommError."""
     while True:
         left = transport.survivors()
         try:
-            told = Meeting(left).gather(np.array([has_begun]))
+            return left, bool(Meeting(left).gather(np.array([has_begun])).any())
         except CommError:
             if not _has_lost(left):
                 raise
             transport = left
-            continue
-        lost = sorted(set(transport.numbers) - set(left.numbers))
-        check_majority([nodes[rank] for rank in transport.numbers], [nodes[rank] for rank in left.numbers])
-        os.environ[SURVIVORS_VARIABLE] = str(left.rank)
-        if left.rank == 0:
-            ranks = f"rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
-            report.warn(f"{ranks} lost ({why}); {left.size} go on from the newest checkpoint")
-        return left, bool(told.any())
+
+
+def _places(before: Transport, left: Transport, nodes: Sequence[str], replacements: int) -> list[str]:
+    """The nodes on which fresh ranks are to be started, one for each, a node's together: those of the ranks that were
+    lost, where others are left, for a node that has lost all may be gone itself. ``nodes``: of each number. Raises
+    CommError where too few are left."""
+    still = [nodes[rank] for rank in left.numbers]
+    check_majority([nodes[rank] for rank in before.numbers], still)
+    lost = sorted(set(before.numbers) - set(left.numbers))
+    return sorted(nodes[rank] for rank in lost if nodes[rank] in still) if replacements else []
 
 
 def check_majority(before: Sequence[str], left: Sequence[str]) -> None:

@@ -139,6 +139,9 @@ class CheckedTransport(Transport):
     def survivors(self) -> Transport:
         return CheckedTransport(self.inner.survivors())
 
+    def joined_by(self, nodes: Sequence[str], words: Sequence[str] = ()) -> Transport:
+        return CheckedTransport(self.inner.joined_by(nodes, [*words, "--checked"]))
+
     @property
     def numbers(self) -> list[int]:
         return self.inner.numbers

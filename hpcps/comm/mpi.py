@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from hpcps.comm import launcher
 from hpcps.comm.memory import Memory, ProcessMemory
 from hpcps.comm.transport import TIMEOUT_S, Array, Patience, StartAgain, Ticket, Transport, timeout_message
-from hpcps.errors import ERROR, CommTimeout, HpcpsError, PeerLost
+from hpcps.errors import ERROR, CommError, CommTimeout, ConfigError, HpcpsError, PeerLost
 
 SPINS = 2000
 """Tests of a request before the first look at the clock: long enough for a message inside a node."""
@@ -110,17 +111,23 @@ class Lifeline:
                 one.Revoke()
             except mpi.Exception as error:
                 raise PeerLost(f"the ranks that are left could not be told: {error}") from error
-        watchdog = threading.Timer(timeout_s, _end_alone, [timeout_s])
-        watchdog.daemon = True
-        watchdog.start()
-        try:
+        with _alone_after(timeout_s):
             return comm.Shrink()
-        finally:
-            watchdog.cancel()
+
+
+@contextmanager
+def _alone_after(seconds: float) -> Iterator[None]:
+    """End this rank where what is inside, which waits inside the library, lasts longer."""
+    watchdog = threading.Timer(seconds, _end_alone, [seconds])
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
 
 
 def _end_alone(seconds: float) -> None:
-    """End this rank, which waits inside the library."""
     sys.stderr.write(f"{ERROR}the ranks that are left did not meet in {seconds:g} s; ending this one\n")
     sys.stderr.flush()
     os.kill(os.getpid(), signal.SIGKILL)
@@ -233,6 +240,28 @@ class MpiTransport(Transport):
         ranks = mine.Translate_ranks(list(range(mine.size)), group)
         return MpiTransport(comm, self.timeout_s, [self._members[rank] for rank in ranks], Lifeline(comm))
 
+    def joined_by(self, nodes: Sequence[str], words: Sequence[str] = ()) -> Transport:
+        mpi, counts = _mpi(), Counter(nodes)
+        places = []
+        for node in counts:
+            info = mpi.Info.Create()
+            info.Set("wdir", os.getcwd())
+            info.Set("map_by", "slot:oversubscribe")  # the slots of the dead are not given back
+            info.Set("bind_to", "none")
+            if list(counts) != [self.node]:
+                info.Set("host", node)
+            places.append(info)
+        line = ["-m", "hpcps", "join", *words]
+        with _alone_after(self.timeout_s):
+            try:
+                between = self.comm.Spawn_multiple(
+                    [sys.executable] * len(counts), [line] * len(counts), list(counts.values()), places
+                )
+                comm = between.Merge(False)
+            except mpi.Exception as error:
+                raise CommError(f"the launcher cannot start ranks: {error}") from error
+        return MpiTransport(comm, self.timeout_s, lifeline=Lifeline(comm))
+
     @property
     def numbers(self) -> list[int]:
         return self._members
@@ -270,6 +299,18 @@ def world(timeout_s: float = TIMEOUT_S) -> MpiTransport:
     except mpi.Exception as error:
         raise PeerLost(f"a rank was lost before all had met: {error}") from error
     return MpiTransport(comm, timeout_s, lifeline=Lifeline(comm) if launcher.survives(os.environ) else None)
+
+
+def joined(timeout_s: float = TIMEOUT_S) -> MpiTransport:
+    """The ranks that have started this process to join them, and it: see :meth:`MpiTransport.joined_by`. Raises
+    ConfigError in a process that nobody has started so."""
+    mpi = _mpi()
+    between = mpi.Comm.Get_parent()
+    if between == mpi.COMM_NULL:
+        raise ConfigError("join: no running job has started this process")
+    with _alone_after(timeout_s):
+        comm = between.Merge(True)
+    return MpiTransport(comm, timeout_s, lifeline=Lifeline(comm))
 
 
 def size() -> int:

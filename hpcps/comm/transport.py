@@ -132,9 +132,15 @@ class Transport(ABC):
         more use. Of all ranks' transport alone, after :meth:`has_lost`. Blocks until all of them have come here."""
         raise NotImplementedError(f"{self.description} does not go on without ranks that it has lost")
 
+    def joined_by(self, nodes: Sequence[str], words: Sequence[str] = ()) -> Transport:
+        """These ranks, in their order, and behind them a fresh process on each of ``nodes``, which runs ``hpcps join``
+        and ``words``. A collective; blocks until all are there. Raises CommError on all ranks where none can be
+        started; a rank that waits in vain ends itself."""
+        raise NotImplementedError(f"{self.description} starts no ranks")
+
     @property
     def numbers(self) -> list[int]:
-        """The numbers that these ranks had when the job began."""
+        """The numbers that these ranks had when the job began, or when others last joined them."""
         return list(range(self.size))
 
     @abstractmethod

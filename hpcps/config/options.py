@@ -132,6 +132,7 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     hosts: str = ""
     timeout_s: Seconds = 300.0
     survive: bool = False
+    replace: bool = False
     restarts: Count = 3
     heartbeat_s: Seconds = 1.0
 
@@ -224,7 +225,8 @@ HELP = {
     "run.transport": "auto | mpi | threads",
     "run.hosts": "where --ranks N starts them: host, or host:slots, with commas (default: the launcher's own choice)",
     "run.survive": "go on without ranks that die; --survive sets it, and starts ranks that can",
-    "run.restarts": "survive: how often a job that has ended without an end is started again",
+    "run.replace": "survive: fresh ranks take the places of those that have died (Open MPI; threads)",
+    "run.restarts": "survive: how often ranks are replaced, and a job that has ended without an end is started again",
     "run.heartbeat_s": "survive, on several hosts: a rank that is not heard of for so many seconds counts as dead",
     "run.timeout_s": "seconds after which a wait for another rank is an error",
 }

@@ -64,6 +64,8 @@ def check(config: Config, source: str) -> None:
     if config.run.survive and (config.server.record or config.server.replay):
         key = "record" if config.server.record else "replay"
         raise ConfigError(f"{source}: run.survive with server.{key}: a record is of a whole run, without a break")
+    if config.run.replace and not config.run.survive:
+        raise ConfigError(f"{source}: run.replace is for ranks that go on without those that die: add run.survive")
     _check_averaging(config, source)
     _check_online(config, source)
     _check_backup(config, source)

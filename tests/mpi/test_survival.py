@@ -28,7 +28,9 @@ def launcher():
     return found
 
 
-@pytest.mark.parametrize("case", [faults.CASES[number] for number in (0, 1, 2, 4, 6, 8)], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [faults.CASES[number] for number in (0, 1, 2, 4, 6, 8, 10)], ids=lambda case: case.name
+)
 def test_a_run_survives_ranks_that_are_killed_while_it_trains(launcher, tmp_path, case):
     """Each is killed when there are checkpoints and training goes on; see ``bench/faults.py`` for random moments."""
     expected, _ = faults.undisturbed(sys.executable, case, tmp_path / "alone")
@@ -51,7 +53,67 @@ def test_a_run_survives_ranks_that_are_killed_while_it_trains(launcher, tmp_path
     assert not result.wrong, result.problems
     assert "go on from the newest checkpoint" in text if launcher.is_open_mpi else "starting it again" in text
     assert text.count("params_sha256") == 1
+    if launcher.is_open_mpi:
+        left = case.ranks if faults.REPLACE in case.settings else case.ranks - len(case.victims)
+        assert json.loads((out / "summary.json").read_text())["ranks"] == left
     assert not list(Path("/dev/shm").glob(f"hpcps-{job.pid}-*"))
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+HERE, calls = Path(__file__).parent, 0
+def f(params, samples, labels):
+    global calls
+    calls += 1
+    deaths = len(list(HERE.glob("dead-*")))
+    is_next = "join" in sys.argv if deaths else os.environ["OMPI_COMM_WORLD_RANK"] == "1"
+    if calls == 20 and is_next and deaths < 3:
+        Path(HERE, f"dead-{os.getpid()}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    error = samples @ params["weight"] - labels
+    return float((error ** 2).sum()) / 2, {"weight": samples.T @ error}
+"""
+
+
+@pytest.mark.parametrize("checks", ["", "1"])
+def test_fresh_ranks_are_replaced_too_as_often_as_it_is_allowed(launcher, tmp_path, checks):
+    """Three die one after the other, each in the place of the one before; the third is not replaced."""
+    if not launcher.is_open_mpi:
+        pytest.skip("ranks are replaced under Open MPI alone")
+    (tmp_path / "own.py").write_text(DIES)
+    (tmp_path / "data.csv").write_text("\n".join(f"{i % 7},{i % 5},{2 * (i % 7) - i % 5}" for i in range(200)))
+    (tmp_path / "c.toml").write_text(
+        'data.path = "data.csv"\ndata.label_column = "-1"\n'
+        'model.kind = "own.py:f"\nmodel.task = "regression"\nmodel.parameters.weight = [2]\n'
+        'optimizer.kind = "sgd"\noptimizer.learning_rate = 0.01\n'
+        "train.epochs = 40\ntrain.batch = 40\ntrain.reproducible = true\ntrain.grains = 2\n"
+        "checkpoint.every_steps = 7\nrun.threads = 1\nrun.timeout_s = 20\n"
+    )
+    line = [sys.executable, "-m", "hpcps", "train", str(tmp_path / "c.toml")]
+    more = ["--ranks", "2", "--survive", "--set", "run.replace=true", "--set", "run.restarts=2"]
+    environment = {**os.environ, "HPCPS_CHECK": checks}
+    found = subprocess.run(
+        [*line, "--out", str(tmp_path / "run"), *more],
+        env=environment,
+        timeout=TIMEOUT_S,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert len(list(tmp_path.glob("dead-*"))) == 3
+    assert found.stderr.count("1 go on from the newest checkpoint, with 1 fresh rank") == 2
+    assert found.stderr.count("go on from the newest checkpoint") == 3
+    assert "starting it again" not in found.stderr
+    alone = subprocess.run(
+        [*line, "--out", str(tmp_path / "alone")], timeout=TIMEOUT_S, capture_output=True, text=True, check=False
+    )
+    assert alone.returncode == 0, alone.stderr
+    told = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "alone")]
+    assert told[0]["params_sha256"] == told[1]["params_sha256"]
+    assert (told[0]["ranks"], told[0]["steps"]) == (1, told[1]["steps"])
 
 
 def test_a_job_in_which_a_rank_stands_still_is_ended_and_started_again(launcher, tmp_path):

@@ -122,6 +122,21 @@ def test_threads_go_on_without_one_that_raises_and_end_with_the_same_bits(tmp_pa
     assert "2 go on from the newest checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("restarts", "ranks"), [(1, 3), (0, 2)])
+def test_a_thread_that_raises_is_replaced_as_often_as_it_is_allowed(tmp_path, restarts, ranks, capsys):
+    alone = hpcps.train(config(tmp_path, 1), ranks=1, out=tmp_path / "alone").summary
+    told = config(tmp_path, 1, survive=True, replace=True, restarts=restarts)
+    found = hpcps.train(told, ranks=3, out=tmp_path / "run").summary
+    assert (found["ranks"], found["steps"]) == (ranks, alone["steps"])
+    assert found["params_sha256"] == alone["params_sha256"]
+    assert ("with 1 fresh rank" in capsys.readouterr().err) == (restarts > 0)
+
+
+def test_who_replaces_ranks_survives():
+    with pytest.raises(ConfigError, match=r"run\.replace is for ranks that go on .* add run\.survive"):
+        from_tree({"data": {"path": "digits"}, "model": {"kind": "softmax"}, "run": {"replace": True}})
+
+
 def test_without_being_asked_nobody_goes_on(tmp_path):
     with pytest.raises(ModelError, match="this rank fails"):
         hpcps.train(config(tmp_path, 1), ranks=3, out=tmp_path / "run")
