@@ -246,8 +246,9 @@ class MpiTransport(Transport):
         for node in counts:
             info = mpi.Info.Create()
             info.Set("wdir", os.getcwd())
-            info.Set("map_by", "slot:oversubscribe")  # the slots of the dead are not given back
-            info.Set("bind_to", "none")
+            if not places:  # these are the job's
+                info.Set("map_by", "slot:oversubscribe")  # the slots of the dead are not given back
+                info.Set("bind_to", "none")
             if list(counts) != [self.node]:
                 info.Set("host", node)
             places.append(info)

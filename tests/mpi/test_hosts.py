@@ -89,11 +89,13 @@ def kill(hosts, number, processes=None):
         os.kill(process, signal.SIGKILL)
 
 
-def train(hosts, out, strike, *more):
-    """A run of a rank on each host, hpcps on the first; ``strike`` when there are checkpoints: its status and text."""
-    names = ",".join(f"h{number}" for number in range(1, HOSTS + 1))
+def train(hosts, out, strike, *more, slots=(1,) * HOSTS):
+    """A run of so many ranks on each host, hpcps on the first; ``strike`` when there are checkpoints: its status and
+    text."""
+    names = ",".join(f"h{number}:{count}" for number, count in enumerate(slots, 1))
     settings = [word for setting in (*SETTINGS, "run.timeout_s=8", *more) for word in ("--set", setting)]
-    words = ["-m", "hpcps", "train", DIGITS, "--ranks", HOSTS, "--hosts", names, "--survive", "--out", out, *settings]
+    words = ["-m", "hpcps", "train", DIGITS, "--ranks", sum(slots), "--hosts", names, "--survive", "--out", out]
+    words += settings
     log = out.with_name("log")
     with log.open("w") as file:  # a pipe would be held open by what is cut off
         job = hosts.start(words, out=file)
@@ -154,6 +156,23 @@ def test_a_run_survives_a_host(plugged, launcher, alone, tmp_path, how):
     assert ("h3 cannot be reached, and will be left out" in text) == (not goes_on and "killed" not in how), text
     assert found["ranks"] == (3 if goes_on or "killed" not in how else 4)
     until_gone(plugged, out, 1, 2, 3, 4)
+
+
+def test_ranks_are_replaced_on_the_hosts_where_they_were(plugged, launcher, alone, tmp_path):
+    """Not where a host has lost all: it may be gone."""
+    if not launcher.is_open_mpi:
+        pytest.skip("ranks are replaced under Open MPI alone")
+    out = tmp_path / "run"
+
+    def strike():
+        ranks = faults.ranks_of(out)
+        kill(plugged, None, [ranks[0], ranks[3], ranks[4]])
+
+    status, text = train(plugged, out, strike, "run.replace=true", slots=(2, 2, 1))
+    assert status == 0, text
+    assert "2 go on from the newest checkpoint, with 2 fresh ranks" in text
+    found = summary(out)
+    assert (found["ranks"], found["params_sha256"]) == (4, alone)
 
 
 def test_where_hpcps_itself_is_cut_off_it_starts_nothing(plugged, launcher, alone, tmp_path):
