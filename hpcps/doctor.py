@@ -19,6 +19,7 @@ from hpcps.comm.transport import Transport
 from hpcps.errors import ConfigError
 from hpcps.machine import Seat
 
+ALONE = "the others go on"
 PACKAGES = ("hpcps", "numpy", "numba", "mpi4py", "msgspec", "safetensors")
 
 
@@ -51,8 +52,11 @@ def mpi(transport: Transport) -> list[tuple[str, str]]:
         from hpcps.comm import mpi as over_mpi
 
         text = f"{over_mpi.library_name()}, thread level {over_mpi.thread_level()}"
-        return [("MPI", text), ("launcher", told.name if told else "none")]
-    return [("MPI", _mpi_at_rest()), ("launcher", "none: --ranks N starts ranks")]
+        goes_on = launcher.survives(os.environ)
+        dead = f"with run.survive {ALONE}" if goes_on else "ends the job; hpcps train --ranks N --survive starts others"
+        return [("MPI", text), ("launcher", told.name if told else "none"), ("dead rank", dead)]
+    text, dead = _mpi_at_rest()
+    return [("MPI", text), ("launcher", "none: --ranks N starts ranks"), ("dead rank", f"with --survive {dead}")]
 
 
 def ranks(seats: Sequence[Seat]) -> list[tuple[str, str]]:
@@ -95,16 +99,18 @@ def warnings(seats: Sequence[Seat]) -> list[str]:
     return told
 
 
-def _mpi_at_rest() -> str:
+def _mpi_at_rest() -> tuple[str, str]:
+    """The library, and what becomes of a job whose rank dies."""
     from hpcps import starter
 
     try:
         library = starter.find()
     except ConfigError as error:
-        return str(error)
+        return str(error), ALONE
     if library is None:
-        return "none: ranks run as threads of one process"
-    return f"{library.library}, thread level {_thread_level()}, started by {library.program}"
+        return "none: ranks run as threads of one process", ALONE
+    text = f"{library.library}, thread level {_thread_level()}, started by {library.program}"
+    return text, f"{ALONE}, and a lost job is started again" if library.goes_on else "the job is started again"
 
 
 def _thread_level() -> str:

@@ -57,6 +57,16 @@ class Launcher:
     library: str
     is_open_mpi: bool
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether its ranks can go on without those that die: Open MPI's, from version 5 on.
+
+        >>> Launcher("mpirun", "Open MPI v5.0.8", True).goes_on, Launcher("mpirun", "Open MPI v4.1.6", True).goes_on
+        (True, False)
+        """
+        version = re.search(r"v(\d+)", self.library)
+        return self.is_open_mpi and version is not None and int(version[1]) >= 5
+
 
 def find() -> Launcher | None:
     """The launcher of the MPI library that mpi4py loads; None where mpi4py finds no library.
@@ -243,7 +253,7 @@ def command_line(
     itself hands but its own variables to other hosts."""
     places = hosts.words(on, found.is_open_mpi)
     if found.is_open_mpi:
-        ulfm = [] if heartbeat_s is None else [*ULFM, *(_detector(heartbeat_s) if len(on) > 1 else [])]
+        ulfm = [*ULFM, *(_detector(heartbeat_s) if len(on) > 1 else [])] if heartbeat_s and found.goes_on else []
         # Only where it is needed: told that cores are shared, Open MPI yields them at every test of a message.
         shared = ["--oversubscribe"] if not on and ranks > len(os.sched_getaffinity(0)) else []
         handed = [word for name in sorted(inner or {}) if on and name.startswith(HANDED_ON) for word in ("-x", name)]

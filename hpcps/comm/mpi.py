@@ -242,7 +242,7 @@ class MpiTransport(Transport):
 
     def joined_by(self, nodes: Sequence[str], words: Sequence[str] = ()) -> Transport:
         mpi, counts = _mpi(), Counter(nodes)
-        places = []
+        places: list[Any] = []
         for node in counts:
             info = mpi.Info.Create()
             info.Set("wdir", os.getcwd())

@@ -304,6 +304,7 @@ def test_doctor_sees_the_ranks(launcher):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 on 1 node(s)" in done.stdout
     assert "thread level" in done.stdout
+    assert "ends the job; hpcps train --ranks N --survive starts others" in done.stdout
     if len(os.sched_getaffinity(0)) < 3:
         assert "warning: 3 ranks share" in done.stdout
 

@@ -75,7 +75,8 @@ def test_a_finished_run_is_kept(capsys, tmp_path):
 def test_doctor_names_the_parts(capsys):
     status, out, _ = run(capsys, "doctor")
     assert status == 0
-    for word in ("packages", "numba", "MPI", "ranks", "rank 0", "GPU", "JIT cache"):
+    assert "with --survive the" in out
+    for word in ("packages", "numba", "MPI", "dead rank", "ranks", "rank 0", "GPU", "JIT cache"):
         assert word in out
 
 

@@ -27,7 +27,7 @@ def test_what_is_no_list_of_hosts_is_refused(text, ranks):
 
 def test_what_launchers_are_told():
     variables = {"HPCPS_RUN_THREADS": "2", "PATH": "/bin"}
-    line = starter.command_line(starter.Launcher("mpirun", "Open MPI", True), 3, 6.0, AB, variables)
+    line = starter.command_line(starter.Launcher("mpirun", "Open MPI v5.0.8", True), 3, 6.0, AB, variables)
     assert line[line.index("--host") + 1] == "a:1,b:2"
     assert [line[place + 1] for place, word in enumerate(line) if word == "-x"] == ["HPCPS_RUN_THREADS"]
     assert line[line.index("mpi_ft_detector_timeout") + 1] == "6"
