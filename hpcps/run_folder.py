@@ -68,7 +68,7 @@ class RunFolder:
             raise ConfigError(f"{self.path}: holds a finished run; {remedy}")
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            known = {*_KNOWN, *(path.name for path in self.path.glob(ORDERS))}
+            known = {*_KNOWN, *(path.name for path in [*self.path.glob(ORDERS), *self._half_written()])}
             strangers = [entry.name for entry in self.path.iterdir() if entry.name not in known]
             if strangers and not (self.path / CONFIG).exists():
                 raise ConfigError(f"{self.path}: is a folder with other things in it ({strangers[0]}); choose another")
@@ -78,11 +78,16 @@ class RunFolder:
         """Take out what an earlier run left, its metrics up to ``steps`` excepted, and write the configuration. Raises
         ConfigError."""
         with writing(self.path):
-            earlier = [path for pattern in (ORDERS, STALLS) for path in self.path.glob(pattern)]
+            earlier = [path for pattern in (ORDERS, STALLS) for path in self.path.glob(pattern)] + self._half_written()
             for path in [self.path / name for name in (SUMMARY, MODEL)] + earlier:
                 path.unlink(missing_ok=True)
             self._cut_metrics(steps)
             write_whole(self.path / CONFIG, lambda file: file.write_text(config_toml, encoding="utf-8"))
+
+    def _half_written(self) -> list[Path]:
+        """What ranks have left that were killed in :func:`write_whole`."""
+        names = CONFIG, METRICS, MODEL, SUMMARY, ORDERS
+        return [path for name in names for path in self.path.glob(f".{name}.*") if path.suffix[1:].isdigit()]
 
     def add_metrics(self, values: Mapping[str, Any]) -> None:
         """Append one line to the metrics."""

@@ -137,6 +137,23 @@ def test_who_replaces_ranks_survives():
         from_tree({"data": {"path": "digits"}, "model": {"kind": "softmax"}, "run": {"replace": True}})
 
 
+@pytest.mark.parametrize("name", ["config.toml", "summary.json", "order-1.bin"])
+def test_what_a_rank_was_writing_when_it_was_killed_is_in_nobodys_way(tmp_path, name):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / f".{name}.4711").write_text("half")
+    hpcps.train(config(tmp_path, 9), ranks=1, out=out)
+    assert not list(out.glob(".*"))
+
+
+def test_other_hidden_files_are_somebodys(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".config.toml.swp").write_text("an editor's")
+    with pytest.raises(ConfigError, match="other things"):
+        hpcps.train(config(tmp_path, 9), ranks=1, out=out)
+
+
 def test_without_being_asked_nobody_goes_on(tmp_path):
     with pytest.raises(ModelError, match="this rank fails"):
         hpcps.train(config(tmp_path, 1), ranks=3, out=tmp_path / "run")
