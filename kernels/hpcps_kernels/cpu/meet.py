@@ -90,7 +90,7 @@ def meet(
     if not _all_reached(desk, WORKED, number, spins):
         return WAITING_FOR_WORK
     if operation == SUM and _region(desk, x) < 0:
-        _copy(x, 0, _scratch(x, desk, desk[RANK], number), 0, count)
+        _copy_others(x, _scratch(x, desk, desk[RANK], number), bounds, desk, count, count)
     return FINISHED
 
 
@@ -148,11 +148,14 @@ def _begin(
     if region >= 0:
         place = region << OFFSET_BITS | (x.ctypes.data - _base(desk, region, desk[RANK]))
     elif x.shape[0] * x.itemsize <= desk[SCRATCH_BYTES]:
-        place = IN_SCRATCH
-        lo, hi = 0, x.shape[0]
+        place, scratch = IN_SCRATCH, _scratch(x, desk, desk[RANK], number)
+        lo, hi = _chunk(desk, bounds, count, desk[RANK])
         if operation == GATHER:
-            lo, hi = _chunk(desk, bounds, count, desk[RANK])
-        _copy(_scratch(x, desk, desk[RANK], number), lo, x, lo, hi - lo)
+            _copy(scratch, lo, x, lo, hi - lo)
+        elif is_small:
+            _copy(scratch, 0, x, 0, count)
+        else:
+            _copy_others(scratch, x, bounds, desk, count, x.shape[0])
     _say(desk, PLACES + turn, place)
     _say(desk, SIGNATURES + turn, signature)
     _say(desk, READY, number << ROUND_BITS | signature & ((1 << ROUND_BITS) - 1))
@@ -185,10 +188,13 @@ def _scratch(x: Array, desk: Array, rank: int, number: int) -> Array:
 
 @part
 def _array_of(x: Array, desk: Array, rank: int, number: int) -> Array:
-    """What a rank has brought to a round: as many elements as the one that reads it may need."""
+    """What a rank has brought to a round: as many elements as the one that reads it may need. Of an array that others
+    do not see they see a copy, in which the rank's own chunk is missing: it is added to x itself."""
     place = load_acquire(desk[HEAD + rank] + WORD * (PLACES + number % SETS))
-    if place == IN_SCRATCH:
-        found: Array = _scratch(x, desk, rank, number)
+    if place == IN_SCRATCH and rank == desk[RANK]:
+        found: Array = array_at(x.ctypes.data, x.shape[0], x)
+    elif place == IN_SCRATCH:
+        found = _scratch(x, desk, rank, number)
     else:
         region, offset = place >> OFFSET_BITS, place & ((1 << OFFSET_BITS) - 1)
         found = array_at(_base(desk, region, rank) + offset, (_base(desk, region, -1) - offset) // x.itemsize, x)
@@ -231,6 +237,14 @@ def _copy(out: Array, at: int, x: Array, start: int, count: int) -> None:
     to, of = out[at : at + count], x[start : start + count]
     for i in range(count):
         to[i] = of[i]
+
+
+@part
+def _copy_others(out: Array, x: Array, bounds: Array, desk: Array, count: int, stop: int) -> None:
+    """out[:stop] = x[:stop], this rank's chunk excepted."""
+    lo, hi = _chunk(desk, bounds, count, desk[RANK])
+    _copy(out, 0, x, 0, lo)
+    _copy(out, hi, x, hi, stop - hi)
 
 
 @part
