@@ -329,7 +329,7 @@ class RemoteClient:
     def _take_up(self, step: int, keys: Mapping[str, Array], numbers: Sequence[int] | None = None) -> None:
         """Copy each shard's answer into the parameters, and the rows of these keys to where rows go, as it comes.
         ``numbers``: the shards that were asked, if not all."""
-        rooms = {} if self._rows is None else {name: self._rows.room(name, len(own)) for name, own in keys.items()}
+        rooms: dict[str, Array] = {}
 
         def take(number: int, letter: Letter) -> None:
             self._expect(letter, Kind.PARAMETERS, step, number)
@@ -337,7 +337,7 @@ class RemoteClient:
             if letter.header.is_late:
                 self._take_back(number)
             self._refresh(number, letter)
-            if rooms:
+            if keys:
                 self._place(rooms, keys, number, letter)
 
         self._receive(take, numbers)
@@ -351,12 +351,20 @@ class RemoteClient:
         if self._encoders and self._gradient is not None:
             self._encoders[number].take_back(self._gradient[self._shards[number]])
 
-    def _place(self, rooms: Mapping[str, Array], keys: Mapping[str, Array], number: int, letter: Letter) -> None:
-        """Put the rows of a letter where their keys stand among all that were asked for."""
+    def _place(self, rooms: dict[str, Array], keys: Mapping[str, Array], number: int, letter: Letter) -> None:
+        """Put the rows of a letter where their keys stand among all that were asked for. Those that the only shard has
+        lent stay where they are: it lends two memories in turn, and writes to this one when it is asked for the rows
+        after the next."""
+        assert self._rows is not None
         places = [self._of_shard(own, number) for own in keys.values()]
         counts = [len(own[place]) for own, place in zip(keys.values(), places, strict=True)]
-        widths = [room.shape[1] for room in rooms.values()]
+        widths = [self._rows.widths[name] for name in keys]
         rows = messages.take_rows(letter.more, counts, widths, self._dense.dtype)
+        if letter.header.is_lent and len(self._servers) == 1:
+            rooms.update(zip(keys, rows, strict=True))
+            return
+        if not rooms:
+            rooms.update({name: self._rows.room(name, len(own)) for name, own in keys.items()})
         for room, place, values in zip(rooms.values(), places, rows, strict=True):
             if isinstance(place, slice):
                 room[place] = values
