@@ -33,6 +33,8 @@ def launcher():
 )
 def test_a_run_survives_ranks_that_are_killed_while_it_trains(launcher, tmp_path, case):
     """Each is killed when there are checkpoints and training goes on; see ``bench/faults.py`` for random moments."""
+    if not launcher.is_open_mpi and case not in faults.CASES[:2]:
+        pytest.skip("two cases are enough where a job is started again, whoever dies")
     expected, _ = faults.undisturbed(sys.executable, case, tmp_path / "alone")
     out = tmp_path / "run"
     job = subprocess.Popen(

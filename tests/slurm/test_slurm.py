@@ -89,7 +89,7 @@ def test_an_array_trains_once_a_line(slurm, plugin, tmp_path):
 
 
 def test_a_benchmark_trains_on_more_and_more_ranks(slurm, plugin, alone, tmp_path):
-    variables = {"HPCPS_MPI": plugin, "HPCPS_CACHE_DIR": str(tmp_path / "cache"), "HPCPS_TUNE_LARGEST": "65536"}
+    variables = {"HPCPS_MPI": plugin, "HPCPS_CACHE_DIR": str(tmp_path / "cache"), "HPCPS_TUNE_LARGEST": "1024"}
     if compiled := hpcps_kernels.cache_folder().folder:
         shutil.copytree(compiled, tmp_path / "cache", ignore=shutil.ignore_patterns("allreduce-*"))
     state, log = slurm.batch(tmp_path, ROOT / "slurm" / "benchmark.sbatch", DIGITS, "out", *QUICK, **variables)
