@@ -91,8 +91,9 @@ def train_rank(
     held = serving.share_with_shards(job, held)
     at_end = held.params
     if job.workers is not None:
-        held = held._replace(params=joining.where_all_see_it(job, job.workers, held.params))
-        at_end = held.params if job.device.is_host else at_end
+        params = joining.where_all_see_it(job, job.workers, held.params)
+        held = held._replace(params=params, host=None if job.device.is_host else at_end.flat)
+        at_end = params if job.device.is_host else at_end
         trained = Trained(at_end, facts, dataset.classes, dataset.shift, dataset.scale)
         found = work(job, dataset, left, model, held, trained, folder, saves, watch)
     else:

@@ -15,6 +15,7 @@ from hpcps.comm import codes
 from hpcps.comm.codes import Code
 from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array
+from hpcps.device import Gpu
 from hpcps.errors import ConfigError
 from hpcps.exchange import ServerExchange
 from hpcps.first import BLOCK, Begins, FirstRows
@@ -35,6 +36,7 @@ from hpcps.server.table import Table
 from hpcps.server.turns import Recorded, file_name
 from hpcps.server.turns import load as load_turns
 from hpcps.snapshot import Pieces, Snapshot
+from hpcps.staging import StagedServer
 from hpcps.sums import Decoder, Sum
 from hpcps.tensors import Stored
 
@@ -68,6 +70,13 @@ class Held(NamedTuple):
     """By which keys and rows need not travel inside a node"""
     snapshot: Snapshot | None = None
     """Where the run goes on from; ``params`` do already"""
+    host: Array | None = None
+    """What shards exchange in the place of the dense ``params``, where these are on a GPU"""
+
+    @property
+    def flat(self) -> Array:
+        """The dense parameters in the host's memory."""
+        return self.params.flat if self.host is None else self.host
 
     @property
     def size(self) -> int:
@@ -93,6 +102,8 @@ def hold(job: Job, model: Model, rng: np.random.Generator) -> Held:
     """The first parameters of a model, the same on every rank. Tables are on shards wherever there are shards for them,
     and there a row takes memory when its key first comes up."""
     _check_filters(job, model)
+    if model.tables and job.strategy == "server" and job.config.run.device == "cuda":
+        raise ConfigError("run.device = 'cuda' with tables on shards, in the host's memory: use strategy 'ring'")
     if not model.tables or not job.rows_on_shards:
         return Held(model.init(rng), {}, None)
     first = cast(Begins, model).first(rng)
@@ -162,7 +173,7 @@ def make_server_exchange(job: Job, held: Held, gradients: Sum, keep: Keep, keep_
     """Gradients to shards, parameters from them."""
     options = job.config.server
     shards = job.roles.servers or options.count
-    client = _make_client(job, job.roles, held, shard_slices(len(held.params.flat), shards), keep, keep_pieces)
+    client = _make_client(job, job.roles, held, shard_slices(len(held.flat), shards), keep, keep_pieces)
     where = "of all ranks" if job.roles.are_colocated else "alone" if job.roles.servers else "of this process"
     staleness = f"staleness {options.staleness}" if isinstance(options.staleness, int) else "asynchronous"
     code = _make_code(job)
@@ -176,7 +187,11 @@ def make_server_exchange(job: Job, held: Held, gradients: Sum, keep: Keep, keep_
     filtered = _filtered(job)
     way = f"push{coded}{filtered} to {shards} shard{'s' * (shards > 1)} {where}, pull from there{through}; {staleness}"
     how = way, job.slack, options.warmup_steps, _make_row_filter(job, held), job.roles.workers
-    return ServerExchange(client, gradients, Merger(job.kernels), *how)
+    rest = client, gradients, Merger(job.kernels), *how
+    if isinstance(job.device, Gpu):
+        place = None if held.shared is None else held.shared.gradient
+        return StagedServer(job.device, (held.params.flat, held.flat), place, *rest)
+    return ServerExchange(*rest)
 
 
 def make_row_exchange(job: Job, held: Held, gradients: Sum, keep_pieces: KeepPieces) -> ServerExchange:
@@ -210,7 +225,7 @@ def make_server(
 ) -> Server:
     """Shard ``number`` of ``shards``, which holds ``where`` of the dense parameters, those that are shared themselves,
     and what serves it. ``keep`` takes its record, if there is to be one, ``keep_pieces`` its state for a checkpoint."""
-    dense = held.params.flat[where]
+    dense = held.flat[where]
     is_shared = held.shared is not None and held.shared.begin is not None
     shard = _make_shard(job, dense if is_shared else dense.copy(), held.elsewhere)
     _go_on(shard, held, where, shards, number)
@@ -239,8 +254,8 @@ def _make_replication(job: Job, held: Held, shard: Shard, number: int) -> Replic
     """A copy of the shard before this one, and the way to the one behind."""
     shards = job.roles.servers
     before, behind = (number - 1) % shards, (number + 1) % shards
-    where = shard_slices(len(held.params.flat), shards)[before]
-    begin = held.params.flat
+    where = shard_slices(len(held.flat), shards)[before]
+    begin = held.flat
     if held.shared is not None and held.shared.begin is not None:
         begin = held.shared.begin  # the shard may be at work already
     copy = _make_shard(job, begin[where].copy(), held.elsewhere)
@@ -254,7 +269,7 @@ def _make_client(
 ) -> Client:
     """The way to the shards, of which number s has ``where[s]`` of the dense parameters: on their ranks, or, for a rank
     alone, in its own process."""
-    dense, rank = held.params.flat, job.transport.rank
+    dense, rank = held.flat, job.transport.rank
     if not planned.servers:
         tables = [held.elsewhere if number == 0 else {} for number in range(len(where))]
         shards = [_make_shard(job, dense[part], own) for part, own in zip(where, tables, strict=True)]

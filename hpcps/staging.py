@@ -16,7 +16,9 @@ from numpy.typing import DTypeLike
 from hpcps.collectives.engine import Engine, Start
 from hpcps.collectives.pending import Pending
 from hpcps.device import Array, Gpu
+from hpcps.exchange import Keys, ServerExchange
 from hpcps.reduction import Reduction, Whole
+from hpcps.sums import Summed
 
 Visible = Callable[[int, DTypeLike], Array]
 """Gives memory that the other ranks of the node see"""
@@ -108,6 +110,48 @@ class StagedSum:
                 self._stream.synchronize()
             self._sum = self._start()
         return self._sum
+
+
+class StagedServer(ServerExchange):
+    """Shards in the host's memory, parameters and gradients on a device: each sum is copied down before it is pushed,
+    and parameters that were pulled are copied up.
+
+    ``params``: the dense ones on the device, and where they are pulled to; ``gradient``: where sums are to lie on the
+    host, if shards look for them there. The rest is as without.
+    """
+
+    def __init__(self, device: Gpu, params: tuple[Array, Array], gradient: Array | None, *rest: Any) -> None:
+        super().__init__(*rest)
+        self.way += ", through the host's memory"
+        self._device, self._params, self._gradient = device, params, gradient
+        with device.below as below:
+            self._stream = below.stream()
+            below.pin(params[1])
+            if gradient is not None:
+                below.pin(gradient)
+
+    def push(self, step: int, summed: Summed, flush: bool = False) -> None:
+        with self._device.below as below:
+            if self._gradient is None:
+                self._gradient = np.empty(summed.dense.shape, summed.dense.dtype)
+                below.pin(self._gradient)
+            self._stream.follow()
+            self._stream.to_host(self._gradient, summed.dense)
+            self._stream.synchronize()  # which also waits for the parameters that were copied up
+        super().push(step, summed._replace(dense=self._gradient), flush)
+
+    def wait(self, keys: Callable[[], Keys] | None = None) -> None:
+        super().wait(keys)
+        self._refresh()
+
+    def go_on(self, step: int, keys: Keys | None) -> None:
+        super().go_on(step, keys)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        with self._device.below:
+            self._stream.to_device(*self._params)
+            self._stream.precede()
 
 
 def on_device(engine: Engine, device: Gpu, count: int) -> Reduction:

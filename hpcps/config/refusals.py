@@ -35,9 +35,8 @@ USERS = {
     "compress.fraction": ("topk",),
 }
 """The kinds of model, optimiser or compression that use a key, where not all do."""
-DEVICE_STRATEGIES = ("auto", "ring")
+DEVICE_STRATEGIES = ("auto", "ring", "server")
 DEVICE_REASONS = {
-    "server": "shards, and what is pulled from them, are in the host's memory; use 'ring'",
     "averaging": "it averages parameters where all ranks of a node see them, which is the host's memory; use 'ring'",
     "online": "it learns from one sample after the other, and a GPU has nothing to do side by side",
 }

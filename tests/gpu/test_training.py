@@ -80,6 +80,55 @@ def test_sparse_samples_of_few_features_are_made_dense_on_the_gpu(tmp_path, data
     assert [name for name in gpu.done if name.startswith("gather_csr")]
 
 
+@pytest.mark.parametrize(
+    ("ranks", "settings"),
+    [
+        (1, ()),
+        (3, ()),
+        (4, ("server.count=2", "server.replicas=1")),
+        (3, ("server.colocated=true",)),
+        (2, ("server.staleness=async",)),
+        (3, ("compress.kind=int8", "model.activation=tanh")),
+        (3, ("train.reproducible=true",)),
+        (3, ("optimizer.kind=adam", "optimizer.momentum=0", "optimizer.epsilon=0.1")),
+    ],
+    ids=str,
+)
+def test_shards_in_the_memory_of_the_host(tmp_path, data, gpus, ranks, settings) -> None:
+    (gpu,) = gpus()
+    asked = told(data, "mlp", OF_MLP, "train.strategy=server", *settings)
+    summary = as_on_a_cpu(tmp_path, asked, ranks)
+    assert summary["strategy"] == "server"
+    assert "through the host's memory" in summary["exchange"]
+    assert gpu.done
+
+
+def test_through_shards_the_bits_are_those_of_an_all_reduce(tmp_path, data, gpus) -> None:
+    gpus(2)
+    asked = told(data, "softmax", *REPRODUCIBLE)
+    wanted, _ = train(tmp_path / "ring", asked, 2)
+    for ranks, settings in ((1, {}), (3, {}), (2, {"colocated": True}), (5, {"count": 2})):
+        other = changed(changed(asked, "train", strategy="server"), "server", **settings)
+        found, _ = train(tmp_path / f"{ranks}", other, ranks)
+        assert found["params_sha256"] == wanted["params_sha256"]
+
+
+def test_a_run_through_shards_goes_on_from_a_checkpoint(tmp_path, data, gpus) -> None:
+    gpus(2)
+    settings = *REPRODUCIBLE, "checkpoint.every_steps=4", "train.epochs=2", "train.strategy=server"
+    asked = told(data, "softmax", *settings)
+    wanted, _ = train(tmp_path / "at once", asked)
+    train(tmp_path / "run", changed(asked, "train", epochs=1), 3)
+    summary, _ = train(tmp_path / "run", asked, 4, resume=True)
+    assert summary["params_sha256"] == wanted["params_sha256"]
+
+
+def test_tables_on_shards_are_refused(tmp_path, data, gpus) -> None:
+    gpus()
+    with pytest.raises(ConfigError, match="tables on shards, in the host's memory: use strategy 'ring'"):
+        train(tmp_path / "run", of_sparse(data, "fm", "train.strategy=server", "run.device=cuda"), 2)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 5])
 @pytest.mark.parametrize("name", SPARSE)
 def test_tables(tmp_path, data, gpus, name, ranks) -> None:
