@@ -197,7 +197,8 @@ def one(
     left += [path.name for path in out.rglob(".*")]
     if left:
         result.leftovers += 1
-        result.problems.append(f"left: {left}")
+        said = "".join(line for _, line in list(lines))[-600:]
+        result.problems.append(f"left: {left}; {after_s:.2f} s after the start: {said}")
     tidy(case, hosts)
     listener.join(5)
     assert job.stdout is not None
