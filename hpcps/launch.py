@@ -285,6 +285,8 @@ def leave(status: int, known_to_all: bool) -> None:
     """End this MPI rank after an error. An error that only this rank knows of ends all ranks with ``status``; else
     wait until every rank is about to leave, so that its launcher ends none before it has spoken."""
     launcher.tell(os.environ, launcher.ENDING, status)
+    if launcher.survives(os.environ):
+        end_in_time()  # to meet takes long where a network was cut
     told = launcher.launched(os.environ)
     if told is not None and told.rank > 0 and told.size != _mpi().size():
         time.sleep(LEAVING_S)  # these ranks cannot meet, and some launchers end all with the first: let rank 0 speak

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -202,19 +203,31 @@ def children(parent: int) -> list[int]:
 
 
 def answers(found: Launcher, host: Host) -> bool:
-    """Whether the launcher can start something on a host now. Blocks, for ANSWER_S at the most."""
-    inner = environment(os.environ, 1)
+    """Whether the launcher can start something on a host now. Blocks, for ANSWER_S at the most, twice: a host where it
+    fails at once is asked again, for a job that has just been lost may be in the way. Launchers that are asked side by
+    side get folders of their own, which they would else take from each other."""
+    for _ in range(2):
+        with tempfile.TemporaryDirectory(prefix="hpcps-", ignore_cleanup_errors=True) as folder:
+            answer = _ask(found, host, folder)
+        if answer is None or MARK in answer:
+            return answer is not None
+    return False
+
+
+def _ask(found: Launcher, host: Host, folder: str) -> str | None:
+    """What comes back; None where nothing does in time."""
+    inner = environment(os.environ, 1) | {"TMPDIR": folder}
     line = [*command_line(found, 1, on=[host], inner=inner), "echo", MARK]
     job = subprocess.Popen(
         line, env=inner, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         start_new_session=True,
     )  # fmt: skip
     try:
-        return MARK in job.communicate(timeout=ANSWER_S)[0]
+        return job.communicate(timeout=ANSWER_S)[0]
     except subprocess.TimeoutExpired:
         end(job)
         job.communicate()
-        return False
+        return None
 
 
 class _HandOn:

@@ -106,12 +106,12 @@ class Lifeline:
         """A communicator of the ranks that are left, in their order. Blocks until all of them have come here; a rank
         that waits in vain ends itself."""
         comm, mpi = self.comms[0], _mpi()
-        for one in reversed(self.comms):
-            try:
-                one.Revoke()
-            except mpi.Exception as error:
-                raise PeerLost(f"the ranks that are left could not be told: {error}") from error
         with _alone_after(timeout_s):
+            for one in reversed(self.comms):
+                try:
+                    one.Revoke()
+                except mpi.Exception as error:
+                    raise PeerLost(f"the ranks that are left could not be told: {error}") from error
             return comm.Shrink()
 
 

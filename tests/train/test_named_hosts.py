@@ -49,6 +49,25 @@ def test_half_of_the_hosts_must_answer(monkeypatch, capsys, answering, goes_on):
             supervisor._left(found, everybody)
 
 
+@pytest.mark.parametrize(("failures", "is_here"), [(0, True), (1, True), (2, False)])
+def test_a_host_that_fails_at_once_is_asked_again(tmp_path, failures, is_here):
+    program = tmp_path / "mpirun"
+    program.write_text(
+        f'#!/bin/sh\necho >> {tmp_path}/asked\n[ "$(wc -l < {tmp_path}/asked)" -gt {failures} ] && echo {starter.MARK}\n'
+    )
+    program.chmod(0o755)
+    assert starter.answers(starter.Launcher(str(program), "Open MPI v5.0.8", True), Host("a", 1)) == is_here
+
+
+def test_a_host_that_does_not_answer_in_time_is_not_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(starter, "ANSWER_S", 0.2)
+    program = tmp_path / "mpirun"
+    program.write_text(f"#!/bin/sh\necho >> {tmp_path}/asked\nexec sleep 60\n")
+    program.chmod(0o755)
+    assert not starter.answers(starter.Launcher(str(program), "Open MPI v5.0.8", True), Host("a", 1))
+    assert (tmp_path / "asked").read_text() == "\n"
+
+
 def test_no_nodes_but_those_of_an_allocation_of_several():
     assert hosts.of_slurm({}, 2) == hosts.of_slurm({"SLURM_JOB_NUM_NODES": "1"}, 2) == []
     with pytest.raises(ConfigError, match="scontrol"):
