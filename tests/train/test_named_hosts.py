@@ -52,9 +52,8 @@ def test_half_of_the_hosts_must_answer(monkeypatch, capsys, answering, goes_on):
 @pytest.mark.parametrize(("failures", "is_here"), [(0, True), (1, True), (2, False)])
 def test_a_host_that_fails_at_once_is_asked_again(tmp_path, failures, is_here):
     program = tmp_path / "mpirun"
-    program.write_text(
-        f'#!/bin/sh\necho >> {tmp_path}/asked\n[ "$(wc -l < {tmp_path}/asked)" -gt {failures} ] && echo {starter.MARK}\n'
-    )
+    asked = tmp_path / "asked"
+    program.write_text(f'#!/bin/sh\necho >> {asked}\n[ "$(wc -l < {asked})" -gt {failures} ] && echo {starter.MARK}\n')
     program.chmod(0o755)
     assert starter.answers(starter.Launcher(str(program), "Open MPI v5.0.8", True), Host("a", 1)) == is_here
 
