@@ -276,7 +276,7 @@ def mpi_is_running() -> bool:
 
 
 def end_in_time() -> None:
-    """This rank has done its work: end it, by the kernel's clock, if it does not come to its end in ENDING_S. Where a
+    """End this rank, which is about to end, by the kernel's clock if it does not come to its end in ENDING_S. Where a
     host was lost with all its ranks, or cannot be reached, MPI's own end waits for it."""
     _mpi().end_after(ENDING_S)
 

@@ -68,8 +68,11 @@ def train(transport: Transport, nodes: Sequence[str], attempts: Attempts, is_beg
             why = str(error)
         before = transport
         transport, is_begun = _meet(before, is_begun or attempts.has_begun())
-        empty = _places(before, transport, nodes, attempts.replacements)
         lost = sorted(set(before.numbers) - set(transport.numbers))
+        left = [nodes[rank] for rank in transport.numbers]
+        check_majority([nodes[rank] for rank in before.numbers], left)
+        # Not where a node has lost all its ranks: it may be gone itself. A node's come together.
+        empty = sorted(nodes[rank] for rank in lost if nodes[rank] in left) if attempts.replacements else []
         os.environ[SURVIVORS_VARIABLE] = str(transport.rank)
         if transport.rank == 0:
             ranks = f"rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
@@ -78,8 +81,7 @@ def train(transport: Transport, nodes: Sequence[str], attempts: Attempts, is_beg
         if empty:
             attempts.replacements -= 1
             try:
-                left, transport, are_fresh = transport.numbers, transport.joined_by(empty), True
-                nodes = [nodes[rank] for rank in left] + empty
+                transport, nodes, are_fresh = transport.joined_by(empty), left + empty, True
             except CommError as error:
                 if transport.rank == 0:
                     report.warn(f"{error}; {transport.size} go on alone")
@@ -134,16 +136,6 @@ def _meet(transport: Transport, has_begun: bool) -> tuple[Transport, bool]:
             if not _has_lost(left):
                 raise
             transport = left
-
-
-def _places(before: Transport, left: Transport, nodes: Sequence[str], replacements: int) -> list[str]:
-    """The nodes on which fresh ranks are to be started, one for each, a node's together: those of the ranks that were
-    lost, where others are left, for a node that has lost all may be gone itself. ``nodes``: of each number. Raises
-    CommError where too few are left."""
-    still = [nodes[rank] for rank in left.numbers]
-    check_majority([nodes[rank] for rank in before.numbers], still)
-    lost = sorted(set(before.numbers) - set(left.numbers))
-    return sorted(nodes[rank] for rank in lost if nodes[rank] in still) if replacements else []
 
 
 def check_majority(before: Sequence[str], left: Sequence[str]) -> None:
