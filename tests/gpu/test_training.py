@@ -113,16 +113,6 @@ def test_through_shards_the_bits_are_those_of_an_all_reduce(tmp_path, data, gpus
         assert found["params_sha256"] == wanted["params_sha256"]
 
 
-def test_a_run_through_shards_goes_on_from_a_checkpoint(tmp_path, data, gpus) -> None:
-    gpus(2)
-    settings = *REPRODUCIBLE, "checkpoint.every_steps=4", "train.epochs=2", "train.strategy=server"
-    asked = told(data, "softmax", *settings)
-    wanted, _ = train(tmp_path / "at once", asked)
-    train(tmp_path / "run", changed(asked, "train", epochs=1), 3)
-    summary, _ = train(tmp_path / "run", asked, 4, resume=True)
-    assert summary["params_sha256"] == wanted["params_sha256"]
-
-
 def test_tables_on_shards_are_refused(tmp_path, data, gpus) -> None:
     gpus()
     with pytest.raises(ConfigError, match="tables on shards, in the host's memory: use strategy 'ring'"):
@@ -175,14 +165,18 @@ def test_a_run_goes_on_from_a_checkpoint_on_a_gpu_or_without(tmp_path, data, gpu
     alike(got, train(tmp_path / "cpu", changed(asked, "run", threads=1), 2)[1])
 
 
-@pytest.mark.parametrize("kind", ["softmax", "logistic"])
-def test_a_resumed_reproducible_run_has_the_same_bits(tmp_path, data, gpus, kind) -> None:
+@pytest.mark.parametrize(
+    ("kind", "more", "ranks"),
+    [("softmax", (), 2), ("logistic", (), 2), ("softmax", ("train.strategy=server",), 4)],
+    ids=["softmax", "logistic", "shards"],
+)
+def test_a_resumed_reproducible_run_has_the_same_bits(tmp_path, data, gpus, kind, more, ranks) -> None:
     gpus(2)
-    settings = *REPRODUCIBLE, "checkpoint.every_steps=4", "train.epochs=2"
+    settings = *REPRODUCIBLE, "checkpoint.every_steps=4", "train.epochs=2", *more
     asked = told(data, kind, *settings) if kind == "softmax" else of_sparse(data, kind, *settings)
     wanted, _ = train(tmp_path / "at once", asked)
     train(tmp_path / "run", changed(asked, "train", epochs=1), 3)
-    summary, _ = train(tmp_path / "run", asked, 2, resume=True)
+    summary, _ = train(tmp_path / "run", asked, ranks, resume=True)
     assert summary["params_sha256"] == wanted["params_sha256"]
 
 
