@@ -18,7 +18,8 @@ FEW_BYTES = 1 << 20
 class GrowingRows:
     """``array`` is (capacity, width), as many rows as fit into the machine's memory; its user takes them in order.
 
-    Rows hold anything until they are written. Not safe to call from several threads.
+    Rows hold anything until they are written. Not safe to call from several threads. A process that is forked has none
+    of this memory: it would count twice what is reserved, which is more than many a system grants.
     """
 
     array: Array
@@ -51,7 +52,8 @@ class GrowingRows:
             self._memory.madvise(mmap.MADV_DONTNEED, start)
 
     def _view(self) -> None:
-        _with_large_pages(self._memory)
+        _advise(self._memory, "MADV_DONTFORK")
+        _advise(self._memory, "MADV_HUGEPAGE")  # rows picked at random would miss the table of small pages
         rows = len(self._memory) // self.row_bytes
         self.array = np.frombuffer(self._memory, self._dtype, rows * self._width).reshape(rows, self._width)
 
@@ -64,8 +66,8 @@ def _reserved(all_bytes: int) -> mmap.mmap:
         return mmap.mmap(-1, FEW_BYTES, flags=flags)
 
 
-def _with_large_pages(memory: mmap.mmap) -> None:
-    """Rows that are picked at random would miss the processor's table of small pages."""
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
+def _advise(memory: mmap.mmap, advice: str) -> None:
+    """Give the system a piece of advice, if it knows it."""
+    if hasattr(mmap, advice):
+        with contextlib.suppress(OSError):  # a kernel without it
+            memory.madvise(getattr(mmap, advice))

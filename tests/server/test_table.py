@@ -252,6 +252,21 @@ assert (rows.array[:FEW_BYTES // 16] == 5).all()
     assert done.returncode == 0, done.stderr
 
 
+def test_a_process_with_tables_can_fork():
+    """What is reserved for them is more than there is, and would be counted twice."""
+    code = """
+import subprocess, sys
+from hpcps.server.growing import GrowingRows
+columns = [GrowingRows(2, "float32") for _ in range(4)]
+for column in columns:
+    column.array[0] = 1
+    column.reserve(10)
+subprocess.run([sys.executable, "-c", ""], preexec_fn=lambda: None, check=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="admitted after 0 to 65534 pushes, not -1"):
         adagrad_table(admit_after=-1)
