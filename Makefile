@@ -47,7 +47,8 @@ gpu-check:  # exits with 2 and one line where there is no GPU; writes gpu-check.
 
 $(VENV)/.gpu: $(VENV)/.dev  # the CuPy that fits the driver, in the place of the one that the tests compile with
 	$(BIN)/python -m pip uninstall --quiet --yes cupy-cuda13x cupy-cuda12x
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(MPI),$$($(PYTHON) $(FOUND) extra)]"
+	extra=$$($(PYTHON) $(FOUND) extra); $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --editable ".[$(MPI),$$extra]" "nvidia-nccl-cu$${extra#cuda}"
 	@touch $@
 
 clean:

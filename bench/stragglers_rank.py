@@ -29,7 +29,7 @@ from hpcps.models.linear import Softmax
 from hpcps.params import Params
 from hpcps.rows import Merger
 from hpcps.server.backup import BackupShard
-from hpcps.server.client import RemoteClient
+from hpcps.server.remote import RemoteClient
 from hpcps.server.serve import Server
 from hpcps.server.store import Shard, Update
 from hpcps.sums import Decoder, Summed

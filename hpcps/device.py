@@ -41,6 +41,10 @@ class Device(Protocol):
     def put(self, array: Array) -> Array:
         """The array on the device: itself if it is there, else a copy."""
 
+    def constant(self, numbers: Array) -> Array:
+        """These numbers, (n,) int64 of the host, on the device, where nobody may write to them; to read them there is
+        no need to wait."""
+
     def read(self, array: Array) -> Array:
         """The array on the host: itself if it is there, else a copy, for which it waits."""
 
@@ -74,6 +78,8 @@ class Host:
 
     def put(self, array: Array) -> Array:
         return array
+
+    constant = put
 
     def read(self, array: Array) -> Array:
         return array
@@ -121,6 +127,11 @@ class Gpu:
                 array = self.below.put(array)
         return array
 
+    def constant(self, numbers: Array) -> Array:
+        with self._taking_memory():
+            found: Array = self.below.constant(tuple(numbers.tolist()))
+            return found
+
     def read(self, array: Array) -> Array:
         if isinstance(array, self.below.array):
             with self.below:
@@ -143,6 +154,11 @@ class Gpu:
         """What a rank may take of the memory that is left."""
         with self.below:
             return int(self.below.free_bytes()) // self.sharing
+
+    def synchronize(self) -> None:
+        """Block until all that kernels were asked for is done."""
+        with self.below:
+            self.below.synchronize()
 
     @contextmanager
     def _taking_memory(self) -> Iterator[None]:

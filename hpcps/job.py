@@ -7,7 +7,7 @@ from typing import Any
 
 import hpcps_kernels
 
-from hpcps import device, machine, models, parts
+from hpcps import device, machine, models, nccl, parts
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.order import Order, in_turn, order
 from hpcps.comm.topology import chunk_bounds
@@ -50,6 +50,10 @@ class Job:
     """The name of each rank's node."""
     rows_on_shards: bool = False
     """Whether rows of tables, if there are any, are on shards: in a server run, or beside all-reduced parameters"""
+    takes_over: bool = False
+    """Whether the run goes on as it is when a rank with nothing but a shard is lost: its copy is served then"""
+    sums_by_nccl: bool = False
+    """Whether dense gradients are summed from GPU to GPU"""
 
     @property
     def order(self) -> Order:
@@ -126,7 +130,17 @@ def prepare(transport: Transport, config: Config) -> Job:
         neighbours=machine.neighbours(seats, transport.rank),
         nodes=tuple(seat.node for seat in seats),
         rows_on_shards=strategy == "server",
+        takes_over=takes_over(config, planned) and transport.spare(range(planned.workers, transport.size)),
+        sums_by_nccl=nccl.choose(config, strategy, together, here, transport.node),
     )
+
+
+def takes_over(config: Config, planned: Roles) -> bool:
+    """Whether copies of shards are to be served when their ranks are lost. Not where such a rank is a worker's, too,
+    nor where it is told in the end in which order workers came, or for which step too late: a copy does not know."""
+    options = config.server
+    is_copied = options.replicas > 0 and planned.servers > 0 and not planned.are_colocated
+    return config.run.survive and is_copied and not (config.train.backup or options.record or options.replay)
 
 
 def check_backup(backup: int, workers: int) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpcps import aligned, models, optim, report, serving, staging
+from hpcps import aligned, models, nccl, optim, report, serving, staging
 from hpcps.averaging import AveragingExchange, Mean
 from hpcps.bucket import Bucket
 from hpcps.collectives import tune
@@ -126,9 +126,19 @@ def visible(workers: Transport) -> staging.Visible:
 def make_engine(job: Job, workers: Transport) -> Engine:
     """The workers' collectives. Making them is one."""
     algorithm = job.config.train.algorithm
+    if algorithm == "nccl":
+        algorithm = "auto"  # what is on the host is summed there
     table = tune.load(workers) if algorithm == "auto" and workers.size > 1 else ()
     engine = workers.engine = Engine(workers, job.kernels, Choice(algorithm, table), job.crowded)
     return engine
+
+
+def make_reductions(job: Job, engine: Engine, counts: Sequence[int]) -> list[Reduction]:
+    """How the gradients of buckets of so many parameters are summed, wherever they are."""
+    if isinstance(job.device, Gpu) and job.sums_by_nccl and all(counts):
+        sums = nccl.GpuSums(job.device, engine.transport)
+        return [nccl.reduction(sums, count) for count in counts]
+    return [make_reduction(job, engine, count) for count in counts]
 
 
 def make_reduction(job: Job, engine: Engine, count: int) -> Reduction:
@@ -190,7 +200,7 @@ def make_exchange(
     overlaps = workers.size > 1 and is_one_sum and not job.config.optimizer.clip_norm
     stages = getattr(model, "stages", ()) if overlaps else ()
     wheres = bucket_bounds(dense, stages)
-    reductions = [make_reduction(job, engine, where.stop - where.start) for _, where in wheres]
+    reductions = make_reductions(job, engine, [where.stop - where.start for _, where in wheres])
     what = dense.flat, gradients.buffer, optimizer, job.gradient_scale, job.device
     buckets = [Bucket(where, one, *what) for (_, where), one in zip(wheres, reductions, strict=True)]
     names = ", ".join(dict.fromkeys(one.name for one in reductions))
@@ -218,7 +228,7 @@ def gather_rows(job: Job, workers: Transport) -> GatherRows:
     if workers.size == 1:
         return lambda mine: [mine]
     read = job.device.read
-    return lambda mine: all_gather_rows(workers, [(read(keys), read(values)) for keys, values in mine])
+    return lambda mine: all_gather_rows(workers, [(keys, read(values)) for keys, values in mine])
 
 
 def bucket_bounds(dense: Params, stages: Sequence[Sequence[str]]) -> list[tuple[int, slice]]:

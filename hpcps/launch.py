@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import structs
 from threadpoolctl import threadpool_limits
 
-from hpcps import stall, stopping, survival
+from hpcps import report, stall, stopping, survival
 from hpcps.comm import checked, launcher
 from hpcps.comm.launcher import FORWARDED, RANKS_VARIABLE, SURVIVORS_VARIABLE
 from hpcps.comm.local import LocalWorld
@@ -220,7 +220,9 @@ def _on_threads(body: Callable[[Transport], Result], ranks: int, timeout_s: floa
             results[transport.rank] = body(checked.if_asked(transport, os.environ))
         except BaseException as error:
             transport.abort(error)
-        if local.failure is not None or len(results) == ranks:
+            if transport.rank in local.lost:
+                report.warn(f"rank {transport.rank} failed: {error}")
+        if local.failure is not None or len(results) + len(local.lost) == ranks:
             ended.set()
 
     threads = [

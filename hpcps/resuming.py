@@ -18,6 +18,7 @@ from hpcps.feed import Supply
 from hpcps.job import Job
 from hpcps.run_folder import CHECKPOINTS, RunFolder, writing
 from hpcps.serving import Held
+from hpcps.snapshot import Pieces
 from hpcps.trainer import Plan
 
 
@@ -109,9 +110,28 @@ def make_saver(job: Job, dataset: Dataset, held: Held, exchange: Exchange, plan:
     )
 
 
-def shard_keeper(saves: Saves, number: int) -> Keeper:
-    """What keeps the state of a shard."""
-    return Keeper(saves.folder, f"shard-{number:05d}", saves.neighbours)
+class ShardKeepers:
+    """What keeps the state of the shards on this rank: none, one, or another's, too, that has been taken over."""
+
+    def __init__(self, saves: Saves) -> None:
+        self._saves = saves
+        self._keepers: dict[int, Keeper] = {}
+
+    def start(self, number: int, step: int, pieces: Pieces) -> None:
+        """Begin to write what shard ``number`` has; see :meth:`hpcps.checkpoint.Keeper.start`."""
+        if number not in self._keepers:
+            self._keepers[number] = Keeper(self._saves.folder, f"shard-{number:05d}", self._saves.neighbours)
+        self._keepers[number].start(step, pieces)
+
+    def wait(self) -> None:
+        """Block until all has been written, or could not be."""
+        for keeper in self._keepers.values():
+            keeper.wait()
+
+    def give_up(self) -> None:
+        """Block until nothing is written any more."""
+        for keeper in self._keepers.values():
+            keeper.give_up()
 
 
 def resumed_from(held: Held) -> list[int]:

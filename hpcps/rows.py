@@ -17,7 +17,8 @@ Array = np.ndarray[Any, Any]
 
 
 class Rows(NamedTuple):
-    """Some rows of one table: ``keys`` (k,) int64, distinct; ``values`` (k, W) in the training dtype, or int64."""
+    """Some rows of one table: ``keys`` (k,) int64, distinct, always on the host; ``values`` (k, W) in the training
+    dtype, or int64."""
 
     keys: Array
     values: Array
@@ -94,6 +95,11 @@ class Merger:
     def merge_fixed(self, parts: Sequence[ByTable], scale: float) -> dict[str, Rows]:
         """The exact sum as int64 fixed point: each value times ``scale``, rounded."""
         return {name: self._add_fixed([part[name] for part in parts], scale) for name in parts[0]}
+
+    def largest(self, values: Array) -> float:
+        """The largest magnitude of rows' values, which need not be finite."""
+        found: float = self._kernels.max_abs(values.reshape(-1))
+        return found
 
     def union(self, parts: Sequence[Array]) -> Array:
         """The distinct keys of several arrays of keys (each distinct in itself)."""

@@ -98,15 +98,16 @@ def train_rank(
         found = work(job, dataset, left, model, held, trained, folder, saves, watch)
     else:
         found = serve(job, held, folder, saves)
-    told = json.loads(job.together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8)).tobytes())
+    together = Meeting(job.transport.without_lost()) if job.takes_over else job.together
+    told = json.loads(together.once(lambda: np.frombuffer(json.dumps(found).encode(), np.uint8)).tobytes())
     if told.get("stopped"):
         raise resuming.stopped(told["stopped"], folder.path)
-    peaks = job.together.gather(np.array([machine.peak_memory_mib()]))
+    peaks = together.gather(np.array([machine.peak_memory_mib()]))
     summary = {**told, "peak_memory_mib": peaks.tolist()}
     summary["wall_s"] = round(time.perf_counter() - started, 3)
 
-    agree(job.together, lambda: check_alike(Meeting(job.workers), at_end, "end") if job.workers else None)
-    agree(job.together, lambda: folder.end(summary) if is_first else None)
+    agree(together, lambda: check_alike(Meeting(job.workers), at_end, "end") if job.workers else None)
+    agree(together, lambda: folder.end(summary) if is_first else None)
     return Run(folder.path, summary)
 
 
@@ -190,22 +191,14 @@ def work(
     assert job.workers is not None
     config, params = job.config, held.params
     how = loaders_of(job, model, held, dataset)
-    keeper = resuming.shard_keeper(saves, job.workers.rank)
+    keeper = resuming.ShardKeepers(saves)
     keeps = folder.keep, keeper.start
     gradients, exchange, make_lanes = joining.make_training(job, job.workers, model, held, how, *keeps)
     pool = Threads(min(job.threads, len(job.parts.owned)))
     lanes = make_lanes(feed.supplies(dataset.train, config.train.seed))
     worker = Worker(lanes, pool, make_lanes(left) if left else ())
     left.clear()  # its samples are not kept for longer than the epoch
-    plan = Plan(
-        config.train.epochs,
-        config.train.batch,
-        dataset.train_count // config.train.batch,
-        config.train.report_every,
-        config.train.straggler_factor,
-        job.nodes[: job.workers.size],
-        config.train.backup,
-    )
+    plan = plan_of(job, dataset)
     reporter: report.Reporter = report.Silent()
     is_first = job.workers.rank == 0
     if is_first:
@@ -242,6 +235,20 @@ def work(
     return {**summary(job, dataset, held, trainer, measures, exchange), **more}
 
 
+def plan_of(job: Job, dataset: Dataset) -> Plan:
+    """How many steps there are, and what is to be said of them."""
+    train = job.config.train
+    return Plan(
+        train.epochs,
+        train.batch,
+        dataset.train_count // train.batch,
+        train.report_every,
+        train.straggler_factor,
+        job.nodes[: job.roles.workers],
+        train.backup,
+    )
+
+
 def loaders_of(job: Job, model: Model, held: Held, dataset: Dataset) -> Loaders:
     """What brings samples to where the worker computes."""
     tables, dtype = tables_of(job, model, held), job.config.train.dtype
@@ -251,10 +258,11 @@ def loaders_of(job: Job, model: Model, held: Held, dataset: Dataset) -> Loaders:
 
 def tables_of(job: Job, model: Model, held: Held) -> Tables:
     """The model's tables, wherever they are."""
-    if held.rows is None:
+    source = serving.row_source(job, held)
+    if source is None:
         return whole_tables(model, held.params, job.kernels, job.device)
     shapes = {name: first.shape for name, first in held.elsewhere.items()}
-    return Tables(model, shapes, job.config.train.dtype, held.rows, job.kernels)
+    return Tables(model, shapes, job.config.train.dtype, source, job.kernels, job.device)
 
 
 def write(trained: Trained, held: Held, folder: RunFolder | None, exchange: Exchange) -> str:
@@ -269,7 +277,7 @@ def serve(job: Job, held: Held, folder: RunFolder, saves: Saves) -> dict[str, An
     """A server's run."""
     number, shards = job.transport.rank - job.roles.workers, job.roles.servers
     where = shard_slices(len(held.params.flat), shards)[number]
-    keeper = resuming.shard_keeper(saves, number)
+    keeper = resuming.ShardKeepers(saves)
     try:
         serving.make_server(job, held, where, number, shards, folder.keep, keeper.start).run()
     except BaseException:
@@ -313,6 +321,7 @@ def summary(
         "steps": pace.steps,
         "epochs": job.config.train.epochs,
         "ranks": job.transport.size,
+        "lost_ranks": job.transport.lost(),
         "workers": job.roles.workers,
         "servers": job.roles.servers,
         "threads": job.threads,

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from hpcps import optim
+from hpcps import optim, report
 from hpcps.comm import codes
 from hpcps.comm.codes import Code
 from hpcps.comm.memory import Memory
@@ -22,12 +22,14 @@ from hpcps.first import BLOCK, Begins, FirstRows
 from hpcps.job import Job
 from hpcps.models import Model
 from hpcps.params import Params
-from hpcps.rows import Merger, PulledRows
+from hpcps.rows import Merger, PulledRows, RowSource
 from hpcps.server.backup import BackupShard
-from hpcps.server.client import Client, RemoteClient
+from hpcps.server.client import Client
 from hpcps.server.delay import Compensated, Delay, Scaled, Undelayed
 from hpcps.server.direct import DirectClient
 from hpcps.server.filters import RowFilter
+from hpcps.server.messages import COPY_TAGS
+from hpcps.server.remote import RemoteClient
 from hpcps.server.replica import Replication
 from hpcps.server.serve import AsTheyCome, Server, Turns
 from hpcps.server.sharding import Roles, roles, shard_slices
@@ -36,14 +38,14 @@ from hpcps.server.table import Table
 from hpcps.server.turns import Recorded, file_name
 from hpcps.server.turns import load as load_turns
 from hpcps.snapshot import Pieces, Snapshot
-from hpcps.staging import StagedServer
+from hpcps.staging import StagedRows, StagedServer
 from hpcps.sums import Decoder, Sum
 from hpcps.tensors import Stored
 
 Keep = Callable[[str, bytes], None]
 """Puts a file of this name and content into the run's folder."""
-KeepPieces = Callable[[int, Pieces], None]
-"""Keeps what a shard has of the run's state after so many steps, as it is now."""
+KeepPieces = Callable[[int, int, Pieces], None]
+"""Keeps what a shard, by its number, has of the run's state after so many steps, as it is now."""
 
 
 class Shared(NamedTuple):
@@ -102,8 +104,6 @@ def hold(job: Job, model: Model, rng: np.random.Generator) -> Held:
     """The first parameters of a model, the same on every rank. Tables are on shards wherever there are shards for them,
     and there a row takes memory when its key first comes up."""
     _check_filters(job, model)
-    if model.tables and job.strategy == "server" and job.config.run.device == "cuda":
-        raise ConfigError("run.device = 'cuda' with tables on shards, in the host's memory: use strategy 'ring'")
     if not model.tables or not job.rows_on_shards:
         return Held(model.init(rng), {}, None)
     first = cast(Begins, model).first(rng)
@@ -135,7 +135,7 @@ def share_with_shards(job: Job, held: Held) -> Held:
     if held.elsewhere and job.transport.size > 1 and job.transport.memory.is_shared:
         held = held._replace(letters=job.transport.memory)
     params, is_server = held.params, job.strategy == "server" and job.roles.servers > 0
-    travels = job.config.train.reproducible or job.config.compress.kind != "none"
+    travels = job.config.train.reproducible or job.config.compress.kind != "none" or job.takes_over
     if not is_server or job.slack != 0 or travels or not len(params.flat):
         return held
     memory, dtype = job.transport.memory, params.flat.dtype
@@ -200,7 +200,17 @@ def make_row_exchange(job: Job, held: Held, gradients: Sum, keep_pieces: KeepPie
     everywhere = roles(ranks, ranks, colocated=True)
     client = _make_client(job, everywhere, held, [slice(0, 0)] * ranks, lambda name, content: None, keep_pieces)
     way = f"push{_filtered(job)} to shards of all ranks, pull from there"
-    return ServerExchange(client, gradients, Merger(job.kernels), way, row_filter=_make_row_filter(job, held))
+    rest, row_filter = (client, gradients, Merger(job.kernels), way), _make_row_filter(job, held)
+    if isinstance(job.device, Gpu):
+        return StagedServer(job.device, None, None, *rest, row_filter=row_filter)
+    return ServerExchange(*rest, row_filter=row_filter)
+
+
+def row_source(job: Job, held: Held) -> RowSource | None:
+    """Where a worker's rows are, of tables on shards; None where every worker holds the tables."""
+    if held.rows is None or not isinstance(job.device, Gpu):
+        return held.rows
+    return StagedRows(held.rows, job.device)
 
 
 def _filtered(job: Job) -> str:
@@ -232,7 +242,7 @@ def make_server(
     workers, options = range(job.roles.workers), job.config.server
 
     def keep_state() -> None:
-        keep_pieces(min(shard.clocks), shard.pieces(where.start, shards, number))
+        keep_pieces(number, min(shard.clocks), shard.pieces(where.start, shards, number))
 
     turns: Turns = AsTheyCome()
     if options.record:
@@ -240,7 +250,7 @@ def make_server(
     if options.replay:
         turns = load_turns(Path(options.replay), number, len(workers))
     memory = None if held.shared is None else held.shared.memory
-    replication = _make_replication(job, held, shard, number) if options.replicas else None
+    replication = _make_replication(job, held, shard, number, keep_pieces) if options.replicas else None
     rest = workers, decoder(job), job.order.counts, turns, memory, job.slack != 0, replication, _make_code(job)
     return Server(job.transport, shard, number, *rest, held.letters, keep_state)
 
@@ -250,8 +260,8 @@ def _go_on(shard: Shard, held: Held, where: slice, shards: int, number: int) -> 
         shard.restore(held.snapshot, where.start, shards, number)
 
 
-def _make_replication(job: Job, held: Held, shard: Shard, number: int) -> Replication:
-    """A copy of the shard before this one, and the way to the one behind."""
+def _make_replication(job: Job, held: Held, shard: Shard, number: int, keep_pieces: KeepPieces) -> Replication:
+    """A copy of the shard before this one, which is served when that is lost, and the way to the one behind."""
     shards = job.roles.servers
     before, behind = (number - 1) % shards, (number + 1) % shards
     where = shard_slices(len(held.flat), shards)[before]
@@ -260,8 +270,21 @@ def _make_replication(job: Job, held: Held, shard: Shard, number: int) -> Replic
         begin = held.shared.begin  # the shard may be at work already
     copy = _make_shard(job, begin[where].copy(), held.elsewhere)
     _go_on(copy, held, where, shards, before)
-    ranks = job.roles.server_rank(before), job.roles.server_rank(behind)
-    return Replication(job.transport, number, shard, copy, *ranks)
+    leader, follower = job.roles.server_rank(before), job.roles.server_rank(behind)
+
+    def keep_state() -> None:
+        keep_pieces(before, min(copy.clocks), copy.pieces(where.start, shards, before))
+
+    def take_over(copy: Shard) -> Server:
+        lost, mine = (job.transport.numbers[rank] for rank in (leader, job.transport.rank))
+        report.warn(f"rank {lost} lost; rank {mine} goes on with its copy of shard {before}")
+        workers = range(job.roles.workers)
+        for worker in workers:
+            copy.seen(worker)
+        rest = workers, decoder(job), job.order.counts, None, None, job.slack != 0, None, _make_code(job)
+        return Server(job.transport, copy, before, *rest, held.letters, keep_state, COPY_TAGS)
+
+    return Replication(job.transport, number, shard, copy, leader, follower, take_over if job.takes_over else None)
 
 
 def _make_client(
@@ -280,7 +303,8 @@ def _make_client(
         number = ranks.index(rank)
         server = make_server(job, held, where[number], number, len(ranks), keep, keep_pieces)
     memory = None if held.shared is None else held.shared.memory
-    rest = decoder(job), server, memory, _make_code(job), held.letters, job.roles.workers
+    copies = [planned.server_rank((shard + 1) % len(ranks)) for shard in range(len(ranks))] if job.takes_over else []
+    rest = decoder(job), server, memory, _make_code(job), held.letters, job.roles.workers, copies
     return RemoteClient(job.transport, dense, held.rows, where, ranks, rank, *rest)
 
 

@@ -7,7 +7,7 @@ before memory that is copied up is written again. Everything else is ordered on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from hpcps.collectives.pending import Pending
 from hpcps.device import Array, Gpu
 from hpcps.exchange import Keys, ServerExchange
 from hpcps.reduction import Reduction, Whole
+from hpcps.rows import PulledRows, Rows
 from hpcps.sums import Summed
 
 Visible = Callable[[int, DTypeLike], Array]
@@ -54,6 +55,21 @@ class Upload:
                 stream.precede()
         self._slots = [other, (pinned, stream)]
         return self._there
+
+
+class StagedRows:
+    """Rows of tables that are pulled to the host's memory, on a device: sent up as they are picked. What was picked of
+    a table is overwritten by what is picked of it next, after all that kernels were asked for before."""
+
+    def __init__(self, pulled: PulledRows, device: Gpu) -> None:
+        self._pulled = pulled
+        self._uploads = {name: Upload(device, pulled.dtype) for name in pulled.widths}
+
+    def fetch(self, keys: Mapping[str, Array]) -> None:
+        self._pulled.fetch(keys)
+
+    def rows(self, name: str, keys: Array) -> Array:
+        return self._uploads[name].send(self._pulled.rows(name, keys))
 
 
 class Staged:
@@ -114,31 +130,35 @@ class StagedSum:
 
 class StagedServer(ServerExchange):
     """Shards in the host's memory, parameters and gradients on a device: each sum is copied down before it is pushed,
-    and parameters that were pulled are copied up.
+    and parameters that were pulled are copied up. Rows that were pulled are sent up where they are read: `StagedRows`.
 
-    ``params``: the dense ones on the device, and where they are pulled to; ``gradient``: where sums are to lie on the
-    host, if shards look for them there. The rest is as without.
+    ``params``: the dense ones on the device, and where they are pulled to; None where shards have rows alone.
+    ``gradient``: where dense sums are to lie on the host, if shards look for them there. The rest is as without.
     """
 
-    def __init__(self, device: Gpu, params: tuple[Array, Array], gradient: Array | None, *rest: Any) -> None:
-        super().__init__(*rest)
+    def __init__(
+        self, device: Gpu, params: tuple[Array, Array] | None, gradient: Array | None, *rest: Any, **more: Any
+    ) -> None:
+        super().__init__(*rest, **more)
         self.way += ", through the host's memory"
         self._device, self._params, self._gradient = device, params, gradient
+        self._rows: dict[str, Array] = {}
         with device.below as below:
             self._stream = below.stream()
-            below.pin(params[1])
-            if gradient is not None:
-                below.pin(gradient)
+            for array in (gradient, *(params or ())[1:]):
+                if array is not None:
+                    below.pin(array)
 
     def push(self, step: int, summed: Summed, flush: bool = False) -> None:
         with self._device.below as below:
-            if self._gradient is None:
-                self._gradient = np.empty(summed.dense.shape, summed.dense.dtype)
-                below.pin(self._gradient)
             self._stream.follow()
-            self._stream.to_host(self._gradient, summed.dense)
+            dense = self._dense_below(summed.dense)
+            rows = dict(summed.rows)
+            for name, (keys, values) in summed.rows.items():
+                if isinstance(values, below.array):  # exact ones were brought to the host to be added up
+                    rows[name] = Rows(keys, self._values_below(name, values))
             self._stream.synchronize()  # which also waits for the parameters that were copied up
-        super().push(step, summed._replace(dense=self._gradient), flush)
+        super().push(step, summed._replace(dense=dense, rows=rows), flush)
 
     def wait(self, keys: Callable[[], Keys] | None = None) -> None:
         super().wait(keys)
@@ -148,10 +168,30 @@ class StagedServer(ServerExchange):
         super().go_on(step, keys)
         self._refresh()
 
+    def _dense_below(self, dense: Array) -> Array:
+        """Where a dense sum of the device is being copied down to; nothing where shards have none of it."""
+        if self._gradient is None:
+            shape = dense.shape if self._params is not None else (*dense.shape[:-1], 0)
+            self._gradient = np.empty(shape, dense.dtype)
+            self._device.below.pin(self._gradient)
+        if self._gradient.size:
+            self._stream.to_host(self._gradient, dense)
+        return self._gradient
+
+    def _values_below(self, name: str, values: Array) -> Array:
+        """Where rows of a table are being copied down to: pinned memory that is used again once they were pushed."""
+        if name not in self._rows or self._rows[name].size < values.size:
+            self._rows[name] = self._device.below.pinned(values.size, values.dtype)
+        here = self._rows[name][: values.size].reshape(values.shape)
+        if values.size:
+            self._stream.to_host(here, values)
+        return here
+
     def _refresh(self) -> None:
-        with self._device.below:
-            self._stream.to_device(*self._params)
-            self._stream.precede()
+        if self._params is not None and self._params[1].size:
+            with self._device.below:
+                self._stream.to_device(*self._params)
+                self._stream.precede()
 
 
 def on_device(engine: Engine, device: Gpu, count: int) -> Reduction:

@@ -174,13 +174,14 @@ class TreeSum:
 
     def take(self, share: int, rows: Sequence[ByTable] = ()) -> None:
         is_finite = self._are_finite[share]()
+        rows = rows if self._device.is_host else [on_host(self._device, one) for one in rows]
         for values in (table.values for one in rows for table in one.values()):
-            largest = self._kernels.max_abs(values.reshape(-1))
+            largest = self._merger.largest(values)
             is_finite &= math.isfinite(largest)
             self._largest = max(self._largest, largest)
         if not is_finite:
             raise NotFiniteError("the gradient is not finite; a smaller optimizer.learning_rate or data.scale may help")
-        self._rows += rows if self._device.is_host else [on_host(self._device, one) for one in rows]
+        self._rows += rows
 
     def finish(self) -> Summed:
         if len(self.shares) > 1:
@@ -194,8 +195,8 @@ class TreeSum:
 
 
 def on_host(here: device.Device, rows: ByTable) -> dict[str, Rows]:
-    """Rows of a device, brought to the host."""
-    return {name: Rows(here.read(table.keys), here.read(table.values)) for name, table in rows.items()}
+    """Rows whose values are on a device, brought to the host."""
+    return {name: Rows(table.keys, here.read(table.values)) for name, table in rows.items()}
 
 
 def _adds_of_grains(sums: Sequence[range]) -> list[int]:

@@ -22,15 +22,15 @@ class WholeRows:
     def __init__(self, params: Params, kernels: Any) -> None:
         self._tables = {name: params.table(name) for name in params.tables}
         self._gather = kernels.gather_rows
-        self._scratch = device.of(kernels).scratch
+        self._here = device.of(kernels)
 
     def fetch(self, keys: Mapping[str, Array]) -> None:
         """They are here."""
 
     def rows(self, name: str, keys: Array) -> Array:
         table = self._tables[name]
-        rows = self._scratch((len(keys), table.shape[1]), table.dtype)
-        self._gather(rows, table, keys)
+        rows = self._here.scratch((len(keys), table.shape[1]), table.dtype)
+        self._gather(rows, table, self._here.put(keys))
         return rows
 
 

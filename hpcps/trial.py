@@ -4,6 +4,7 @@ Of k rows a worker an all-gather sends (P - 1) k, shards 2 k (P - 1) / P, but in
 with more work between them. Which is faster depends on keys, widths, links, cores and library. So before the run both
 ways take steps of zero gradients at the keys of its first batches, by the same functions as in the run. The seconds of
 the slowest worker decide, which all ranks know. What is all-reduced beside rows is the same in both ways, and left out.
+With GPUs, too: there gathered rows update tables on every GPU, and rows of shards are copied from the host and back.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from statistics import median
 from typing import cast
 
@@ -22,16 +22,17 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hpcps import aligned, optim, parts, serving
-from hpcps.comm.gather import all_gather_rows
 from hpcps.comm.meeting import Meeting
 from hpcps.comm.transport import Array
 from hpcps.config import Optimizer as Options
 from hpcps.data import Dataset
+from hpcps.device import HOST, Gpu
 from hpcps.exchange import ServerExchange
 from hpcps.feed import feeds
 from hpcps.first import Begins, First
 from hpcps.gathered import GatheredTables
 from hpcps.job import Job
+from hpcps.joining import gather_rows
 from hpcps.loader import Loaders
 from hpcps.models import Model
 from hpcps.params import Params, count
@@ -58,7 +59,7 @@ BLOCK_STEPS = 20
 CLEAR = 1.5
 """After two blocks, a way that is slower by so much is tried no longer."""
 MEMORY_PART = 0.5
-"""Tables that would take more of a node's memory, on all of its ranks together, are not gathered."""
+"""Tables that would take more of a node's memory, on all of its ranks together, or of a GPU's, are not gathered."""
 
 Keys = Mapping[str, Array]
 Step = Callable[[int], None]
@@ -106,16 +107,19 @@ def place_rows(job: Job, dataset: Dataset, model: Model, begin: Snapshot | None)
 def _known(job: Job, first: First, steps: int, begin: Snapshot | None) -> tuple[bool, str] | None:
     """Whether rows are on shards, and why, where that needs no trial. A collective."""
     server, workers = job.config.server, job.roles.workers
-    if not job.device.is_host:
-        return False, "because they are updated where they are, on every GPU"
     if server.threshold or server.kkt:
         return True, f"because server.{'threshold' if server.threshold else 'kkt'} is for rows that are pushed"
     if begin is not None and begin.position.workers == workers:
         return any(not piece.is_whole for piece in begin.pieces.tables), "because they were at the checkpoint"
-    size_bytes = _whole_bytes(job, first) * job.neighbours
+    size_bytes = _whole_bytes(job, first)
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if job.together.gather(np.array([size_bytes > MEMORY_PART * memory_bytes])).any():
-        return True, f"because whole tables take {size_bytes / 2**30:.1f} GiB of a node's memory"
+    is_too_large = size_bytes * job.neighbours > MEMORY_PART * memory_bytes
+    is_too_large_there = isinstance(job.device, Gpu) and size_bytes > MEMORY_PART * job.device.free_bytes()
+    found = job.together.gather(np.array([is_too_large, is_too_large_there])).reshape(-1, 2)
+    if found[:, 0].any():
+        return True, f"because whole tables take {size_bytes * job.neighbours / 2**30:.1f} GiB of a node's memory"
+    if found[:, 1].any():
+        return True, f"because whole tables take {size_bytes / 2**30:.3g} GiB of a GPU's memory"
     if steps < FEW_STEPS:
         nodes = len(set(job.nodes))
         where = f"{nodes} nodes" if nodes > 1 else "one node"
@@ -161,9 +165,8 @@ def compare(job: Job, first: First, batches: Sequence[Keys], block_steps: int) -
     assert job.workers is not None
     job.workers.crowded(job.crowded)
     job = replace(job, config=msgspec.structs.replace(job.config, optimizer=_optimizer(job)))
-    gradients = _zeros(job, first, batches)
-    exchange, through_shards = _sharded(job, first, batches, gradients)
-    ways = _gathered(job, first, batches, gradients), through_shards
+    exchange, through_shards = _sharded(job, first, batches)
+    ways = _gathered(job, first, batches), through_shards
     counts = [max(1, min(block_steps, int(BLOCK_S / _timed(job, way, range(1, WARM_UPS + 1))))) for way in ways]
     seconds: list[list[float]] = [[], []]
     for block in range(BLOCKS):
@@ -183,39 +186,41 @@ def _timed(job: Job, way: Step, steps: range) -> float:
     started = time.perf_counter()
     for step in steps:
         way(step)
+    if isinstance(job.device, Gpu):
+        job.device.synchronize()
     mine = (time.perf_counter() - started) / len(steps)
     return float(Meeting(job.transport).gather(np.array([mine])).max())
 
 
 def _zeros(job: Job, first: First, batches: Sequence[Keys]) -> list[Summed]:
-    """Gradients of zeros at these keys, as a worker's sum has them."""
+    """Gradients of zeros at these keys, as a worker's sum has them: exact ones of rows are on the host."""
     dtype, rows_dtype = job.config.train.dtype, serving.decoder(job).rows_dtype
     pieces = [job.order.counts[job.transport.rank]] if job.config.train.reproducible else []
     dense = np.empty((*pieces, 0), dtype)
-    return [
-        Summed(
-            dense,
-            1.0,
-            {name: Rows(own, np.zeros((len(own), first.tables[name].width), rows_dtype)) for name, own in keys.items()},
-        )
-        for keys in batches
-    ]
+    there = HOST if job.config.train.reproducible else job.device
+
+    def rows(name: str, keys: Array) -> Rows:
+        return Rows(keys, there.zeros((len(keys), first.tables[name].width), rows_dtype))
+
+    return [Summed(dense, 1.0, {name: rows(name, own) for name, own in keys.items()}) for keys in batches]
 
 
-def _gathered(job: Job, first: First, batches: Sequence[Keys], gradients: Sequence[Summed]) -> Step:
-    """A step of rows that are all-gathered, on tables of which memory is taken where they are touched alone."""
+def _gathered(job: Job, first: First, batches: Sequence[Keys]) -> Step:
+    """A step of rows that are all-gathered, on tables of which memory is taken where they are touched alone; on a GPU
+    of all."""
     assert job.workers is not None
-    dtype = np.dtype(job.config.train.dtype)
+    here, dtype = job.device, np.dtype(job.config.train.dtype)
+    zeros = _untouched if here.is_host else here.zeros
     shapes = {name: rows.shape for name, rows in first.tables.items()}
-    params = Params(shapes, _untouched((count(shapes),), dtype), tuple(shapes))
-    optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
+    params = Params(shapes, zeros((count(shapes),), dtype), tuple(shapes))
+    optimizer = optim.make(job.config.optimizer, here.kernels, job.threads)
 
     def init(table: Array) -> dict[str, Array]:
-        return {name: _untouched(table.shape, dtype) for name in optimizer.init(table[:0])}
+        return {name: zeros(table.shape, dtype) for name in optimizer.init(table[:0])}
 
-    rest = serving.decoder(job), Merger(job.kernels), job.gradient_scale
-    tables = GatheredTables(partial(all_gather_rows, job.workers), params, replace(optimizer, init=init), *rest)
-    rows = WholeRows(params, job.kernels)
+    rest = serving.decoder(job), Merger(job.kernels), job.gradient_scale, here
+    tables = GatheredTables(gather_rows(job, job.workers), params, replace(optimizer, init=init), *rest)
+    rows, gradients = WholeRows(params, here.kernels), _zeros(job, first, batches)
 
     def step(number: int) -> None:
         tables.update(number, gradients[number % len(batches)])
@@ -225,18 +230,21 @@ def _gathered(job: Job, first: First, batches: Sequence[Keys], gradients: Sequen
     return step
 
 
-def _sharded(
-    job: Job, first: First, batches: Sequence[Keys], gradients: Sequence[Summed]
-) -> tuple[ServerExchange, Step]:
+def _sharded(job: Job, first: First, batches: Sequence[Keys]) -> tuple[ServerExchange, Step]:
     """The same on shards of all workers; and what is to be finished then."""
     nothing = Params.zeros({}, job.config.train.dtype)
     held = serving.share_with_shards(job, Held(nothing, first.tables, _pulled(job, first)))
     unused = FloatSum([nothing.flat], job.kernels)
-    exchange = serving.make_row_exchange(job, held, unused, lambda number, pieces: None)
+    exchange = serving.make_row_exchange(job, held, unused, lambda number, step, pieces: None)
+    rows, gradients = serving.row_source(job, held), _zeros(job, first, batches)
+    assert rows is not None
 
     def step(number: int) -> None:
         exchange.push(number, gradients[number % len(batches)])
-        exchange.wait(lambda: [batches[(number + 1) % len(batches)]])
+        wanted = batches[(number + 1) % len(batches)]
+        exchange.wait(lambda: [wanted])
+        for name, keys in wanted.items():
+            rows.rows(name, keys)
 
     return exchange, step
 

@@ -55,45 +55,40 @@ class DeviceLoaders(Loaders):
             columns = _columns(block)
             if sum(one.nbytes for one in columns) > RESIDENT_PART * self.device.free_bytes():
                 return None
-            labels = np.ascontiguousarray(block.labels, self.label_dtype).reshape(-1, 1)
-            stored = Stored(block, [self.device.put(one) for one in columns], self.device.put(labels))
+            stored = Stored(block, [self.device.put(one) for one in columns])
             self._stored[id(block)] = stored
         return stored
 
 
 class Stored:
-    """Samples of a block on the device: one array (n, D), or indptr, indices and values; labels (n, 1)."""
+    """Samples of a block on the device: one array (n, D), or indptr, indices and values."""
 
-    def __init__(self, block: Block, columns: Sequence[Array], labels: Array) -> None:
-        self.block, self.columns, self.labels = block, columns, labels
+    def __init__(self, block: Block, columns: Sequence[Array]) -> None:
+        self.block, self.columns = block, columns
 
 
 class ResidentLoader:
-    """Samples as (n, D), gathered on the device: nothing but their numbers is sent. As long as there are as many, they
-    are written to the same batch."""
+    """Samples as (n, D), gathered on the device: nothing but their numbers and labels is sent. As long as there are as
+    many, they are written to the same batch."""
 
     def __init__(self, stored: Stored, how: DeviceLoaders) -> None:
         self._stored, self._how = stored, how
-        self._numbers = Upload(how.device, np.int64)
+        self._numbers, self._labels = Upload(how.device, np.int64), Upload(how.device, how.label_dtype)
         self._index: Array | None = None
 
     def load(self, index: Array) -> Batch:
-        there = self._numbers.send(index)
+        there, labels = self._numbers.send(index), self._labels.send(self._stored.block.labels.take(index))
         if there is not self._index:
             self._index = there
-            self._bind(there)
+            self._bind(there, labels)
         self._gather()
-        self._gather_labels()
         return self._batch
 
-    def _bind(self, index: Array) -> None:
+    def _bind(self, index: Array, labels: Array) -> None:
         how, stored = self._how, self._stored
-        empty, kernels = how.device.empty, how.kernels
-        self._batch = Batch(empty((len(index), len(how.shift)), how.shift.dtype), empty(len(index), how.label_dtype))
-        gather = kernels.gather_csr if len(stored.columns) > 1 else kernels.gather
-        labels = self._batch.labels.reshape(-1, 1)
+        self._batch = Batch(how.device.empty((len(index), len(how.shift)), how.shift.dtype), labels)
+        gather = how.kernels.gather_csr if len(stored.columns) > 1 else how.kernels.gather
         self._gather: Callable[[], None] = gather.bind(self._batch.samples, *stored.columns, index, *how.there)
-        self._gather_labels: Callable[[], None] = kernels.gather_rows.bind(labels, stored.labels, index)
 
 
 class Uploading:
@@ -113,7 +108,7 @@ class Uploading:
         batch = self._source.load(what)
         labels = self._send("labels", batch.labels, self._how.label_dtype)
         if isinstance(batch.samples, Sparse):
-            return Batch(self._sparse(batch.samples), labels, self._keys(batch))
+            return Batch(self._sparse(batch.samples), labels, batch.keys)
         samples = self._send("samples", batch.samples)
         if samples is not self._batch.samples or labels is not self._batch.labels:
             self._batch = Batch(samples, labels)
@@ -122,11 +117,6 @@ class Uploading:
     def _sparse(self, samples: Sparse) -> Sparse:
         columns = tuple(self._send(f"column {number}", one) for number, one in enumerate(samples.columns))
         return Sparse(self._send("indptr", samples.indptr), columns, self._send("values", samples.values))
-
-    def _keys(self, batch: Batch) -> dict[str, Array]:
-        """In memory of their own: they are still needed when the next batch is loaded."""
-        sent = {id(keys): self._how.device.put(keys) for keys in batch.keys.values()}
-        return {name: sent[id(keys)] for name, keys in batch.keys.items()}
 
     def _send(self, name: str, array: Array, dtype: Any = None) -> Array:
         if name not in self._uploads:

@@ -139,6 +139,15 @@ class CheckedTransport(Transport):
     def survivors(self) -> Transport:
         return CheckedTransport(self.inner.survivors())
 
+    def spare(self, ranks: Sequence[int]) -> bool:
+        return self.inner.spare(ranks)
+
+    def lost(self) -> list[int]:
+        return self.inner.lost()
+
+    def without_lost(self) -> Transport:
+        return CheckedTransport(self.inner.without_lost())
+
     def joined_by(self, nodes: Sequence[str], words: Sequence[str] = ()) -> Transport:
         return CheckedTransport(self.inner.joined_by(nodes, [*words, "--checked"]))
 

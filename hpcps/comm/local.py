@@ -16,7 +16,7 @@ import numpy as np
 
 from hpcps.comm.memory import Memory, ThreadMemory
 from hpcps.comm.transport import STOPPED_S, TIMEOUT_S, Array, Patience, Ticket, Transport, timeout_message
-from hpcps.errors import CommError, CommTimeout, PeerLost
+from hpcps.errors import CommError, CommTimeout, HpcpsError, PeerLost
 
 Key = tuple[Any, int, int]  # context, source, tag
 
@@ -58,6 +58,9 @@ class LocalWorld:
         self.nodes = list(nodes) or [os.uname().nodename] * size
         self.boxes = [_Mailbox() for _ in range(size)]
         self.failure: tuple[int, BaseException] | None = None
+        self.lost: list[int] = []
+        """Ranks that have failed, and were spared"""
+        self.spared: set[int] = set()
         self.kept: list[Array] = []
         self._failing = threading.Lock()
 
@@ -66,9 +69,13 @@ class LocalWorld:
         return [LocalTransport(self, list(range(self.size)), rank, "world") for rank in range(self.size)]
 
     def fail(self, rank: int, error: BaseException) -> None:
-        """Note the first failure and wake every rank."""
+        """Note the first failure, or that a rank is lost which the others can spare, and wake every rank."""
         with self._failing:
-            self.failure = self.failure or (rank, error)
+            is_alone = not (isinstance(error, HpcpsError) and error.known_to_all)
+            if rank in self.spared and is_alone and not self.lost:
+                self.lost.append(rank)
+            else:
+                self.failure = self.failure or (rank, error)
         for box in self.boxes:
             with box.changed:
                 box.changed.notify_all()
@@ -140,6 +147,17 @@ class LocalTransport(Transport):
     def node(self) -> str:
         return self.world.nodes[self.members[self.rank]]
 
+    def spare(self, ranks: Sequence[int]) -> bool:
+        self.world.spared.update(self.members[rank] for rank in ranks)
+        return True
+
+    def lost(self) -> list[int]:
+        return [self.members.index(rank) for rank in self.world.lost if rank in self.members]
+
+    def without_lost(self) -> Transport:
+        lost = self.lost()
+        return self.group([rank for rank in range(self.size) if rank not in lost])
+
     def check(self) -> None:
         if self.world.failure is not None:
             rank, error = self.world.failure
@@ -162,11 +180,18 @@ class LocalTransport(Transport):
                 ticket.finished = True
                 box.changed.notify_all()
 
+    def _check_lost(self, tickets: Sequence[Ticket]) -> None:
+        """Raise PeerLost if one of the tickets is for a rank that is lost."""
+        for rank in self.lost():
+            if any(ticket.peer == rank and not ticket.done() for ticket in tickets):
+                raise PeerLost(f"rank {rank} has failed")
+
     def _wait_until(self, reached: Callable[[], bool], tickets: Sequence[Ticket]) -> None:
         patience = Patience()
         with self._box.changed:
             while not reached():
                 self.check()
+                self._check_lost(tickets)
                 left_s = self.timeout_s - patience.waited_s()
                 if left_s <= 0:
                     raise CommTimeout(timeout_message(self.rank, tickets, self.timeout_s, self.members))

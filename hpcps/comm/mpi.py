@@ -16,19 +16,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from hpcps.comm import launcher
+from hpcps.comm.lifeline import Lifeline, alone_after
 from hpcps.comm.memory import Memory, ProcessMemory
 from hpcps.comm.transport import TIMEOUT_S, Array, Patience, StartAgain, Ticket, Transport, timeout_message
-from hpcps.errors import ERROR, CommError, CommTimeout, ConfigError, HpcpsError, PeerLost
+from hpcps.errors import CommError, CommTimeout, ConfigError, HpcpsError, PeerLost
 
 SPINS = 2000
 """Tests of a request before the first look at the clock: long enough for a message inside a node."""
 
-LOOK_S = 0.005
-"""Between two looks at whether a rank has died."""
 ABORTING_S = 10.0
 """How long a rank waits for the end of a job that it has asked for."""
-LIFELINE_TAG = 32000
-"""No message has this tag."""
 
 YIELD_S = 0.001
 SLEEP_PART = 0.03
@@ -71,66 +68,6 @@ class RepeatedTicket(MpiTicket):
         except _mpi().Exception as error:
             raise _lost(self.rank, [self], error) from error
         return self
-
-
-class Lifeline:
-    """By which ranks learn, whatever they wait for, that one of them has died, where the library goes on without it
-    (User Level Failure Mitigation: Bland et al., "Post-failure recovery of MPI communication capability", IJHPCA 2013).
-
-    ``comm``: of all ranks. Whoever meets a dead rank revokes all communicators that were made of it, which wakes those
-    who wait for somebody else.
-    """
-
-    def __init__(self, comm: Any) -> None:
-        self.comms = [comm]
-        self._next_s = 0.0
-
-    def check(self) -> None:
-        """Raise PeerLost if a rank is known to have died; looks now and then."""
-        now = time.monotonic()
-        if now >= self._next_s:
-            self._next_s = now + LOOK_S
-            if self.is_cut():
-                raise PeerLost("another rank has died")
-
-    def is_cut(self) -> bool:
-        """Whether a rank is known to have died."""
-        comm, mpi = self.comms[0], _mpi()
-        try:
-            comm.Iprobe(mpi.ANY_SOURCE, LIFELINE_TAG)
-        except mpi.Exception:
-            return True
-        return bool(comm.Is_revoked())
-
-    def survivors(self, timeout_s: float) -> Any:
-        """A communicator of the ranks that are left, in their order. Blocks until all of them have come here; a rank
-        that waits in vain ends itself."""
-        comm, mpi = self.comms[0], _mpi()
-        with _alone_after(timeout_s):
-            for one in reversed(self.comms):
-                try:
-                    one.Revoke()
-                except mpi.Exception as error:
-                    raise PeerLost(f"the ranks that are left could not be told: {error}") from error
-            return comm.Shrink()
-
-
-@contextmanager
-def _alone_after(seconds: float) -> Iterator[None]:
-    """End this rank where what is inside, which waits inside the library, lasts longer."""
-    watchdog = threading.Timer(seconds, _end_alone, [seconds])
-    watchdog.daemon = True
-    watchdog.start()
-    try:
-        yield
-    finally:
-        watchdog.cancel()
-
-
-def _end_alone(seconds: float) -> None:
-    sys.stderr.write(f"{ERROR}the ranks that are left did not meet in {seconds:g} s; ending this one\n")
-    sys.stderr.flush()
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class MpiTransport(Transport):
@@ -231,14 +168,33 @@ class MpiTransport(Transport):
             self._lifeline.check()
 
     def has_lost(self) -> bool:
-        return self._lifeline is not None and self._lifeline.is_cut()
+        return self._lifeline is not None and (self._lifeline.is_cut() or bool(self._lifeline.dead()))
 
     def survivors(self) -> Transport:
         assert self._lifeline is not None
-        comm, group = self._lifeline.survivors(self.timeout_s), self.comm.Get_group()
-        mine = comm.Get_group()
-        ranks = mine.Translate_ranks(list(range(mine.size)), group)
-        return MpiTransport(comm, self.timeout_s, [self._members[rank] for rank in ranks], Lifeline(comm))
+        comm = self._lifeline.survivors(self.timeout_s)
+        return MpiTransport(comm, self.timeout_s, self._left(comm), Lifeline(_mpi(), comm))
+
+    def spare(self, ranks: Sequence[int]) -> bool:
+        if self._lifeline is not None:
+            self._lifeline.spared = frozenset(ranks)
+        return self._lifeline is not None
+
+    def lost(self) -> list[int]:
+        return [] if self._lifeline is None else self._lifeline.lost()
+
+    def without_lost(self) -> Transport:
+        with alone_after(self.timeout_s):
+            try:
+                comm = self.comm.Shrink()
+            except _mpi().Exception as error:
+                raise PeerLost(f"the ranks that are left could not meet: {error}") from error
+        left = self._left(comm)
+        gone = set(self._members) - set(left)
+        assert self._lifeline is not None
+        if len(gone) > 1 or not {self._members[rank] for rank in self._lifeline.spared}.issuperset(gone):
+            raise PeerLost(f"rank(s) {', '.join(map(str, sorted(gone)))} have died")
+        return MpiTransport(comm, self.timeout_s, left, Lifeline(_mpi(), comm))
 
     def joined_by(self, nodes: Sequence[str], words: Sequence[str] = ()) -> Transport:
         mpi, counts = _mpi(), Counter(nodes)
@@ -253,7 +209,7 @@ class MpiTransport(Transport):
                 info.Set("host", node)
             places.append(info)
         line = ["-m", "hpcps", "join", *words]
-        with _alone_after(self.timeout_s):
+        with alone_after(self.timeout_s):
             try:
                 between = self.comm.Spawn_multiple(
                     [sys.executable] * len(counts), [line] * len(counts), list(counts.values()), places
@@ -261,7 +217,12 @@ class MpiTransport(Transport):
                 comm = between.Merge(False)
             except mpi.Exception as error:
                 raise CommError(f"the launcher cannot start ranks: {error}") from error
-        return MpiTransport(comm, self.timeout_s, lifeline=Lifeline(comm))
+        return MpiTransport(comm, self.timeout_s, lifeline=Lifeline(_mpi(), comm))
+
+    def _left(self, comm: Any) -> list[int]:
+        """The numbers of the ranks of ``comm``, all of them of this one."""
+        left = comm.Get_group()
+        return [self._members[rank] for rank in left.Translate_ranks(list(range(left.size)), self.comm.Get_group())]
 
     @property
     def numbers(self) -> list[int]:
@@ -299,7 +260,7 @@ def world(timeout_s: float = TIMEOUT_S) -> MpiTransport:
         comm = mpi.COMM_WORLD.Dup()
     except mpi.Exception as error:
         raise PeerLost(f"a rank was lost before all had met: {error}") from error
-    return MpiTransport(comm, timeout_s, lifeline=Lifeline(comm) if launcher.survives(os.environ) else None)
+    return MpiTransport(comm, timeout_s, lifeline=Lifeline(_mpi(), comm) if launcher.survives(os.environ) else None)
 
 
 def joined(timeout_s: float = TIMEOUT_S) -> MpiTransport:
@@ -309,9 +270,9 @@ def joined(timeout_s: float = TIMEOUT_S) -> MpiTransport:
     between = mpi.Comm.Get_parent()
     if between == mpi.COMM_NULL:
         raise ConfigError("join: no running job has started this process")
-    with _alone_after(timeout_s):
+    with alone_after(timeout_s):
         comm = between.Merge(True)
-    return MpiTransport(comm, timeout_s, lifeline=Lifeline(comm))
+    return MpiTransport(comm, timeout_s, lifeline=Lifeline(_mpi(), comm))
 
 
 def size() -> int:

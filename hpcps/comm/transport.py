@@ -132,6 +132,20 @@ class Transport(ABC):
         more use. Of all ranks' transport alone, after :meth:`has_lost`. Blocks until all of them have come here."""
         raise NotImplementedError(f"{self.description} does not go on without ranks that it has lost")
 
+    def spare(self, ranks: Sequence[int]) -> bool:
+        """Go on as before where one of ``ranks`` dies: nothing is raised then but by a wait for, or a message to, that
+        rank, and :meth:`lost` tells. One alone is spared; whoever dies after it ends all waits, as ever. Each rank says
+        so for itself, of all ranks' transport. Returns False where this cannot."""
+        return False
+
+    def lost(self) -> list[int]:
+        """The rank that has died, was spared, and has been heard of; none where others have died, too."""
+        return []
+
+    def without_lost(self) -> Transport:
+        """The ranks that are left when some have been spared. A collective of those; groups stay."""
+        raise NotImplementedError(f"{self.description} does not spare ranks")
+
     def joined_by(self, nodes: Sequence[str], words: Sequence[str] = ()) -> Transport:
         """These ranks, in their order, and behind them a fresh process on each of ``nodes``, which runs ``hpcps join``
         and ``words``. A collective; blocks until all are there. Raises CommError on all ranks where none can be

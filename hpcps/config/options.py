@@ -79,7 +79,7 @@ class Train(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     strategy: Literal["auto", "ring", "server", "averaging", "online"] = "auto"
     average_every: Positive = 10
     average_warmup: Count = 0
-    algorithm: Literal["auto", "memory", "ring", "doubling", "hierarchical", "mpi"] = "auto"
+    algorithm: Literal["auto", "memory", "ring", "doubling", "hierarchical", "mpi", "nccl"] = "auto"
     reproducible: bool = False
     grains: Positive = 8
     report_every: Count = 0
@@ -193,7 +193,7 @@ HELP = {
     "train.strategy": "auto | ring | server | averaging | online (each sample is a step)",
     "train.average_every": "averaging: steps that workers train alone before their parameters are averaged, >= 1",
     "train.average_warmup": "averaging: steps at the start with an averaging after each (post-local SGD)",
-    "train.algorithm": "auto | memory | ring | doubling | hierarchical | mpi: how arrays are all-reduced",
+    "train.algorithm": "auto | memory | ring | doubling | hierarchical | mpi | nccl (GPUs): how arrays are all-reduced",
     "train.reproducible": "the same bits at any rank and thread count",
     "train.grains": "parts of a reproducible batch, added in a fixed order; at least as many as workers",
     "train.report_every": "steps between progress lines (0: once an epoch)",

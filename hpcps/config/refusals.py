@@ -54,6 +54,7 @@ def check(config: Config, source: str) -> None:
     if 0 < train.straggler_factor <= 1:
         raise ConfigError(f"{source}: train.straggler_factor = {train.straggler_factor:g}: must be 0 or more than 1")
     _check_device(config, source)
+    _check_nccl(config, source)
     if train.strategy in ("server", "online") and train.algorithm != "auto":
         strategy = f"train.strategy = {train.strategy!r}"
         raise ConfigError(f"{source}: train.algorithm is the all-reduce's; {strategy} does not use it")
@@ -226,12 +227,25 @@ def _check_device(config: Config, source: str) -> None:
         why = f"model.kind = {config.model.kind!r}: your own training function gets NumPy's arrays"
     elif ":" in config.optimizer.kind:
         why = f"optimizer.kind = {config.optimizer.kind!r}: your own optimizer gets NumPy's arrays"
-    elif config.server.threshold or config.server.kkt:
-        why = f"server.{'threshold' if config.server.threshold else 'kkt'}: rows stay on GPUs, and are not pushed"
     elif config.run.threads > 1:
         why = f"run.threads = {config.run.threads}: one thread of a rank keeps a GPU busy; start more ranks"
     if why:
         raise ConfigError(f"{source}: run.device = 'cuda' with {why}")
+
+
+def _check_nccl(config: Config, source: str) -> None:
+    """Refuse what NCCL cannot sum."""
+    if config.train.algorithm != "nccl":
+        return
+    why = ""
+    if config.run.device != "cuda":
+        why = f"run.device = {config.run.device!r}: it sums what is on GPUs"
+    elif config.train.reproducible:
+        why = "train.reproducible: it adds in an order of its own; use 'auto'"
+    elif config.compress.kind != "none":
+        why = f"compress.kind = {config.compress.kind!r}: it adds numbers, not codes; use 'auto'"
+    if why:
+        raise ConfigError(f"{source}: train.algorithm = 'nccl' with {why}")
 
 
 def signal_names(config: Config) -> list[str]:

@@ -85,9 +85,8 @@ class Linear(_Convex):
     def prepare_grains(
         self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array
     ) -> Callable[[], Array]:
-        put, labels = self._device.put, _floats(batch.labels, self._dtype)
-        losses = self._device.empty(len(adds), np.float64)
-        data = batch.samples, labels, self._unweighted, *_pair(params), put(bounds), put(adds)
+        losses, labels = self._device.empty(len(adds), np.float64), _floats(batch.labels, self._dtype)
+        data = batch.samples, labels, self._unweighted, *_pair(params), *map(self._device.constant, (bounds, adds))
         kernel = self._kernels.dense_grains.bind(stack, losses, *data, self.loss_name, self._delta)
         return _giving(_with_floats(kernel, labels, batch), losses, self._device)
 
@@ -144,8 +143,8 @@ class Softmax(_Convex):
     def prepare_grains(
         self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array
     ) -> Callable[[], Array]:
-        put, losses = self._device.put, self._device.empty(len(adds), np.float64)
-        data = batch.samples, batch.labels, self._unweighted, *_pair(params), put(bounds), put(adds)
+        losses, tree = self._device.empty(len(adds), np.float64), map(self._device.constant, (bounds, adds))
+        data = batch.samples, batch.labels, self._unweighted, *_pair(params), *tree
         return _giving(self._kernels.softmax_grains.bind(stack, losses, *data), losses, self._device)
 
     def scores(self, params: Arrays, samples: Any) -> Array:

@@ -113,7 +113,7 @@ class MLP:
     def prepare_grains(
         self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array
     ) -> Callable[[], Array]:
-        tree = self._device.put(bounds), self._device.put(adds)
+        tree = self._device.constant(bounds), self._device.constant(adds)
         return partial(self._grain_gradients, params, batch, bounds, tree, stack)
 
     def _grain_gradients(

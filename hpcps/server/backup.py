@@ -96,5 +96,5 @@ class BackupShard(Shard):
             self._add(together, gradient)
             samples += self._samples[worker]
         self._waiting.clear()
-        self._apply_sum(together, self._gradient_scale * sum(self._samples) / samples)
         self.clocks = [step] * len(self.clocks)
+        self._apply_sum(together, self._gradient_scale * sum(self._samples) / samples)

@@ -1,4 +1,4 @@
-"""The messages between workers and shards, version 8.
+"""The messages between workers and shards, version 9.
 
 A *letter* is a header of 128 bytes and up to three sections: numbers of dense parameters, keys, and rows of tables. All
 numbers are little-endian. A letter of up to FRONT_BYTES is one message: the header, then the sections one after the
@@ -11,7 +11,7 @@ where it lies.
 offset type    name         meaning
 ====== ======= ============ =========================================================================
 0      4 bytes magic        ``HPPS``
-4      u16     version      8
+4      u16     version      9
 6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull, 5 meet, 6 keep;
                             shard to worker: 16 parameters, 17 counts (answers finish), 18 met (answers meet, keep);
                             between shards: 32 update, 33 followed (answers update), 2 finish
@@ -72,8 +72,13 @@ workers have asked to meet it tells each; before that, where they have asked it 
 checkpoint.
 
 With replicas a shard sends each update to its follower, on UPDATE_TAG, see ``hpcps/server/replica.py``: the sum of
-the gradients and rows of which it consists, ``step`` its number. The follower answers on FOLLOWED_TAG. A finish of a
+the gradients and rows of which it consists, ``step`` its number. Before its keys is one more section, i64: of each
+worker, up to which step the parameters contain all then. The follower answers on FOLLOWED_TAG. A finish of a
 shard has a digest of what it has come to as its section of keys, and is answered by a finish.
+
+Where the rank of a shard is lost, its follower serves the copy, with letters of its own tags. A worker sends it again
+the push and the pull that have not been answered, with all keys. A shard that was lost is not told of a finish, nor is
+who has taken it over: that is at an end when its own shard is.
 """
 
 from __future__ import annotations
@@ -91,7 +96,7 @@ from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 
 MAGIC = b"HPPS"
-VERSION = 8
+VERSION = 9
 HEADER_BYTES = 128
 FRONT_BYTES = 8192
 ALIGNMENT_BYTES = 64
@@ -99,6 +104,8 @@ REQUEST_TAG = 16
 ANSWER_TAG = 17
 UPDATE_TAG = 18
 FOLLOWED_TAG = 19
+COPY_TAGS = 20, 21
+"""As REQUEST_TAG and ANSWER_TAG, of a shard that is served from its copy"""
 UNBOUNDED = -1
 SAME_KEYS = -1
 SOME_KEYS = -2
@@ -249,12 +256,20 @@ def pack(out: Array, follow: Sequence[Array]) -> None:
         start += padded(section.nbytes)
 
 
+def section(buffer: Array, count: int) -> tuple[Array, Array]:
+    """A section of ``count`` int64, and the bytes behind it: views of ``buffer`` (uint8). Raises CommError if there
+    are fewer."""
+    if count * 8 > len(buffer):
+        raise CommError(f"{len(buffer)} bytes came, too few for {count} numbers")
+    return buffer[: count * 8].view(np.int64), buffer[padded(count * 8) :]
+
+
 def unpack(buffer: Array, header: Header, tables: int) -> tuple[list[Array], Array]:
     """The keys of each of so many tables, and the bytes of the rows behind them: views of ``buffer`` (uint8)."""
-    end = header.keys * 8
-    if end <= 0:
+    if header.keys <= 0:
         return [np.empty(0, np.int64)] * tables, buffer
-    return unpack_keys(buffer[:end].view(np.int64), tables), buffer[padded(end) :]
+    keys, behind = section(buffer, header.keys)
+    return unpack_keys(keys, tables), behind
 
 
 def pack_picked(are_in: Sequence[Array]) -> Array:

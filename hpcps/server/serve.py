@@ -11,7 +11,7 @@ from hpcps import aligned
 from hpcps.comm.codes import Code
 from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array, Ticket, Transport
-from hpcps.errors import CommError, CommTimeout
+from hpcps.errors import CommError, CommTimeout, PeerLost
 from hpcps.rows import Rows
 from hpcps.server import messages
 from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, SOME_KEYS, Counts, Header, Kind
@@ -61,7 +61,7 @@ class Server:
     copies, as they are after the first such push anyway, and where the shard does not wait for all workers.
     ``replication``: of this shard, and of another on this rank. ``code``: what gradients are pushed as; ``letters``:
     memory for keys and rows that need not travel, as the workers'. ``keep``: called when all workers have asked for a
-    checkpoint.
+    checkpoint. ``tags``: of the letters that come, and of the answers.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Server:
         code: Code | None = None,
         letters: Memory | None = None,
         keep: Callable[[], None] | None = None,
+        tags: tuple[int, int] = (REQUEST_TAG, ANSWER_TAG),
     ) -> None:
         self._transport = transport
         self._keep = keep
@@ -93,11 +94,11 @@ class Server:
         self._decoded = [aligned.empty(count, decoder.dtype) for _ in workers] if code else []
         dtype, most = (decoder.dtype, count) if code is None else (CODES, code.message_bytes(count))
         self._inboxes = [
-            Inbox(transport, rank, REQUEST_TAG, dtype, own * most, None, one, letter_memory(letters, rank))
+            Inbox(transport, rank, tags[0], dtype, own * most, None, one, letter_memory(letters, rank))
             for rank, own, one in zip(workers, pieces, near, strict=True)
         ]
         self._outboxes = [
-            Outbox(transport, rank, ANSWER_TAG, one, memory=letter_memory(letters, rank))
+            Outbox(transport, rank, tags[1], one, memory=letter_memory(letters, rank))
             for rank, one in zip(workers, near, strict=True)
         ]
         self._answers: dict[int, Form] = {}
@@ -118,7 +119,12 @@ class Server:
     def run(self) -> None:
         """Block until every worker has said that it is finished. Raises CommTimeout, PeerLost, CommError."""
         while not self.is_finished:
-            self.go_on(self.wait_any(self.tickets()))
+            try:
+                self.go_on(self.wait_any(self.tickets()))
+            except PeerLost:
+                if self._replication is None or not self._replication.goes_on():
+                    raise
+                self._answer_all()  # some may have waited for a follower
         self.flush()
 
     def wait_any(self, tickets: Sequence[Ticket]) -> int:

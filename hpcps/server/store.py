@@ -32,6 +32,8 @@ class Update(NamedTuple):
     """The gradient's rows, in the dtype of the parameters"""
     scale: float
     """What makes a mean of the gradient"""
+    clocks: list[int]
+    """Of each worker, up to which step the parameters contain all then"""
 
 
 class Shard:
@@ -183,6 +185,11 @@ class Shard:
         if self.on_update is not None:
             self.on_update(update)
 
+    def follow(self, update: Update) -> None:
+        """Change the parameters as another shard has."""
+        self.apply(update)
+        self.clocks, self._pushed = list(update.clocks), list(update.clocks)
+
     def pieces(self, start: int, shards: int, shard: int) -> Pieces:
         """What this is of a run's state, as shard ``shard`` of ``shards``, whose dense parameters begin at number
         ``start`` of all: in memory that stays so until the next push. All workers must be at the same step."""
@@ -227,21 +234,21 @@ class Shard:
         dense = gradient.dense if gradient.dense.ndim == 1 else gradient.dense[0]
         self.staleness[0] += 1
         rows = self._decoded(gradient.rows, gradient.scale)
+        self.clocks[0] = self._pushed[0]
         if self.on_update is not None:
-            self.apply(Update(self.updates + 1, dense, rows, self._gradient_scale))
+            self._apply(dense, rows, self._gradient_scale)
         else:
             self.updates += 1
             self._change(dense, rows, self._gradient_scale)
-        self.clocks[0] = self._pushed[0]
 
     def _apply_at_once(self, worker: int, gradient: Summed) -> None:
         age = self.updates - self._seen[worker]
         self.staleness[age] += 1
         dense, rows = gradient.dense.reshape(-1), self._decoded(gradient.rows, gradient.scale)
         dense, rows = self._delay.changed(worker, age, dense, rows, self.params, self._gradient_scale)
-        self.apply(Update(self.updates + 1, dense, rows, self._gradient_scale))
-        self._seen[worker] += 1  # its own update is no delay
         self.clocks[worker] = self._contained(worker)
+        self._apply(dense, rows, self._gradient_scale)
+        self._seen[worker] += 1  # its own update is no delay
 
     def _add_up(self, step: int, together: Step) -> bool:
         """Go on with the sum of a step, as far as its order allows. Returns whether it is still to be applied."""
@@ -253,17 +260,20 @@ class Shard:
         if together.added < len(self._adds):
             return True
         del self._steps[step]
-        if together.sums:
-            self._apply_sum(together, self._gradient_scale)
         for worker in together.workers:
             self.clocks[worker] = self._contained(worker)
+        if together.sums:
+            self._apply_sum(together, self._gradient_scale)
         return False
 
     def _apply_sum(self, together: Step, scale: float) -> None:
         (dense,) = together.sums
         self.staleness[0] += len(together.workers)
         rows = self._decoded(self._merger.merge(together.rows), together.scale)
-        self.apply(Update(self.updates + 1, dense, rows, scale))
+        self._apply(dense, rows, scale)
+
+    def _apply(self, dense: Array, rows: ByTable, scale: float) -> None:
+        self.apply(Update(self.updates + 1, dense, rows, scale, self.clocks))
 
     def _contained(self, worker: int) -> int:
         """The last step of a worker of which, and of all before, the gradients have been applied."""

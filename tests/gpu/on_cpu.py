@@ -11,11 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import hpcps_kernels
 import numpy as np
 from hpcps_kernels.gpu import FAMILIES, found, table
 from hpcps_kernels.gpu._launch import C_TYPES, TABLE, Instance
+from hpcps_kernels.gpu._nccl import Nccl
 from hpcps_kernels.gpu._source import source
 from hpcps_kernels.gpu.table import GpuKernels
 
@@ -142,6 +144,8 @@ def _wrapper(number: int, instance: Instance) -> str:
 
 ONE_AT_A_TIME = threading.RLock()  # a library has one place for the threads of a block
 FAR = 1 << 40
+STREAMS: WeakValueDictionary[int, LateStream] = WeakValueDictionary()
+"""By what libraries are handed"""
 
 
 class OnCpu:
@@ -159,6 +163,8 @@ class OnCpu:
         self.streams: list[LateStream] = []  # for which kernels wait
         self.touched: dict[tuple[int, int], int] = {}  # by whatever was asked of the device, and when
         self.asked = 0
+        self._constants: dict[tuple[int, ...], DeviceArray] = {}
+        self.nccl_module: Any = None  # in the place of cupy.cuda.nccl, if that is to be there
 
     def __enter__(self) -> OnCpu:
         return self
@@ -200,6 +206,8 @@ class OnCpu:
 
     def read(self, array: DeviceArray) -> np.ndarray:
         assert isinstance(array, DeviceArray)
+        if any(array is one for one in self._constants.values()):
+            return array.view_on_host.copy()
         self._touch(array)
         self.done.append("read")
         return array.view_on_host.copy()
@@ -209,6 +217,12 @@ class OnCpu:
         assert (array.shape, array.dtype) == (out.shape, out.dtype)
         self._touch(out)
         out.view_on_host[...] = array
+
+    def constant(self, numbers: tuple[int, ...]) -> DeviceArray:
+        with ONE_AT_A_TIME:
+            if numbers not in self._constants:
+                self._constants[numbers] = self.put(np.array(numbers, np.int64))
+            return self._constants[numbers]
 
     def argsort(self, keys: DeviceArray) -> DeviceArray:
         self._touch(keys)
@@ -239,6 +253,14 @@ class OnCpu:
         assert type(array) is np.ndarray
         assert array.flags.c_contiguous
 
+    def bus_id(self) -> str:
+        return f"0000:{self.number:02x}:00.0"
+
+    def nccl(self) -> Nccl:
+        if self.nccl_module is None:
+            raise RuntimeError("CuPy finds no NCCL: pip install nvidia-nccl-cu13")
+        return Nccl(self.nccl_module)
+
     def free_bytes(self) -> int:
         return self.free
 
@@ -252,6 +274,20 @@ class LateStream:
     def __init__(self, device: OnCpu) -> None:
         self._device, self._followed = device, 0
         self._under_way: list[tuple[Any, Any]] = []  # out and array, one of the host's and one of the device's
+        self._sums: list[Any] = []  # of NCCL, which are done when they have been seen to be
+        self.ptr = id(self)
+        STREAMS[self.ptr] = self
+
+    def ask_sum(self, begin: int, end: int, asked: Any) -> None:
+        """A sum of what is at these addresses: it has to wait for the kernels that were asked for before."""
+        with ONE_AT_A_TIME:
+            later = [when for (low, high), when in self._device.touched.items() if low < end and begin < high]
+            assert max(later, default=0) <= self._followed, "the sum does not wait for a kernel"
+            self._sums.append(asked)
+
+    def mark(self) -> Any:
+        sums = list(self._sums)
+        return SimpleNamespace(done=lambda: all(one.look() for one in sums))
 
     def follow(self) -> None:
         self._followed = self._device.asked

@@ -1,6 +1,7 @@
 """Trains on the ranks of an MPI job with devices that are none: ``mpiexec -n N python on_ranks.py LIBRARIES FOLDER``.
 
-``LIBRARIES``: where the kernels have been compiled for the CPU; ``FOLDER``: with staged.toml and direct.toml.
+``LIBRARIES``: where the kernels have been compiled for the CPU; ``FOLDER``: with staged.toml, shards.toml and
+direct.toml.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def pointer(array: DeviceArray) -> dict[str, Any]:
 
 def main(libraries: Path, folder: Path) -> None:
     in_the_place_of_gpus([OnCpu(Compiled(libraries), number=number) for number in range(2)])
-    for name in ("staged", "direct"):
+    for name in ("staged", "shards", "direct"):
         if name == "direct":
             DeviceArray.__cuda_array_interface__ = property(pointer)  # type: ignore[attr-defined]
             mpi.takes_device_memory = lambda: True

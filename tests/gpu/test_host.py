@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -12,7 +13,9 @@ import pytest
 from hpcps_kernels import SPECS, load
 from hpcps_kernels.gpu import FAMILIES
 from hpcps_kernels.gpu._launch import THREADS, Instance, one_each, strides
+from hpcps_kernels.gpu._nccl import Nccl
 from hpcps_kernels.gpu._source import source
+from hpcps_kernels.gpu.found import look
 from hpcps_kernels.gpu.gradient import cuts
 from hpcps_kernels.gpu.reduce import lanes_for
 from hpcps_kernels.gpu.table import LEFT_OUT, GpuKernels
@@ -272,6 +275,11 @@ def test_a_stream_waits_for_kernels_and_kernels_for_it(with_cupy) -> None:
         def synchronize(self) -> None:
             asked.append(("synchronize", self))
 
+        def record(self, event: Event) -> Event:
+            event.record(self)
+            return event
+
+    Event.done = False  # CuPy's is a property, too
     fake = fake_cupy()
     current, fake.cuda.Stream, fake.cuda.Event = object.__new__(Stream), Stream, Event
     fake.cuda.get_current_stream = lambda: current
@@ -291,6 +299,61 @@ def test_a_stream_waits_for_kernels_and_kernels_for_it(with_cupy) -> None:
     stream.synchronize()
     assert asked == [("record", None), ("wait", own), ("record", own), ("wait", current), ("synchronize", own)]
     assert copied == [(ONES.ctypes.data, ONES.nbytes, own)] * 2
+    mark = stream.mark()
+    assert asked[5:] == [("record", own)]
+    assert not mark.done()
+    Event.done = True
+    assert mark.done()
+
+
+def test_constants_are_made_once_and_read_without_the_device(with_cupy) -> None:
+    made, fake = [], fake_cupy()
+    fake.asarray = lambda array: made.append(array) or on_device(array)
+    device = with_cupy(fake).CupyDevice(0)
+    first = device.constant((0, 3, 7))
+    assert device.constant((0, 3, 7)) is first
+    np.testing.assert_array_equal(device.read(first), [0, 3, 7], strict=True)
+    for number in range(1000):
+        device.constant((number,))
+    assert device.constant((0, 3, 7)) is not first  # not all are kept
+    assert len(made) == 1002
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_nccl_is_what_cupy_finds(with_cupy, monkeypatch, is_there) -> None:
+    fake, asked = fake_cupy(), []
+    fake.cuda.runtime.runtimeGetVersion = lambda: 13020
+    fake.cuda.nccl = SimpleNamespace(available=is_there, NCCL_SUM=0, NCCL_FLOAT32=7, NCCL_FLOAT64=8)
+    fake.cuda.nccl.get_unique_id = lambda: b"\1" * 128
+
+    def communicator(*given: object) -> SimpleNamespace:
+        return SimpleNamespace(allReduce=lambda *told: asked.append((given, told)))
+
+    fake.cuda.nccl.NcclCommunicator = communicator
+    device = with_cupy(fake).CupyDevice(1)
+    monkeypatch.setitem(sys.modules, "cupy.cuda", fake.cuda)
+    if not is_there:
+        with pytest.raises(RuntimeError, match=r"^CuPy finds no NCCL: pip install nvidia-nccl-cu13$"):
+            device.nccl()
+        return
+    nccl, x = device.nccl(), DeviceArray(ONES, ONES, device_id=1)
+    nccl.communicator(2, nccl.unique_id(), 1).add_up(x, SimpleNamespace(ptr=9))
+    assert asked == [((2, b"\1" * 128, 1), (x.data.ptr, x.data.ptr, ONES.size, 7, 0, 9))]
+
+
+def test_the_nccl_of_the_cupy_that_is_installed_is_asked_rightly() -> None:
+    """Needs no GPU: an id can be made, a communicator cannot."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = importlib.import_module("cupy.cuda.nccl")
+    if not module.available:
+        pytest.skip("CuPy finds no NCCL")
+    nccl = Nccl(module)
+    assert len(nccl.unique_id()) == 128
+    if look().obstacle:
+        with pytest.raises(RuntimeError, match="unhandled cuda error"):
+            nccl.communicator(1, nccl.unique_id(), 0)
 
 
 def test_memory_of_the_host_is_unpinned_when_nobody_has_it_and_copied_unpinned_where_it_cannot_be(with_cupy) -> None:

@@ -8,28 +8,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hpcps_kernels
 import numpy as np
 import pytest
 from hpcps_kernels.gpu.found import look
-from on_cpu import OnCpu, in_the_place_of_gpus
-from trainings import DENSE, FEW, OF_MLP, REPRODUCIBLE, SPARSE, alike, as_on_a_cpu, changed, of_sparse, told, train
+from trainings import (
+    DENSE,
+    FEW,
+    OF_MLP,
+    REPRODUCIBLE,
+    SPARSE,
+    as_on_a_cpu,
+    changed,
+    goes_on_elsewhere,
+    of_sparse,
+    told,
+    train,
+)
 
 from hpcps import config, inference, joining, starter
 from hpcps.errors import ConfigError, DataError, HpcpsError
-
-
-@pytest.fixture
-def gpus(compiled, monkeypatch):
-    """So many GPUs, as far as hpcps can tell."""
-
-    def use(count: int = 1, seed: int = 0) -> list[OnCpu]:
-        devices = [OnCpu(compiled, seed=seed, number=number) for number in range(count)]
-        in_the_place_of_gpus(devices, monkeypatch.setattr)
-        return devices
-
-    yield use
-    hpcps_kernels.load.cache_clear()
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -113,12 +110,6 @@ def test_through_shards_the_bits_are_those_of_an_all_reduce(tmp_path, data, gpus
         assert found["params_sha256"] == wanted["params_sha256"]
 
 
-def test_tables_on_shards_are_refused(tmp_path, data, gpus) -> None:
-    gpus()
-    with pytest.raises(ConfigError, match="tables on shards, in the host's memory: use strategy 'ring'"):
-        train(tmp_path / "run", of_sparse(data, "fm", "train.strategy=server", "run.device=cuda"), 2)
-
-
 @pytest.mark.parametrize("ranks", [1, 2, 5])
 @pytest.mark.parametrize("name", SPARSE)
 def test_tables(tmp_path, data, gpus, name, ranks) -> None:
@@ -157,12 +148,7 @@ def test_a_run_goes_on_from_a_checkpoint_on_a_gpu_or_without(tmp_path, data, gpu
     gpus()
     settings = "checkpoint.every_steps=3", "optimizer.kind=adam", "optimizer.momentum=0", "optimizer.epsilon=0.1"
     asked = told(data, kind, OF_MLP, *settings) if kind == "mlp" else of_sparse(data, kind, *settings)
-    first = changed(changed(asked, "run", device=device), "train", epochs=1)
-    train(tmp_path / "run", first, 2)
-    other = changed(asked, "run", device="cpu" if device == "cuda" else "cuda", threads=device == "cuda")
-    summary, got = train(tmp_path / "run", other, 2, resume=True)
-    assert summary["resumed_from"] == [4]
-    alike(got, train(tmp_path / "cpu", changed(asked, "run", threads=1), 2)[1])
+    goes_on_elsewhere(tmp_path, asked, device)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +202,7 @@ def test_without_a_gpu_it_is_one_line_and_status_2(tmp_path, data) -> None:
 
 @pytest.mark.mpi
 def test_over_mpi(tmp_path, data, gpus, compiled) -> None:
-    """Ranks as processes, two to a GPU: staged, and by an MPI that takes the device's pointers."""
+    """Ranks as processes, two to a GPU: staged, through shards, and by an MPI that takes the device's pointers."""
     library = starter.find()
     if library is None:
         pytest.skip("mpi4py finds no MPI library")
@@ -224,6 +210,7 @@ def test_over_mpi(tmp_path, data, gpus, compiled) -> None:
     settings = "run.device=cuda", "train.reproducible=true"
     runs = {"staged": told(data, "mlp", OF_MLP, *settings), "direct": told(data, "mlp", "train.algorithm=mpi")}
     runs["direct"] = changed(runs["direct"], "run", device="cuda")
+    runs["shards"] = of_sparse(data, "embedding", *settings, "train.strategy=server", "server.colocated=true")
     for name, asked in runs.items():
         (tmp_path / f"{name}.toml").write_text(config.to_toml(asked))
     program = Path(__file__).with_name("on_ranks.py")
@@ -239,5 +226,6 @@ def test_over_mpi(tmp_path, data, gpus, compiled) -> None:
     on_cpus = changed(changed(runs["direct"], "run", device="cpu", threads=1), "train", algorithm="auto")
     assert found["direct"]["loss"] == pytest.approx(train(tmp_path / "cpu", on_cpus, 3)[0]["loss"], rel=1e-4)
     gpus()
-    wanted, _ = train(tmp_path / "alone", runs["staged"])
-    assert found["staged"]["params_sha256"] == wanted["params_sha256"]
+    for name in ("staged", "shards"):
+        wanted, _ = train(tmp_path / "alone" / name, changed(runs[name], "server", colocated=False))
+        assert found[name]["params_sha256"] == wanted["params_sha256"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hpcps_kernels.gpu.found import look
+from safetensors.numpy import load_file
 from trainings import DENSE, OF_MLP, REPRODUCIBLE, SPARSE, alike, as_on_a_cpu, changed, of_sparse, told, train
 
-from hpcps import device, staging
+from hpcps import config, device, staging, starter
 
 if look().obstacle:
     pytest.skip(f"GPU: {look().line()}", allow_module_level=True)
@@ -35,6 +39,55 @@ def test_the_same_bits_at_any_number_of_ranks(tmp_path: Path, data: Path, kind: 
     asked = of_sparse(data, tables[kind], *REPRODUCIBLE) if kind in tables else told(data, kind, *REPRODUCIBLE)
     found = {train(tmp_path / str(ranks), asked, ranks)[0]["params_sha256"] for ranks in (1, 2, 3)}
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("ranks", "settings"),
+    [
+        (1, ()),
+        (3, ()),
+        (2, ("server.colocated=true",)),
+        (2, ("server.staleness=async",)),
+        (2, ("server.threshold=0.001",)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", SPARSE)
+def test_tables_on_shards(tmp_path: Path, data: Path, name: str, ranks: int, settings: tuple[str, ...]) -> None:
+    as_on_a_cpu(tmp_path, of_sparse(data, name, "train.strategy=server", *settings), ranks)
+
+
+@pytest.mark.parametrize("name", ["logistic", "embedding"])
+def test_the_same_bits_on_shards(tmp_path: Path, data: Path, name: str) -> None:
+    asked = of_sparse(data, name, *REPRODUCIBLE)
+    found = {train(tmp_path / "ring", asked, 2)[0]["params_sha256"]}
+    for ranks, settings in ((1, {}), (3, {}), (2, {"colocated": True})):
+        other = changed(changed(asked, "train", strategy="server"), "server", **settings)
+        found.add(train(tmp_path / str(ranks), other, ranks)[0]["params_sha256"])
+    assert len(found) == 1
+
+
+def test_tables_on_shards_go_on_without_a_gpu(tmp_path: Path, data: Path) -> None:
+    asked = of_sparse(data, "fm", "train.strategy=server", "checkpoint.every_steps=4", "run.threads=1")
+    train(tmp_path / "run", changed(changed(asked, "run", device="cuda"), "train", epochs=1), 2)
+    alike(train(tmp_path / "run", asked, 2, resume=True)[1], train(tmp_path / "cpu", asked, 2)[1])
+
+
+@pytest.mark.skipif(len(look().gpus) < 2, reason="NCCL: there is one GPU, and each rank needs its own")
+@pytest.mark.parametrize("kind", ["softmax", "mlp"])
+def test_sums_from_gpu_to_gpu(tmp_path: Path, data: Path, kind: str) -> None:
+    """Over MPI's ranks, for each needs a process of its own."""
+    if starter.find() is None:
+        pytest.skip("NCCL: mpi4py finds no MPI library, and ranks that are threads go without")
+    asked = told(data, kind, *[OF_MLP] * (kind == "mlp"), "run.device=cuda", "train.algorithm=nccl")
+    (tmp_path / "nccl.toml").write_text(config.to_toml(asked))
+    words = "train", tmp_path / "nccl.toml", "--ranks", "2", "--out", tmp_path / "gpus"
+    command = [sys.executable, "-m", "hpcps", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "NCCL, from GPU to GPU" in json.loads((tmp_path / "gpus" / "summary.json").read_text())["exchange"]
+    on_cpus = changed(changed(asked, "run", device="cpu", threads=1), "train", algorithm="auto")
+    alike(load_file(tmp_path / "gpus" / "model.safetensors"), train(tmp_path / "cpu", on_cpus, 2)[1])
 
 
 def test_a_run_goes_on_without_a_gpu(tmp_path: Path, data: Path) -> None:

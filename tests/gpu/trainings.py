@@ -46,6 +46,16 @@ def alike(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
         np.testing.assert_allclose(array, other[name], rtol=2e-4, atol=2e-5, err_msg=name)
 
 
+def goes_on_elsewhere(tmp_path, asked: config.Config, device: str) -> None:
+    """Two workers go on from a checkpoint made on GPUs without them, or the other way round, as if on CPUs alone."""
+    first = changed(changed(asked, "run", device=device), "train", epochs=1)
+    train(tmp_path / "run", first, 2)
+    other = changed(asked, "run", device="cpu" if device == "cuda" else "cuda", threads=device == "cuda")
+    summary, got = train(tmp_path / "run", other, 2, resume=True)
+    assert summary["resumed_from"] == [4]
+    alike(got, train(tmp_path / "cpu", changed(asked, "run", threads=1), 2)[1])
+
+
 def as_on_a_cpu(tmp_path, asked: config.Config, ranks: int) -> dict[str, Any]:
     """Train on GPUs and on CPUs, compare; returns what the first run says."""
     summary, got = train(tmp_path / "gpu", changed(asked, "run", device="cuda"), ranks)

@@ -29,7 +29,7 @@ from hpcps.first import FirstRows
 from hpcps.params import Params
 from hpcps.rows import Merger, PulledRows, Rows
 from hpcps.server.backup import BackupShard
-from hpcps.server.client import RemoteClient
+from hpcps.server.remote import RemoteClient
 from hpcps.server.serve import Server
 from hpcps.server.sharding import roles, shard_slices
 from hpcps.server.store import Shard

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -28,13 +29,9 @@ def launcher():
     return found
 
 
-@pytest.mark.parametrize(
-    "case", [faults.CASES[number] for number in (0, 1, 2, 4, 6, 8, 10)], ids=lambda case: case.name
-)
-def test_a_run_survives_ranks_that_are_killed_while_it_trains(launcher, tmp_path, case):
-    """Each is killed when there are checkpoints and training goes on; see ``bench/faults.py`` for random moments."""
-    if not launcher.is_open_mpi and case not in faults.CASES[:2]:
-        pytest.skip("two cases are enough where a job is started again, whoever dies")
+def killed_while_it_trains(case, tmp_path):
+    """What an undisturbed run says, and the output and status of one whose ranks are killed when there are checkpoints
+    and training goes on, in ``tmp_path / "run"``; and its number."""
     expected, _ = faults.undisturbed(sys.executable, case, tmp_path / "alone")
     out = tmp_path / "run"
     job = subprocess.Popen(
@@ -53,12 +50,71 @@ def test_a_run_survives_ranks_that_are_killed_while_it_trains(launcher, tmp_path
     result = faults.Result()
     faults.judge(case, out, expected, job.returncode, text, result)
     assert not result.wrong, result.problems
+    return expected, text, job.pid
+
+
+@pytest.mark.parametrize(
+    "case", [faults.CASES[number] for number in (0, 1, 2, 4, 6, 8, 10)], ids=lambda case: case.name
+)
+def test_a_run_survives_ranks_that_are_killed_while_it_trains(launcher, tmp_path, case):
+    """See ``bench/faults.py`` for random moments."""
+    if not launcher.is_open_mpi and case not in faults.CASES[:2]:
+        pytest.skip("two cases are enough where a job is started again, whoever dies")
+    _, text, job = killed_while_it_trains(case, tmp_path)
     assert "go on from the newest checkpoint" in text if launcher.is_open_mpi else "starting it again" in text
     assert text.count("params_sha256") == 1
     if launcher.is_open_mpi:
         left = case.ranks if faults.REPLACE in case.settings else case.ranks - len(case.victims)
-        assert json.loads((out / "summary.json").read_text())["ranks"] == left
-    assert not list(Path("/dev/shm").glob(f"hpcps-{job.pid}-*"))
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["ranks"] == left
+    assert not list(Path("/dev/shm").glob(f"hpcps-{job}-*"))
+
+
+@pytest.mark.parametrize("case", [faults.CASES[number] for number in (7, 11)], ids=lambda case: case.name)
+def test_a_shard_that_is_killed_is_taken_over_by_its_copy(launcher, tmp_path, case):
+    """Training goes on as it was, from no checkpoint, and later checkpoints are whole."""
+    if not launcher.is_open_mpi:
+        pytest.skip("copies take over under Open MPI alone")
+    expected, text, _ = killed_while_it_trains(case, tmp_path)
+    (victim,) = case.victims
+    assert f"rank {victim} lost; rank {5 - victim} goes on with its copy of shard {victim - 2}" in text
+    assert "newest checkpoint" not in text[text.index(faults.TAKEN_OVER) :]
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (found["ranks"], found["lost_ranks"], found["resumed_from"]) == (4, [victim], [])
+    (counts,) = found["shards"]  # those of the other
+    assert counts["updates"] == expected["shards"][0]["updates"]
+    line = [*faults.command(sys.executable, case, tmp_path / "run"), "--resume", "--set", "train.epochs=62"]
+    again = subprocess.run(line, timeout=TIMEOUT_S, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    after = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (after["steps"], after["lost_ranks"]) == (expected["steps"] // 60 * 62, [])
+    assert after["resumed_from"][0] > expected["steps"] // 2
+
+
+def test_a_second_loss_after_a_copy_has_taken_over_is_one_like_any_other(launcher, tmp_path):
+    """The rank that serves both shards is lost: the others go on from the newest checkpoint, one as a shard."""
+    if not launcher.is_open_mpi:
+        pytest.skip("copies take over under Open MPI alone")
+    case = faults.Case("both shards", 5, (), (faults.EXACT, *faults.REPLICAS))
+    expected, _ = faults.undisturbed(sys.executable, case, tmp_path / "alone")
+    out, lines = tmp_path / "run", []
+    line = faults.command(sys.executable, case, out)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+        guard = threading.Timer(TIMEOUT_S, job.kill)
+        guard.start()
+        for line in job.stdout:
+            lines.append(line)
+            ranks, has_saved = faults.ranks_of(out), bool(list(out.glob("checkpoint/step-*")))
+            if faults.TAKEN_OVER in line:
+                os.kill(ranks[4], signal.SIGKILL)
+            elif has_saved and 3 in ranks and not any("lost" in line for line in lines):
+                os.kill(ranks[3], signal.SIGKILL)
+        guard.cancel()
+    text = "".join(lines)
+    result = faults.Result()
+    faults.judge(case, out, expected, job.returncode, text, result)
+    assert not result.wrong, result.problems
+    assert "ranks 3, 4 lost" in text
+    assert json.loads((out / "summary.json").read_text())["ranks"] == 3
 
 
 DIES = """

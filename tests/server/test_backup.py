@@ -19,8 +19,8 @@ from hpcps.first import FirstRows
 from hpcps.rows import Merger, PulledRows, Rows
 from hpcps.server import sharding
 from hpcps.server.backup import BackupShard
-from hpcps.server.client import RemoteClient
 from hpcps.server.filters import Encoder
+from hpcps.server.remote import RemoteClient
 from hpcps.server.serve import Server
 from hpcps.server.table import Table
 from hpcps.sums import Decoder, Summed

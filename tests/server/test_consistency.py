@@ -17,9 +17,9 @@ from hpcps.errors import CommError, ConfigError
 from hpcps.first import FirstRows
 from hpcps.rows import Merger, PulledRows, Rows
 from hpcps.server import sharding, turns
-from hpcps.server.client import RemoteClient
 from hpcps.server.delay import Compensated, Scaled
 from hpcps.server.messages import UNBOUNDED
+from hpcps.server.remote import RemoteClient
 from hpcps.server.serve import Server
 from hpcps.server.store import Shard
 from hpcps.server.table import Table

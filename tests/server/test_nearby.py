@@ -13,8 +13,8 @@ from hpcps.first import FirstRows
 from hpcps.params import Params
 from hpcps.rows import Merger, PulledRows, Rows
 from hpcps.server import sharding
-from hpcps.server.client import RemoteClient
 from hpcps.server.nearby import TRAVELS, Borrowed, Nearby, nearby
+from hpcps.server.remote import RemoteClient
 from hpcps.server.serve import Server
 from hpcps.server.store import Shard
 from hpcps.server.table import Table, WholeTable

@@ -14,8 +14,8 @@ from hpcps.errors import CommError
 from hpcps.first import FirstRows
 from hpcps.rows import Merger, PulledRows, Rows
 from hpcps.server import sharding
-from hpcps.server.client import RemoteClient
 from hpcps.server.messages import UNBOUNDED
+from hpcps.server.remote import RemoteClient
 from hpcps.server.replica import Replication
 from hpcps.server.serve import Server
 from hpcps.server.store import Shard

@@ -14,10 +14,10 @@ from hpcps.first import FirstRows
 from hpcps.params import Params
 from hpcps.rows import Merger, PulledRows, Rows
 from hpcps.server import filters, messages, sharding
-from hpcps.server.client import RemoteClient
 from hpcps.server.direct import DirectClient
 from hpcps.server.messages import FRONT_BYTES, HEADER_BYTES, Counts, Header, Kind
 from hpcps.server.post import Inbox, Outbox
+from hpcps.server.remote import RemoteClient
 from hpcps.server.serve import Server
 from hpcps.server.store import Shard
 from hpcps.server.table import Table, WholeTable

@@ -1,5 +1,6 @@
 """Ranks that go on without those that die: threads of one process, and who may go on at all."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hpcps.config import from_tree
 from hpcps.errors import ConfigError, ModelError, PeerLost
 from hpcps.launch import with_checkpoints
 from hpcps.run_folder import read_model
+from hpcps.server.serve import Server
 
 OWN = '''
 import threading
@@ -199,3 +201,35 @@ def test_recorded_runs_cannot_survive(tmp_path):
     }
     with pytest.raises(ConfigError, match=r"run\.survive with server\.record"):
         from_tree(tree)
+
+
+@pytest.mark.parametrize("staleness", [0, 3, "async"])
+def test_a_thread_with_a_shard_that_fails_is_taken_over_by_its_copy(tmp_path, monkeypatch, capfd, staleness):
+    """Without a checkpoint, and with the same bits where steps are synchronous."""
+    tree = {
+        "data": {"path": "digits"},
+        "model": {"kind": "softmax"},
+        "optimizer": {"kind": "sgd", "learning_rate": 0.1},
+        "train": {"strategy": "server", "epochs": 3, "reproducible": staleness == 0},
+        "server": {"count": 2, "replicas": 1, "staleness": staleness},
+        "run": {"survive": True, "threads": 1, "timeout_s": 20},
+    }
+    expected = hpcps.train(from_tree(tree), ranks=4, out=tmp_path / "alone").summary
+    go_on, letters = Server.go_on, []
+
+    def fails(server, position):
+        if threading.current_thread().name == "hpcps rank 3":
+            letters.append(position)
+            if len(letters) == 60:
+                raise RuntimeError("no memory left")
+        go_on(server, position)
+
+    monkeypatch.setattr(Server, "go_on", fails)
+    found = hpcps.train(from_tree(tree), ranks=4, out=tmp_path / "run").summary
+    said = capfd.readouterr().err
+    assert "rank 3 failed: no memory left" in said
+    assert "rank 3 lost; rank 2 goes on with its copy of shard 1" in said
+    assert (found["steps"], found["lost_ranks"], found["resumed_from"]) == (expected["steps"], [3], [])
+    assert found["shards"][0]["updates"] == expected["shards"][0]["updates"]
+    if staleness == 0:
+        assert found["params_sha256"] == expected["params_sha256"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import warnings
 import weakref
 from typing import Any
 
@@ -12,11 +13,13 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hpcps_kernels.gpu._launch import Instance
+from hpcps_kernels.gpu._nccl import Nccl
 from hpcps_kernels.gpu._nvrtc import kept, version
 from hpcps_kernels.interface import Array
 
 OLDEST = 14  # CuPy's major version
 PLACE_BYTES = 256
+CONSTANTS = 256  # kept
 PORTABLE = 1  # cudaHostRegisterPortable: for all devices of the process
 
 
@@ -38,6 +41,8 @@ class CupyDevice:
         self.number = number
         self.multiprocessors: int = cupy.cuda.Device(number).attributes["MultiProcessorCount"]
         self.architecture = int(cupy.cuda.Device(number).compute_capability)
+        self._constants: dict[tuple[int, ...], Any] = {}
+        self._numbers: dict[int, tuple[Any, Array]] = {}  # the same arrays by id, and what is in them
         self._entered = threading.local()  # CuPy's own objects keep the device before in one list for all threads
 
     def __enter__(self) -> CupyDevice:
@@ -62,8 +67,19 @@ class CupyDevice:
         return cupy.asarray(array)
 
     def read(self, array: Any) -> Array:
-        host: Array = cupy.asnumpy(array)
+        known = self._numbers.get(id(array))
+        host: Array = cupy.asnumpy(array) if known is None else known[1].copy()
         return host
+
+    def constant(self, numbers: tuple[int, ...]) -> Any:
+        found = self._constants.get(numbers)
+        if found is None:
+            if len(self._constants) >= CONSTANTS:
+                self._constants, self._numbers = {}, {}
+            here = np.array(numbers, np.int64)
+            found = self._constants[numbers] = self.put(here)
+            self._numbers[id(found)] = found, here
+        return found
 
     def argsort(self, keys: Any) -> Any:
         return cupy.argsort(keys, kind="stable") if keys.size else self.empty(0, "int64")
@@ -109,6 +125,18 @@ class CupyDevice:
             return  # a page of it is another array's, which is pinned already, or there may not be more of it
         weakref.finalize(array, cupy.cuda.runtime.hostUnregister, address).atexit = False
 
+    def bus_id(self) -> str:
+        return str(cupy.cuda.Device(self.number).pci_bus_id)
+
+    def nccl(self) -> Nccl:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # CuPy's, of several lines, where the library is missing
+            from cupy.cuda import nccl
+        if not nccl.available:
+            major = cupy.cuda.runtime.runtimeGetVersion() // 1000
+            raise RuntimeError(f"CuPy finds no NCCL: pip install nvidia-nccl-cu{major}")
+        return Nccl(nccl)
+
     def free_bytes(self) -> int:
         free, _ = cupy.cuda.runtime.memGetInfo()
         return int(free) + int(cupy.get_default_memory_pool().free_bytes())
@@ -124,6 +152,10 @@ class CupyStream:
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._event = cupy.cuda.Event(disable_timing=True)
 
+    @property
+    def ptr(self) -> int:
+        return int(self._stream.ptr)
+
     def follow(self) -> None:
         self._event.record()
         self._stream.wait_event(self._event)
@@ -138,8 +170,21 @@ class CupyStream:
         self._event.record(self._stream)
         cupy.cuda.get_current_stream().wait_event(self._event)
 
+    def mark(self) -> CupyMark:
+        return CupyMark(self._stream.record(cupy.cuda.Event(disable_timing=True)))
+
     def synchronize(self) -> None:
         self._stream.synchronize()
+
+
+class CupyMark:
+    """What a stream was asked for up to now."""
+
+    def __init__(self, event: Any) -> None:
+        self._event = event
+
+    def done(self) -> bool:
+        return bool(self._event.done)
 
 
 def _well_placed(array: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpcps_kernels.gpu._nccl import Nccl
 from hpcps_kernels.interface import Array
 
 THREADS = 256  # of a block
@@ -63,8 +64,18 @@ class Instance:
         return f"{template}__global__ void {self.expression}({', '.join(self.arguments)});\n"
 
 
+class Mark(Protocol):
+    """A place among what a stream is asked for."""
+
+    def done(self) -> bool:
+        """Whether all up to here is done; kernels asked for after that see it. Never blocks."""
+
+
 class Stream(Protocol):
     """Copies between the host and a device, one after the other, beside what kernels do. None of them blocks."""
+
+    ptr: int
+    """CUDA's own stream, for libraries that are asked for more than copies"""
 
     def follow(self) -> None:
         """Copies asked for from now on begin when all that kernels were asked for is done."""
@@ -77,6 +88,9 @@ class Stream(Protocol):
 
     def precede(self) -> None:
         """Kernels asked for from now on begin when all copies asked for are done."""
+
+    def mark(self) -> Mark:
+        """The end of what was asked for so far."""
 
     def synchronize(self) -> None:
         """Block until all copies are done."""
@@ -97,6 +111,11 @@ class Device(Protocol):
     def zeros(self, shape: Any, dtype: DTypeLike) -> Any: ...
     def put(self, array: Array) -> Any: ...
     def read(self, array: Any) -> Array: ...
+
+    def constant(self, numbers: tuple[int, ...]) -> Any:
+        """These numbers, int64, in memory that nobody may write to: for those that are needed again and again. `read`
+        does not wait for them."""
+
     def argsort(self, keys: Any) -> Any: ...
     def running_sum(self, x: Any) -> Any: ...
     def multiply_transposed(self, out: Any, a: Any, b: Any) -> None: ...
@@ -117,6 +136,12 @@ class Device(Protocol):
 
     def pin(self, array: Array) -> None:
         """Have memory of the host not paged while the array lives, if the driver can; else copies are slower."""
+
+    def bus_id(self) -> str:
+        """Where in this machine the GPU is: no other one has the same."""
+
+    def nccl(self) -> Nccl:
+        """Raises RuntimeError, in one line, where there is none."""
 
     def free_bytes(self) -> int:
         """Memory that is left."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from hpcps_kernels.gpu._launch import FLOATS, Launch, device, one_each, strides
 from hpcps_kernels.gpu._told import Told
 from hpcps_kernels.gpu.loss import check_delta, label_error
@@ -104,7 +102,7 @@ def linear_parts(
         here.empty((blocks, classes), dtype),
         here.empty(blocks, "float64"),
     )
-    residual, places = here.empty(n * classes, dtype), here.put(np.array(bounds, np.int64))
+    residual, places = here.empty(n * classes, dtype), here.constant(tuple(bounds))
     launch = SOFTMAX if loss is None else POINT
     launch(
         blocks, *parts, told.array, residual, samples, labels, sample_weight, int(sample_weight.size > 0), weight,

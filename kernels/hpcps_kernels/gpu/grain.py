@@ -105,7 +105,7 @@ def _add_up(stack: Any, at: int, rows: Any, adds: list[int]) -> None:
     """Into columns ``at`` and on of the stack's first rows."""
     if adds and rows.shape[1]:
         depth, _ = depth_and_left(np.array(adds))
-        program = device().put(np.array(adds, np.int64))
+        program = device().constant(tuple(adds))
         fold_rows(stack.reshape(-1)[at:], stack.shape[1], rows, None, program, depth)
 
 

@@ -1,0 +1,96 @@
+"""Ranks that MPI lets go on without those that die, and how they learn of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hpcps.errors import ERROR, PeerLost
+
+LOOK_S = 0.005
+"""Between two looks at whether a rank has died."""
+LIFELINE_TAG = 32000
+"""No message has this tag."""
+
+
+class Lifeline:
+    """By which ranks learn, whatever they wait for, that one of them has died, where the library goes on without it
+    (User Level Failure Mitigation: Bland et al., "Post-failure recovery of MPI communication capability", IJHPCA 2013).
+
+    ``mpi``: mpi4py's module; ``comm``: of all ranks. Whoever meets a dead rank revokes all communicators that were made
+    of it, which wakes those who wait for somebody else.
+    """
+
+    def __init__(self, mpi: Any, comm: Any) -> None:
+        self.comms = [comm]
+        self._mpi = mpi
+        self.spared: frozenset[int] = frozenset()
+        """Ranks of which one may die"""
+        self._next_s = 0.0
+
+    def check(self) -> None:
+        """Raise PeerLost if a rank is known to have died; looks now and then."""
+        now = time.monotonic()
+        if now >= self._next_s:
+            self._next_s = now + LOOK_S
+            if self.is_cut():
+                raise PeerLost("another rank has died")
+
+    def is_cut(self) -> bool:
+        """Whether a rank is known to have died that the others cannot do without."""
+        comm, mpi = self.comms[0], self._mpi
+        try:
+            comm.Iprobe(mpi.ANY_SOURCE, LIFELINE_TAG)
+        except mpi.Exception:
+            if not self.lost():
+                return True
+            comm.Ack_failed(1)  # the next look finds others alone
+        return bool(comm.Is_revoked())
+
+    def lost(self) -> list[int]:
+        """The rank that is known to have died, if it is one alone, and spared."""
+        dead = self.dead()
+        return dead if len(dead) == 1 and self.spared.issuperset(dead) else []
+
+    def dead(self) -> list[int]:
+        """The ranks that are known to have died."""
+        comm = self.comms[0]
+        dead = comm.Get_failed()
+        found = dead.Translate_ranks(list(range(dead.size)), comm.Get_group())
+        return [] if found is None else list(found)
+
+    def survivors(self, timeout_s: float) -> Any:
+        """A communicator of the ranks that are left, in their order. Blocks until all of them have come here; a rank
+        that waits in vain ends itself."""
+        comm, mpi = self.comms[0], self._mpi
+        with alone_after(timeout_s):
+            for one in reversed(self.comms):
+                try:
+                    one.Revoke()
+                except mpi.Exception as error:
+                    raise PeerLost(f"the ranks that are left could not be told: {error}") from error
+            return comm.Shrink()
+
+
+@contextmanager
+def alone_after(seconds: float) -> Iterator[None]:
+    """End this rank where what is inside, which waits inside the library, lasts longer."""
+    watchdog = threading.Timer(seconds, _end_alone, [seconds])
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
+
+
+def _end_alone(seconds: float) -> None:
+    sys.stderr.write(f"{ERROR}the ranks that are left did not meet in {seconds:g} s; ending this one\n")
+    sys.stderr.flush()
+    os.kill(os.getpid(), signal.SIGKILL)

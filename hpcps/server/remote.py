@@ -1,0 +1,374 @@
+"""A worker's connection to shards on other ranks: push a gradient, pull parameters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hpcps.comm.codes import Code
+from hpcps.comm.memory import Memory
+from hpcps.comm.transport import Array, Transport
+from hpcps.errors import CommError, PeerLost
+from hpcps.rows import Picked, PulledRows, Rows
+from hpcps.server import messages
+from hpcps.server.client import Traffic
+from hpcps.server.filters import Encoder
+from hpcps.server.messages import CODES, SAME_KEYS, SOME_KEYS, Counts, Header, Kind
+from hpcps.server.post import Form, Letter
+from hpcps.server.serve import Server
+from hpcps.server.sharding import keys_of_shard
+from hpcps.server.ways import Again, Ways
+from hpcps.snapshot import Flat, Pieces, Snapshot, in_memory
+from hpcps.sums import Decoder, Summed
+
+NO_KEYS: Mapping[str, Array] = {}
+_KEYS_DTYPE = np.dtype(np.int64)
+
+
+class RemoteClient:
+    """Shards on other ranks, or, where ``server`` is given, one of them on this rank too: it is served while this
+    worker waits.
+
+    ``dense``: the worker's copy of the dense parameters, (n,), of which shard s has ``shards[s]``; ``rows``: where
+    rows go, if the model has tables. Both are written as answers arrive. ``memory``: what the ranks of the node share,
+    if arrays are to be named that lie there; ``code``: what gradients are pushed as; ``letters``: memory for keys and
+    rows that need not travel in the node. The shards have all three, too. ``workers``: how many there are, of which
+    this is number ``worker``. ``copies``: the ranks that serve the shards when theirs are lost, and spared.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        dense: Array,
+        rows: PulledRows | None,
+        shards: list[slice],
+        servers: list[int],
+        worker: int,
+        decoder: Decoder,
+        server: Server | None = None,
+        memory: Memory | None = None,
+        code: Code | None = None,
+        letters: Memory | None = None,
+        workers: int = 0,
+        copies: Sequence[int] = (),
+    ) -> None:
+        self._workers = workers
+        self._dense = dense
+        self._rows = rows
+        self._shards = shards
+        self._worker = worker
+        self._server = server
+        self._decoder = decoder
+        self._targets = [self._dense[shard] for shard in shards]
+        self._ways = Ways(transport, servers, self._targets, server, memory, letters, copies)
+        self._outboxes, self._numbers = self._ways.outboxes, self._ways.numbers
+        self._encoders = [Encoder(code, len(target), decoder.dtype) for target in self._targets] if code else []
+        self._fresh: list[Letter | None] = [None] * len(servers)
+        self._pushed: Summed | None = None
+        self._slack = 0
+        self._last: tuple[int, Summed, int] | None = None
+        """The last push: its step, gradient and slack"""
+        self._may_lack = [False] * len(servers)
+        """Of each shard, whether it has not answered what came after that"""
+        self._knows_keys = [True] * len(servers)
+        """Of each shard, whether it has the keys of the last pull"""
+        self._reached = [0] * len(servers)
+        self._dropped = self._skipped = 0
+        self._forms: list[Form] = []
+        self._step = 0
+        self._is_settled = True
+        self._asked = NO_KEYS
+        self._waited_s = 0.0
+        if rows is not None:
+            rows.pull = self.fetch
+
+    def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
+        self._last = step, gradient, slack
+        self._may_lack = [True] * len(self._shards)
+        if self._rows is None and not self._is_prepared(gradient, slack):
+            self._prepare(gradient, slack)
+        are_known = self._rows is not None and self._are_asked(gradient.picked or gradient.rows)
+        for number in self._numbers:
+            if self._encoders:
+                self._encoders[number].encode(gradient.dense[..., self._shards[number]])
+            try:
+                self._send_push(number, step, gradient, slack, are_known)
+            except PeerLost as error:
+                self._turn_to_copy(number, error)
+        self._is_settled = slack != 0  # such a push is applied as it comes
+
+    def pull(self, step: int, keys: Mapping[str, Array] | None, slack: int = 0) -> int:
+        started = time.perf_counter()
+        self._step = step
+        if self._rows is None:  # the push has asked
+            self._take_up(step, NO_KEYS, self._turn_and_push)
+        if self._rows is not None or (keys is None and slack != 0):
+            self._get(step, keys or NO_KEYS, 0 if keys is None else slack)
+        if self._server is not None and slack == 0:
+            self._serve_all(self._server, step)
+        self._waited_s += time.perf_counter() - started
+        return max(self._reached)
+
+    def go_on(self, step: int, keys: Mapping[str, Array] | None) -> None:
+        started = time.perf_counter()
+        self._skipped += step - self._step
+        self._step = step
+        behind = [number for number, reached in enumerate(self._reached) if keys or reached < step]
+        self._get(step, keys or NO_KEYS, slack=0, numbers=behind)
+        self._waited_s += time.perf_counter() - started
+
+    def fetch(self, keys: Mapping[str, Array]) -> None:
+        self._get(self._step, keys, slack=0)
+
+    def meet(self) -> None:
+        if self._server is not None:
+            self._meet(Kind.MEET)
+
+    def keep(self) -> None:
+        self._meet(Kind.KEEP)
+
+    def pieces(self) -> Pieces:
+        start = self._worker * len(self._dense)
+        encoders = zip(self._encoders, self._shards, strict=False)
+        return Pieces([Flat("residual", start + where.start, in_memory(one.residual)) for one, where in encoders])
+
+    def restore(self, snapshot: Snapshot) -> None:
+        count, workers = len(self._dense), self._workers
+        for one, where in zip(self._encoders, self._shards, strict=False):
+            snapshot.fill_residual(one.residual, where.start, count, self._worker, workers, has_sums=False)
+
+    def finish(self) -> list[Counts]:
+        found: dict[int, Counts] = {}
+
+        def take(number: int, letter: Letter) -> None:
+            self._expect(letter, Kind.COUNTS, 0, number)
+            found[number] = Counts.unpacked(letter.more[: 8 * letter.header.keys].view(np.int64))
+
+        def end_without(number: int, error: PeerLost) -> bool:
+            if not self._ways.is_lost(number):
+                raise error
+            return False
+
+        asked = []
+        for number in self._numbers:
+            if number not in self._ways.turned:
+                try:
+                    self._outboxes[number].send(Header(Kind.FINISH, self._worker, number))
+                    asked.append(number)
+                except PeerLost as error:
+                    end_without(number, error)
+        self._ways.receive(take, end_without, asked)
+        for number in found:
+            self._outboxes[number].flush()
+        if self._server is not None:
+            while not self._server.is_finished:
+                self._server.go_on(self._server.wait_any(self._server.tickets()))
+            self._server.flush()
+        return [found[number] for number in sorted(found)]
+
+    def traffic(self) -> Traffic:
+        sent_bytes, received_bytes, requests = self._ways.traffic()
+        late = {"dropped": self._dropped, "skipped": self._skipped}
+        return Traffic(self._waited_s, sent_bytes, received_bytes, requests, **late)
+
+    def _turn_to_copy(self, number: int, error: PeerLost) -> None:
+        """Go on with the copy of a shard that is lost, and push again what it may not have had. Raises ``error`` where
+        it is not lost, or there is no copy."""
+        self._ways.turn_to_copy(number, error)
+        self._fresh[number], self._knows_keys[number] = None, False
+        if self._last is None:
+            return
+        step, gradient, slack = self._last
+        if self._rows is None:
+            self._forms[number] = self._form(number, gradient, slack)
+        if self._may_lack[number]:
+            self._send_push(number, step, gradient, slack, are_known=False)
+
+    def _turn_and_push(self, number: int, error: PeerLost) -> bool:
+        self._turn_to_copy(number, error)
+        return True
+
+    def _meet(self, kind: Kind) -> None:
+        for number, outbox in enumerate(self._outboxes):
+            outbox.send(Header(kind, self._worker, number))
+
+        def give_up(number: int, error: PeerLost) -> bool:
+            raise error  # others may have met already
+
+        self._ways.receive(lambda number, letter: self._expect(letter, Kind.MET, 0, number), give_up)
+        if self._server is not None:
+            self._server.flush()
+
+    def _is_prepared(self, gradient: Summed, slack: int) -> bool:
+        """Whether the last gradient lay in the same array, and was pushed in the same way."""
+        last = self._pushed
+        is_same = last is not None and gradient.dense is last.dense and gradient.scale == last.scale
+        return is_same and slack == self._slack
+
+    def _prepare(self, gradient: Summed, slack: int) -> None:
+        """Make the letters of a gradient that is pushed from this array again and again."""
+        self._pushed, self._slack = gradient, slack
+        self._forms = [self._form(number, gradient, slack) for number in self._numbers]
+
+    def _form(self, number: int, gradient: Summed, slack: int) -> Form:
+        header = self._push_header(Kind.PUSH_PULL, number, gradient, slack)
+        return self._outboxes[number].form(header, self._place_of(gradient, number))
+
+    def _place_of(self, gradient: Summed, number: int) -> Array:
+        """Where what is pushed to a shard lies."""
+        return self._encoders[number].message if self._encoders else gradient.dense[..., self._shards[number]]
+
+    def _send_push(self, number: int, step: int, gradient: Summed, slack: int, are_known: bool) -> None:
+        """Start to push to a shard what has been encoded for it, if it is coded. ``are_known``: the keys, to all shards
+        that had the last pull."""
+        if self._rows is None:
+            self._forms[number].send(step)
+            return
+        header = self._push_header(Kind.PUSH, number, gradient, slack)
+        header.step = step
+        follow = self._follow(header, gradient, number, are_known and self._knows_keys[number])
+        self._outboxes[number].send(header, self._place_of(gradient, number), follow, may_lend=self._is_settled)
+
+    def _push_header(self, kind: Kind, number: int, gradient: Summed, slack: int) -> Header:
+        pieces = 1 if gradient.dense.ndim == 1 else len(gradient.dense)
+        encodings = CODES if self._encoders else self._decoder.dtype, self._decoder.rows_dtype
+        header = Header(kind, self._worker, number, 0, 0, *encodings, pieces, gradient.scale, slack=slack)
+        header.at_once = slack != 0
+        return header
+
+    def _are_asked(self, rows: Mapping[str, Rows] | Mapping[str, Picked]) -> bool:
+        """Whether these rows are those that were asked for last: then the shards know their keys."""
+        asked = self._asked
+        return (
+            bool(rows)
+            and rows.keys() == asked.keys()
+            and all(own.keys is asked[name] or np.array_equal(own.keys, asked[name]) for name, own in rows.items())
+        )
+
+    def _follow(self, header: Header, gradient: Summed, number: int, are_known: bool) -> list[Array]:
+        """The keys and rows for one shard, or the rows alone if it knows the keys."""
+        rows = self._split(gradient.rows, number)
+        if not rows:
+            return []
+        if are_known and gradient.picked:
+            header.keys = SOME_KEYS
+            picked = [own.are_in[self._of_shard(own.keys, number)] for own in gradient.picked.values()]
+            return messages.sections(messages.pack_picked(picked), [own.values for own in rows])
+        if are_known:
+            header.keys = SAME_KEYS
+            return messages.sections(None, [own.values for own in rows])
+        keys = messages.pack_keys([own.keys for own in rows])
+        header.keys = len(keys)
+        return messages.sections(keys, [own.values for own in rows])
+
+    def _get(self, step: int, keys: Mapping[str, Array], slack: int, numbers: Sequence[int] | None = None) -> None:
+        """Ask for fresh parameters, and the rows of these keys, and wait for them. ``numbers``: these shards alone."""
+        self._asked = keys or self._asked
+        self._is_settled |= slack == 0
+
+        def ask_again(number: int, error: PeerLost) -> bool:
+            self._turn_to_copy(number, error)
+            self._ask(number, step, keys, slack)
+            return True
+
+        for number in self._numbers if numbers is None else numbers:
+            try:
+                self._ask(number, step, keys, slack)
+            except PeerLost as error:
+                ask_again(number, error)
+        self._take_up(step, keys, ask_again, numbers)
+
+    def _ask(self, number: int, step: int, keys: Mapping[str, Array], slack: int) -> None:
+        outbox = self._outboxes[number]
+        header = Header(Kind.PULL, self._worker, number, step, slack=slack)
+        section: list[Array] = []
+        if keys:
+            wanted = [own[self._of_shard(own, number)] for own in keys.values()]
+            header.keys = len(wanted) + sum(map(len, wanted))
+            section = outbox.lend([(header.keys, 1)], _KEYS_DTYPE)
+            messages.pack_keys(wanted, section[0].reshape(-1))
+            self._knows_keys[number] = True
+        outbox.send(header, follow=section)
+
+    def _of_shard(self, keys: Array, number: int) -> Array | slice:
+        return keys_of_shard(keys, number, len(self._shards))
+
+    def _split(self, rows: Mapping[str, Rows], number: int) -> list[Rows]:
+        """The rows of each table that a shard has."""
+        found = []
+        for keys, values in rows.values():
+            own = self._of_shard(keys, number)
+            found.append(Rows(keys[own], np.ascontiguousarray(values[own])))
+        return found
+
+    def _take_up(
+        self, step: int, keys: Mapping[str, Array], again: Again, numbers: Sequence[int] | None = None
+    ) -> None:
+        """Copy each shard's answer into the parameters, and the rows of these keys to where rows go, as it comes.
+        ``numbers``: the shards that were asked, if not all."""
+        rooms: dict[str, Array] = {}
+
+        def take(number: int, letter: Letter) -> None:
+            self._expect(letter, Kind.PARAMETERS, step, number)
+            self._may_lack[number] = False
+            self._reached[number] = step + letter.header.ahead
+            if letter.header.is_late:
+                self._take_back(number)
+            self._refresh(number, letter)
+            if keys:
+                self._place(rooms, keys, number, letter)
+
+        self._ways.receive(take, again, numbers)
+        for name, room in rooms.items():
+            assert self._rows is not None
+            self._rows.put(name, keys[name], room)
+
+    def _take_back(self, number: int) -> None:
+        """A shard has dropped the last push: what that held of earlier gradients is to be pushed later."""
+        self._dropped += 1
+        if self._encoders and self._last is not None:
+            self._encoders[number].take_back(self._last[1].dense[self._shards[number]])
+
+    def _place(self, rooms: dict[str, Array], keys: Mapping[str, Array], number: int, letter: Letter) -> None:
+        """Put the rows of a letter where their keys stand among all that were asked for. Those that the only shard has
+        lent stay where they are: it lends two memories in turn, and writes to this one when it is asked for the rows
+        after the next."""
+        assert self._rows is not None
+        places = [self._of_shard(own, number) for own in keys.values()]
+        counts = [len(own[place]) for own, place in zip(keys.values(), places, strict=True)]
+        widths = [self._rows.widths[name] for name in keys]
+        rows = messages.take_rows(letter.more, counts, widths, self._dense.dtype)
+        if letter.header.is_lent and len(self._shards) == 1:
+            rooms.update(zip(keys, rows, strict=True))
+            return
+        if not rooms:
+            rooms.update({name: self._rows.room(name, len(own)) for name, own in keys.items()})
+        for room, place, values in zip(rooms.values(), places, rows, strict=True):
+            if isinstance(place, slice):
+                room[place] = values
+            else:
+                self._decoder.scatter_rows(room, values, place)
+
+    def _refresh(self, number: int, letter: Letter) -> None:
+        """Copy a shard's dense parameters, unless they have come to where they are to be: as a long letter's do, and
+        those that both ranks share."""
+        if letter is self._fresh[number]:
+            return
+        target = self._targets[number]
+        if letter.dense.ctypes.data != target.ctypes.data:
+            target[:] = letter.dense
+        elif letter.header.region:
+            self._fresh[number] = letter
+
+    def _serve_all(self, server: Server, step: int) -> None:
+        """Serve this rank's shard until all workers have what they need to go on: they may go on to a collective, in
+        which nobody serves."""
+        while not server.has_met(step):
+            server.go_on(server.wait_any(server.tickets()))
+
+    def _expect(self, letter: Letter, kind: Kind, step: int, number: int) -> None:
+        header = letter.header
+        if header.kind is not kind or header.step != step:
+            raise CommError(f"shard {number} answered {header.kind.name} of step {header.step} at step {step}")
