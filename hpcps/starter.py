@@ -21,19 +21,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hpcps import hosts
+from hpcps import hosts, report
 from hpcps.comm.launcher import FORWARDED, RANKS_VARIABLE, TERMINAL_VARIABLE, library_name
 from hpcps.errors import ERROR, CommError, ConfigError
 from hpcps.hosts import Host
 
 PROBE_TIMEOUT_S = 60
 ENDING_S = 10
-ANSWER_S = 10
+ANSWER_S = 10.0
+ASKED = 3
+"""How often, in ANSWER_S, a host is asked whether it answers."""
 POLL_S = 0.1
 LEFT_S = 1.0
 """How long what a job has left behind may still say something."""
 MARK = "hpcps-answers"
 KNOWN_STATUSES = (0, 1, 2, 3, 75, 130)
+SILENT_STATUS = 213
+"""Of Open MPI's launcher where it means to have said why, also where it has not; seen once in some hundred starts"""
 ENDED_STATUSES = (0, 2, 3, 75, 130)  # a rank that ends with 1 says why; a launcher that cannot reach a host does not
 ULFM = ["--with-ft", "ulfm"]
 PERIODS = 3  # heartbeats, at least, in the time after which a rank counts as dead
@@ -117,7 +121,28 @@ def start(
     ``stops`` (``TERM``) are handed on instead, so that it may come to its own end. Raises CommError if ranks were lost,
     or if the launcher says that all is well but ``mark``, which the job leaves last, is not there. ``surviving``: of
     ranks that can go on without those that die. ``on``: which hosts; else those that the launcher finds itself.
+    A launcher that ends without a word before the job has made the folder of ``mark`` is started once more.
     """
+    job, told = _run(found, ranks, arguments, stops, surviving, on)
+    if job.returncode == SILENT_STATUS and told.is_silent and mark is not None and not mark.parent.exists():
+        report.warn(f"{found.program} ended without a word (status {SILENT_STATUS}); starting it again")
+        job, told = _run(found, ranks, arguments, stops, surviving, on)
+    if job.returncode not in ENDED_STATUSES and not told.explained:
+        raise CommError(told.lost(job.returncode))
+    if job.returncode == 0 and mark is not None and not mark.exists():
+        raise CommError(f"{found.program} ended without an error, but {mark.parent} is not finished: ranks were lost")
+    return job.returncode if job.returncode in KNOWN_STATUSES else CommError.exit_status
+
+
+def _run(
+    found: Launcher,
+    ranks: int,
+    arguments: Sequence[str],
+    stops: Sequence[str],
+    surviving: Surviving | None,
+    on: Sequence[Host],
+) -> tuple[subprocess.Popen[str], Banners]:
+    """The job, which has ended, and what has come from it."""
     inner = environment(os.environ, ranks) | ({} if surviving is None else surviving.environment)
     line = command_line(found, ranks, None if surviving is None else surviving.heartbeat_s, on, inner)
     outer = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise_terminated)}
@@ -140,11 +165,7 @@ def start(
     finally:
         for number, handler in outer.items():
             signal.signal(number, handler)
-    if job.returncode not in ENDED_STATUSES and not told.explained:
-        raise CommError(told.lost(job.returncode))
-    if job.returncode == 0 and mark is not None and not mark.exists():
-        raise CommError(f"{found.program} ended without an error, but {mark.parent} is not finished: ranks were lost")
-    return job.returncode if job.returncode in KNOWN_STATUSES else CommError.exit_status
+    return job, told
 
 
 def _pass_on(job: subprocess.Popen[str]) -> Banners:
@@ -203,31 +224,38 @@ def children(parent: int) -> list[int]:
 
 
 def answers(found: Launcher, host: Host) -> bool:
-    """Whether the launcher can start something on a host now. Blocks, for ANSWER_S at the most, twice: a host where it
-    fails at once is asked again, for a job that has just been lost may be in the way. Launchers that are asked side by
-    side get folders of their own, which they would else take from each other."""
-    for _ in range(2):
-        with tempfile.TemporaryDirectory(prefix="hpcps-", ignore_cleanup_errors=True) as folder:
-            answer = _ask(found, host, folder)
-        if answer is None or MARK in answer:
-            return answer is not None
-    return False
+    """Whether the launcher can start something on a host now. Blocks, for ANSWER_S at the most. A host that has not
+    answered in a part of that is asked again beside it, for launchers at times stand still as they start, and so is
+    one where it fails, for a job that has just been lost may be in the way."""
+    asked: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="hpcps-", ignore_cleanup_errors=True) as place:
+        heard = [Path(place) / str(number) for number in range(ASKED)]
+        try:
+            for said in heard:
+                asked.append(_ask(found, host, said))
+                ending = time.monotonic() + ANSWER_S / ASKED
+                while time.monotonic() < ending:
+                    if any(MARK in one.read_text() for one in heard[: len(asked)]):
+                        return True
+                    time.sleep(POLL_S)
+            return False
+        finally:
+            for job in asked:
+                end(job)
+                job.wait()
 
 
-def _ask(found: Launcher, host: Host, folder: str) -> str | None:
-    """What comes back; None where nothing does in time."""
-    inner = environment(os.environ, 1) | {"TMPDIR": folder}
+def _ask(found: Launcher, host: Host, said: Path) -> subprocess.Popen[bytes]:
+    """Have a host say MARK into a file. Launchers that are at work side by side get folders of their own, which they
+    would else take from each other."""
+    folder = said.with_suffix(".d")
+    folder.mkdir()
+    inner = environment(os.environ, 1) | {"TMPDIR": str(folder)}
     line = [*command_line(found, 1, on=[host], inner=inner), "echo", MARK]
-    job = subprocess.Popen(
-        line, env=inner, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        return job.communicate(timeout=ANSWER_S)[0]
-    except subprocess.TimeoutExpired:
-        end(job)
-        job.communicate()
-        return None
+    with said.open("wb") as out:
+        return subprocess.Popen(
+            line, env=inner, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL, start_new_session=True
+        )
 
 
 class _HandOn:
@@ -303,6 +331,8 @@ class Banners:
 
     def __init__(self) -> None:
         self.explained = False
+        self.is_silent = True
+        """Whether nothing has come, of ranks or launcher"""
         self._held: list[str] = []
 
     def without(self, lines: Iterable[str]) -> Iterator[str]:
@@ -310,6 +340,7 @@ class Banners:
         inside = False
         for raw in lines:
             line = raw.replace("\0", "")  # Open MPI's launcher ends what it says with one
+            self.is_silent &= not line.strip()
             is_rule = len(line) > 40 and bool(line.strip()) and set(line.strip()) <= {"-", "="}
             if is_rule or inside or line.startswith(("Abort(", "application called MPI_Abort", "YOUR APPLICATION")):
                 self._held.append(line)
@@ -325,7 +356,7 @@ class Banners:
         rank = re.search(r"rank (\d+)", text, re.IGNORECASE)
         number = re.search(r"signal:? (\d+)|EXIT CODE: (\d+)", text, re.IGNORECASE)
         who = f"rank {rank.group(1)}" if rank else "a rank"
-        signalled = status - 128 if status > 128 else status  # MPICH's launcher ends with the signal's own number
+        signalled = status - 128 if status > 128 else abs(status)  # MPICH's launcher ends with the signal's own number
         is_signal = signalled != 1 and signalled in {int(known) for known in signal.Signals}
         how = f"signal {signalled}" if is_signal else f"the launcher's status is {status}"
         how = f"signal {number.group(1) or number.group(2)}" if number else how

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hpcps import hosts, starter
+from hpcps import hosts, report, starter
 from hpcps.comm.launcher import BEGINNING_VARIABLE, ENDING, MET, PLACE_VARIABLE, told_status
 from hpcps.config import Run as Options
-from hpcps.errors import WARNING, CommError
+from hpcps.errors import CommError
 from hpcps.hosts import Host
 from hpcps.run_folder import CONFIG, SUMMARY
 
@@ -26,6 +27,8 @@ ENDING_S = 5.0
 ASKED_AT_ONCE = 16
 BEGINNING_S = 60.0
 """Until the ranks of a job have met, at the most."""
+LAUNCHING_S = 300.0
+"""Until the ranks of a launcher on this machine have met, its own start and theirs taken together, at the most."""
 MISSING_S = 2.0
 """How long a job is waited for that has lost a rank before all have met: it may be about to say why."""
 SEGMENTS_VARIABLE = "OMPI_MCA_btl_sm_backing_directory"
@@ -61,7 +64,8 @@ def supervise(
         with _place() as place:
             more = {BEGINNING_VARIABLE: f"{beginning_s:g}", PLACE_VARIABLE: str(place)}
             more |= {} if on else {SEGMENTS_VARIABLE: str(place)}  # launchers of other hosts see to theirs
-            watch = partial(_watch, place, is_marked, has_begun)
+            launching_s = LAUNCHING_S if _begins_here(on) else math.inf
+            watch = partial(_watch, place, is_marked, has_begun, launching_s)
             try:
                 surviving = starter.Surviving(more, watch, options.heartbeat_s)
                 status = starter.start(found, ranks, line, mark, stops, surviving, on)
@@ -76,8 +80,7 @@ def supervise(
         if status != CommError.exit_status or again == options.restarts:
             break
         time_of = f"time {again + 1} of {options.restarts}"
-        sys.stderr.write(f"{WARNING}{why}; starting it again from the newest checkpoint ({time_of})\n")
-        sys.stderr.flush()
+        report.warn(f"{why}; starting it again from the newest checkpoint ({time_of})")
     return status
 
 
@@ -91,8 +94,7 @@ def _left(found: starter.Launcher, all_hosts: Sequence[Host]) -> list[Host]:
     if 2 * len(left) < len(all_hosts):
         raise CommError(f"{len(left)} of {len(all_hosts)} hosts can be reached from here; {gone} may go on without it")
     if gone:
-        sys.stderr.write(f"{WARNING}{gone} cannot be reached, and will be left out\n")
-        sys.stderr.flush()
+        report.warn(f"{gone} cannot be reached, and will be left out")
     return left
 
 
@@ -120,17 +122,31 @@ def _place() -> Iterator[Path]:
         yield Path(place)
 
 
+def _begins_here(on: Sequence[Host]) -> bool:
+    """Whether rank 0 is on this machine, where it can tell that all have met."""
+    name = socket.gethostname()
+    return not on or on[0].name in (name, name.partition(".")[0], "localhost", os.environ.get("SLURMD_NODENAME"))
+
+
 def _watch(
-    place: Path, is_marked: Callable[[], bool], has_begun: Callable[[], bool], job: subprocess.Popen[str]
+    place: Path,
+    is_marked: Callable[[], bool],
+    has_begun: Callable[[], bool],
+    launching_s: float,
+    job: subprocess.Popen[str],
 ) -> None:
     """End a job that does not come to its own end: it has left its mark or asked for its end, which a launcher that has
-    lost a host waits for; or it has missed ranks for MISSING_S before all have met, while the others wait for them."""
-    most, ending_s, short_s = 0, 0.0, 0.0
-    while job.poll() is None and ending_s < ENDING_S and short_s < MISSING_S:
+    lost a host waits for; or it has missed ranks for MISSING_S before all have met, while the others wait for them; or
+    they have not met after ``launching_s``, for launchers at times stand still as they start."""
+    most, ending_s, short_s, unmet_s = 0, 0.0, 0.0, 0.0
+    while job.poll() is None and ending_s < ENDING_S and short_s < MISSING_S and unmet_s < launching_s:
         time.sleep(POLL_S)
         ending_s += POLL_S if is_marked() or (place / ENDING).exists() else 0.0
         if not ((place / MET).exists() or has_begun()):
             here = len(starter.children(job.pid))
             most = max(most, here)
             short_s += POLL_S if 0 < here < most else 0.0
+            unmet_s += POLL_S
+    if unmet_s >= launching_s:
+        report.warn(f"the ranks have not met in {launching_s:g} s; ending their launcher")
     starter.end(job)

@@ -1,0 +1,60 @@
+"""Launchers that end without a word, or stand still: stand-ins, for real ones do so once in some hundred starts."""
+
+from contextlib import nullcontext
+
+import pytest
+
+from hpcps import starter, supervisor
+from hpcps.config import Run
+from hpcps.errors import CommError
+from hpcps.hosts import Host
+from hpcps.run_folder import SUMMARY
+
+
+@pytest.mark.parametrize(
+    ("failures", "word", "has_folder", "ends_well"),
+    [(0, "", False, True), (1, "", False, True), (2, "", False, False), (1, "no", False, False), (1, "", True, False)],
+)
+def test_a_launcher_that_ends_without_a_word_is_started_once_more(
+    tmp_path, capfd, failures, word, has_folder, ends_well
+):
+    """Unless it has said something, or the run has begun."""
+    program, begun, folder = tmp_path / "mpirun", tmp_path / "begun", tmp_path / "run"
+    if has_folder:
+        folder.mkdir()
+    script = f'echo >> {begun}; if [ "$(wc -l < {begun})" -le {failures} ]; then echo {word} >&2; exit 213; fi'
+    program.write_text(f"#!/bin/sh\n{script}\nmkdir -p {folder}; touch {folder}/mark\n")
+    program.chmod(0o755)
+    found = starter.Launcher(str(program), "Open MPI v5.0.8", True)
+    if ends_well:
+        assert starter.start(found, 2, [], folder / "mark") == 0
+    else:
+        with pytest.raises(CommError, match="the launcher's status is 213"):
+            starter.start(found, 2, [], folder / "mark")
+    assert ("ended without a word (status 213); starting it again" in capfd.readouterr().err) == (
+        failures > 0 and not word and not has_folder
+    )
+
+
+@pytest.mark.parametrize(("restarts", "ends_well"), [(1, True), (0, False)])
+def test_a_launcher_that_stands_still_is_ended_and_started_again(tmp_path, monkeypatch, capfd, restarts, ends_well):
+    monkeypatch.setattr(supervisor, "LAUNCHING_S", 0.5)
+    monkeypatch.setattr(starter, "answers", lambda found, host: True)
+    program, begun, folder = tmp_path / "mpirun", tmp_path / "begun", tmp_path / "run"
+    script = f'echo $$ >> {begun}; [ "$(wc -l < {begun})" -gt 1 ] || exec sleep 60'
+    program.write_text(f"#!/bin/sh\n{script}\nmkdir -p {folder}; touch {folder}/{SUMMARY}\n")
+    program.chmod(0o755)
+    found = starter.Launcher(str(program), "Open MPI v5.0.8", True)
+    rest = folder, (), Run(restarts=restarts), [Host("localhost", 2)]
+    with nullcontext() if ends_well else pytest.raises(CommError, match=r"a rank was lost \(signal 9\)"):
+        assert supervisor.supervise(found, 2, [], [], *rest) == 0
+    said = capfd.readouterr().err
+    assert "the ranks have not met in 0.5 s; ending their launcher" in said
+    assert ("starting it again from the newest checkpoint (time 1 of 1)" in said) == ends_well
+    assert len(begun.read_text().split()) == 1 + restarts
+
+
+def test_rank_0_on_another_host_tells_nobody_that_ranks_have_met():
+    assert supervisor._begins_here([])
+    assert supervisor._begins_here([Host("localhost", 1), Host("elsewhere", 1)])
+    assert not supervisor._begins_here([Host("elsewhere", 1), Host("localhost", 1)])
