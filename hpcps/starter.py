@@ -32,12 +32,16 @@ ANSWER_S = 10.0
 ASKED = 3
 """How often, in ANSWER_S, a host is asked whether it answers."""
 POLL_S = 0.1
+WORDS = 400  # letters of a launcher's words that are passed on
 LEFT_S = 1.0
 """How long what a job has left behind may still say something."""
 MARK = "hpcps-answers"
 KNOWN_STATUSES = (0, 1, 2, 3, 75, 130)
-SILENT_STATUS = 213
-"""Of Open MPI's launcher where it means to have said why, also where it has not; seen once in some hundred starts"""
+FAILED_STATUS = 213
+"""Of Open MPI's launcher where it fails as it starts"""
+LAUNCHERS_VARIABLE = "PRTE_MCA_prte_local_tmpdir_base"
+"""Where Open MPI's launcher on this machine keeps its files: those that one leaves which is killed are in the way of a
+later one that the system gives the same number."""
 ENDED_STATUSES = (0, 2, 3, 75, 130)  # a rank that ends with 1 says why; a launcher that cannot reach a host does not
 ULFM = ["--with-ft", "ulfm"]
 PERIODS = 3  # heartbeats, at least, in the time after which a rank counts as dead
@@ -121,12 +125,13 @@ def start(
     ``stops`` (``TERM``) are handed on instead, so that it may come to its own end. Raises CommError if ranks were lost,
     or if the launcher says that all is well but ``mark``, which the job leaves last, is not there. ``surviving``: of
     ranks that can go on without those that die. ``on``: which hosts; else those that the launcher finds itself.
-    A launcher that ends without a word before the job has made the folder of ``mark`` is started once more.
+    A launcher that fails before the job has made the folder of ``mark`` is started once more, with a folder of its own.
     """
     job, told = _run(found, ranks, arguments, stops, surviving, on)
-    if job.returncode == SILENT_STATUS and told.is_silent and mark is not None and not mark.parent.exists():
-        report.warn(f"{found.program} ended without a word (status {SILENT_STATUS}); starting it again")
-        job, told = _run(found, ranks, arguments, stops, surviving, on)
+    if job.returncode == FAILED_STATUS and told.is_alone and mark is not None and not mark.parent.exists():
+        report.warn(f"{told.lost(job.returncode)}; starting it again")
+        with tempfile.TemporaryDirectory(prefix="hpcps-", ignore_cleanup_errors=True) as folder:
+            job, told = _run(found, ranks, arguments, stops, surviving, on, {LAUNCHERS_VARIABLE: folder})
     if job.returncode not in ENDED_STATUSES and not told.explained:
         raise CommError(told.lost(job.returncode))
     if job.returncode == 0 and mark is not None and not mark.exists():
@@ -141,9 +146,10 @@ def _run(
     stops: Sequence[str],
     surviving: Surviving | None,
     on: Sequence[Host],
+    more: Mapping[str, str] | None = None,
 ) -> tuple[subprocess.Popen[str], Banners]:
-    """The job, which has ended, and what has come from it."""
-    inner = environment(os.environ, ranks) | ({} if surviving is None else surviving.environment)
+    """The job, which has ended, and what has come from it. ``more``: variables."""
+    inner = environment(os.environ, ranks) | ({} if surviving is None else surviving.environment) | dict(more or {})
     line = command_line(found, ranks, None if surviving is None else surviving.heartbeat_s, on, inner)
     outer = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise_terminated)}
     try:
@@ -331,8 +337,8 @@ class Banners:
 
     def __init__(self) -> None:
         self.explained = False
-        self.is_silent = True
-        """Whether nothing has come, of ranks or launcher"""
+        self.is_alone = True
+        """Whether nothing has come but the launcher's own"""
         self._held: list[str] = []
 
     def without(self, lines: Iterable[str]) -> Iterator[str]:
@@ -340,24 +346,28 @@ class Banners:
         inside = False
         for raw in lines:
             line = raw.replace("\0", "")  # Open MPI's launcher ends what it says with one
-            self.is_silent &= not line.strip()
             is_rule = len(line) > 40 and bool(line.strip()) and set(line.strip()) <= {"-", "="}
             if is_rule or inside or line.startswith(("Abort(", "application called MPI_Abort", "YOUR APPLICATION")):
                 self._held.append(line)
                 inside = inside != is_rule
             else:
                 self.explained = self.explained or line.startswith(ERROR)
+                self.is_alone &= not line.strip()
                 if line:
                     yield line
 
     def lost(self, status: int) -> str:
-        """One line for a job that ended with ``status`` though no rank said why."""
-        text = " ".join(" ".join(self._held).replace("=", " ").split())
+        """One line for a job that ended with ``status`` though no rank said why: the launcher's words, if none is of a
+        rank."""
+        text = " ".join(re.sub("-{9,}|=+", " ", " ".join(self._held)).split())
         rank = re.search(r"rank (\d+)", text, re.IGNORECASE)
         number = re.search(r"signal:? (\d+)|EXIT CODE: (\d+)", text, re.IGNORECASE)
         who = f"rank {rank.group(1)}" if rank else "a rank"
         signalled = status - 128 if status > 128 else abs(status)  # MPICH's launcher ends with the signal's own number
         is_signal = signalled != 1 and signalled in {int(known) for known in signal.Signals}
+        if text and not (rank or number or is_signal):
+            words = text if len(text) <= WORDS else f"{text[:WORDS]}..."
+            return f"the launcher ended with status {status} ({words}); the run is not finished"
         how = f"signal {signalled}" if is_signal else f"the launcher's status is {status}"
         how = f"signal {number.group(1) or number.group(2)}" if number else how
         return f"{who} was lost ({how}); the run is not finished"

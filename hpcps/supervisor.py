@@ -63,6 +63,7 @@ def supervise(
         line = arguments if has_ever_begun() else [*arguments, *words]
         with _place() as place:
             more = {BEGINNING_VARIABLE: f"{beginning_s:g}", PLACE_VARIABLE: str(place)}
+            more |= {starter.LAUNCHERS_VARIABLE: str(place)}
             more |= {} if on else {SEGMENTS_VARIABLE: str(place)}  # launchers of other hosts see to theirs
             launching_s = LAUNCHING_S if _begins_here(on) else math.inf
             watch = partial(_watch, place, is_marked, has_begun, launching_s)
@@ -114,7 +115,7 @@ def _written(path: Path) -> int | None:
 
 @contextmanager
 def _place() -> Iterator[Path]:
-    """A folder of a job: for the shared memory of Open MPI's own, too, which ranks that are killed leave behind."""
+    """A folder of a job: also for what launchers and ranks that are killed leave behind, of Open MPI's own."""
     memory = Path("/dev/shm")
     with TemporaryDirectory(
         prefix=f"hpcps-{os.getpid()}-", dir=memory if memory.is_dir() else None, ignore_cleanup_errors=True

@@ -1,4 +1,4 @@
-"""Launchers that end without a word, or stand still: stand-ins, for real ones do so once in some hundred starts."""
+"""Launchers that fail or stand still as they start: stand-ins, for real ones do so once in some hundred starts."""
 
 from contextlib import nullcontext
 
@@ -10,30 +10,34 @@ from hpcps.errors import CommError
 from hpcps.hosts import Host
 from hpcps.run_folder import SUMMARY
 
+RULE = "-" * 76
+
 
 @pytest.mark.parametrize(
     ("failures", "word", "has_folder", "ends_well"),
-    [(0, "", False, True), (1, "", False, True), (2, "", False, False), (1, "no", False, False), (1, "", True, False)],
+    [
+        (0, "", False, True),
+        (1, "", False, True),
+        (1, f"{RULE}\nThe listener failed\n{RULE}", False, True),
+        (2, "", False, False),
+        (1, "a word of a rank", False, False),
+        (1, "", True, False),
+    ],
 )
-def test_a_launcher_that_ends_without_a_word_is_started_once_more(
-    tmp_path, capfd, failures, word, has_folder, ends_well
-):
-    """Unless it has said something, or the run has begun."""
+def test_a_launcher_that_fails_is_started_once_more(tmp_path, capfd, failures, word, has_folder, ends_well):
+    """Unless a rank has said something, or the run has begun."""
     program, begun, folder = tmp_path / "mpirun", tmp_path / "begun", tmp_path / "run"
     if has_folder:
         folder.mkdir()
-    script = f'echo >> {begun}; if [ "$(wc -l < {begun})" -le {failures} ]; then echo {word} >&2; exit 213; fi'
+    script = f'echo >> {begun}; if [ "$(wc -l < {begun})" -le {failures} ]; then echo "{word}" >&2; exit 213; fi'
     program.write_text(f"#!/bin/sh\n{script}\nmkdir -p {folder}; touch {folder}/mark\n")
     program.chmod(0o755)
     found = starter.Launcher(str(program), "Open MPI v5.0.8", True)
-    if ends_well:
+    with nullcontext() if ends_well else pytest.raises(CommError, match="the launcher's status is 213"):
         assert starter.start(found, 2, [], folder / "mark") == 0
-    else:
-        with pytest.raises(CommError, match="the launcher's status is 213"):
-            starter.start(found, 2, [], folder / "mark")
-    assert ("ended without a word (status 213); starting it again" in capfd.readouterr().err) == (
-        failures > 0 and not word and not has_folder
-    )
+    said = capfd.readouterr().err
+    assert ("; starting it again" in said) == (failures > 0 and not has_folder and "rank" not in word)
+    assert ("(The listener failed)" in said) == (RULE in word)
 
 
 @pytest.mark.parametrize(("restarts", "ends_well"), [(1, True), (0, False)])

@@ -319,7 +319,12 @@ def test_the_launchers_banner_is_held_back_and_known_whether_a_rank_said_why():
         ),
         ("=   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES\n=   EXIT CODE: 9\n", 9, "a rank .*signal 9"),
         ("nothing known", 9, "a rank was lost .*signal 9"),
-        ("nothing known", 213, "a rank was lost .*status is 213"),
+        (
+            "The listener failed.\nWe cannot\ncontinue.\n",
+            213,
+            r"status 213 \(The listener failed. We cannot continue.\);",
+        ),
+        ("", 213, "a rank was lost .*status is 213"),
     ],
 )
 def test_a_lost_rank_is_one_line(text, status, expected):
