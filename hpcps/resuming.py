@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hpcps import checkpoint, remainder, serving
-from hpcps.checkpoint import CheckpointFolder, Facts, Found, Keeper, Saver, When
+from hpcps.checkpoint import CheckpointFolder, Facts, Found, Keeper, Saver, When, shard_name
 from hpcps.checkpoint.when import LOOK_S, LOOK_SLACK_S, Stop
 from hpcps.config import Config, as_tree, to_toml
 from hpcps.data import Dataset
@@ -107,6 +107,7 @@ def make_saver(job: Job, dataset: Dataset, held: Held, exchange: Exchange, plan:
         config.run.timeout_s / 2,
         -1 if held.snapshot is None else held.snapshot.position.steps,
         job.neighbours,
+        lambda: [rank - job.roles.workers for rank in job.transport.lost()],
     )
 
 
@@ -120,7 +121,7 @@ class ShardKeepers:
     def start(self, number: int, step: int, pieces: Pieces) -> None:
         """Begin to write what shard ``number`` has; see :meth:`hpcps.checkpoint.Keeper.start`."""
         if number not in self._keepers:
-            self._keepers[number] = Keeper(self._saves.folder, f"shard-{number:05d}", self._saves.neighbours)
+            self._keepers[number] = Keeper(self._saves.folder, shard_name(number), self._saves.neighbours)
         self._keepers[number].start(step, pieces)
 
     def wait(self) -> None:

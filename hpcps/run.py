@@ -321,7 +321,7 @@ def summary(
         "steps": pace.steps,
         "epochs": job.config.train.epochs,
         "ranks": job.transport.size,
-        "lost_ranks": job.transport.lost(),
+        "lost_ranks": [job.transport.numbers[rank] for rank in job.transport.lost()],
         "workers": job.roles.workers,
         "servers": job.roles.servers,
         "threads": job.threads,

@@ -35,13 +35,13 @@ POLL_S = 0.1
 WORDS = 400  # letters of a launcher's words that are passed on
 LEFT_S = 1.0
 """How long what a job has left behind may still say something."""
-MARK = "hpcps-answers"
+MARK = b"hpcps-answers"
 KNOWN_STATUSES = (0, 1, 2, 3, 75, 130)
 FAILED_STATUS = 213
 """Of Open MPI's launcher where it fails as it starts"""
-LAUNCHERS_VARIABLE = "PRTE_MCA_prte_local_tmpdir_base"
-"""Where Open MPI's launcher on this machine keeps its files: those that one leaves which is killed are in the way of a
-later one that the system gives the same number."""
+FOLDER_SETTINGS = tuple(f"PRTE_MCA_prte_{name}" for name in ("tmpdir_base", "local_tmpdir_base", "top_session_dir"))
+"""Where Open MPI's launcher keeps its files, on all hosts or on this one"""
+FOLDER_IS_SET = "MCA param prte_tmpdir_base was specified"
 ENDED_STATUSES = (0, 2, 3, 75, 130)  # a rank that ends with 1 says why; a launcher that cannot reach a host does not
 ULFM = ["--with-ft", "ulfm"]
 PERIODS = 3  # heartbeats, at least, in the time after which a rank counts as dead
@@ -51,11 +51,13 @@ PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 class Surviving(NamedTuple):
     """What else a job takes whose ranks can go on without those that die: variables, somebody who ends it where its
-    launcher does not, and how long a rank on another host may not be heard of."""
+    launcher does not, how long a rank on another host may not be heard of, and a folder for the launcher's files: those
+    of one that is killed are in the way of a later one that the system gives the same number."""
 
     environment: dict[str, str]
     watch: Callable[[subprocess.Popen[str]], None]
     heartbeat_s: float
+    place: Path
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,17 @@ def start(
     ``stops`` (``TERM``) are handed on instead, so that it may come to its own end. Raises CommError if ranks were lost,
     or if the launcher says that all is well but ``mark``, which the job leaves last, is not there. ``surviving``: of
     ranks that can go on without those that die. ``on``: which hosts; else those that the launcher finds itself.
-    A launcher that fails before the job has made the folder of ``mark`` is started once more, with a folder of its own.
+    A launcher that fails before the job has made the folder of ``mark`` is started once more, with another folder for
+    its own files.
     """
-    job, told = _run(found, ranks, arguments, stops, surviving, on)
-    if job.returncode == FAILED_STATUS and told.is_alone and mark is not None and not mark.parent.exists():
+    own = {} if surviving is None else _launchers_folder(str(surviving.place))
+    job, told = _run(found, ranks, arguments, stops, surviving, on, own)
+    if own and told.is_alone and FOLDER_IS_SET in told.words:  # in a file of the system's
+        job, told = _run(found, ranks, arguments, stops, surviving, on, {})
+    elif job.returncode == FAILED_STATUS and told.is_alone and mark is not None and not mark.parent.exists():
         report.warn(f"{told.lost(job.returncode)}; starting it again")
         with tempfile.TemporaryDirectory(prefix="hpcps-", ignore_cleanup_errors=True) as folder:
-            job, told = _run(found, ranks, arguments, stops, surviving, on, {LAUNCHERS_VARIABLE: folder})
+            job, told = _run(found, ranks, arguments, stops, surviving, on, _launchers_folder(folder))
     if job.returncode not in ENDED_STATUSES and not told.explained:
         raise CommError(told.lost(job.returncode))
     if job.returncode == 0 and mark is not None and not mark.exists():
@@ -146,10 +152,10 @@ def _run(
     stops: Sequence[str],
     surviving: Surviving | None,
     on: Sequence[Host],
-    more: Mapping[str, str] | None = None,
+    more: Mapping[str, str],
 ) -> tuple[subprocess.Popen[str], Banners]:
     """The job, which has ended, and what has come from it. ``more``: variables."""
-    inner = environment(os.environ, ranks) | ({} if surviving is None else surviving.environment) | dict(more or {})
+    inner = environment(os.environ, ranks) | ({} if surviving is None else surviving.environment) | dict(more)
     line = command_line(found, ranks, None if surviving is None else surviving.heartbeat_s, on, inner)
     outer = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise_terminated)}
     try:
@@ -172,6 +178,11 @@ def _run(
         for number, handler in outer.items():
             signal.signal(number, handler)
     return job, told
+
+
+def _launchers_folder(folder: str) -> dict[str, str]:
+    """The variable by which Open MPI's launcher keeps its files there; none where the user has said where."""
+    return {} if any(name in os.environ for name in FOLDER_SETTINGS) else {FOLDER_SETTINGS[1]: folder}
 
 
 def _pass_on(job: subprocess.Popen[str]) -> Banners:
@@ -212,9 +223,10 @@ def _lines(job: subprocess.Popen[str]) -> Iterator[str]:
 def end(job: subprocess.Popen[Any]) -> None:
     """Kill a launcher, and what it has started on this machine, if it has not ended."""
     if job.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            for process in children(job.pid):  # which have process groups of their own
+        for process in children(job.pid):  # which have process groups of their own
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
 
 
@@ -241,14 +253,15 @@ def answers(found: Launcher, host: Host) -> bool:
                 asked.append(_ask(found, host, said))
                 ending = time.monotonic() + ANSWER_S / ASKED
                 while time.monotonic() < ending:
-                    if any(MARK in one.read_text() for one in heard[: len(asked)]):
+                    if any(MARK in one.read_bytes() for one in heard[: len(asked)]):
                         return True
                     time.sleep(POLL_S)
             return False
         finally:
             for job in asked:
                 end(job)
-                job.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    job.wait(ENDING_S)
 
 
 def _ask(found: Launcher, host: Host, said: Path) -> subprocess.Popen[bytes]:
@@ -257,7 +270,7 @@ def _ask(found: Launcher, host: Host, said: Path) -> subprocess.Popen[bytes]:
     folder = said.with_suffix(".d")
     folder.mkdir()
     inner = environment(os.environ, 1) | {"TMPDIR": str(folder)}
-    line = [*command_line(found, 1, on=[host], inner=inner), "echo", MARK]
+    line = [*command_line(found, 1, on=[host], inner=inner), "echo", MARK.decode()]
     with said.open("wb") as out:
         return subprocess.Popen(
             line, env=inner, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL, start_new_session=True
@@ -356,18 +369,23 @@ class Banners:
                 if line:
                     yield line
 
+    @property
+    def words(self) -> str:
+        """What the launcher has said, in one line."""
+        return " ".join(re.sub("-{9,}|=+", " ", " ".join(self._held)).split())
+
     def lost(self, status: int) -> str:
         """One line for a job that ended with ``status`` though no rank said why: the launcher's words, if none is of a
         rank."""
-        text = " ".join(re.sub("-{9,}|=+", " ", " ".join(self._held)).split())
+        text = self.words
         rank = re.search(r"rank (\d+)", text, re.IGNORECASE)
         number = re.search(r"signal:? (\d+)|EXIT CODE: (\d+)", text, re.IGNORECASE)
         who = f"rank {rank.group(1)}" if rank else "a rank"
         signalled = status - 128 if status > 128 else abs(status)  # MPICH's launcher ends with the signal's own number
         is_signal = signalled != 1 and signalled in {int(known) for known in signal.Signals}
         if text and not (rank or number or is_signal):
-            words = text if len(text) <= WORDS else f"{text[:WORDS]}..."
-            return f"the launcher ended with status {status} ({words}); the run is not finished"
+            short = text if len(text) <= WORDS else f"{text[:WORDS]}..."
+            return f"the launcher ended with status {status} ({short}); the run is not finished"
         how = f"signal {signalled}" if is_signal else f"the launcher's status is {status}"
         how = f"signal {number.group(1) or number.group(2)}" if number else how
         return f"{who} was lost ({how}); the run is not finished"

@@ -28,7 +28,7 @@ ASKED_AT_ONCE = 16
 BEGINNING_S = 60.0
 """Until the ranks of a job have met, at the most."""
 LAUNCHING_S = 300.0
-"""Until the ranks of a launcher on this machine have met, its own start and theirs taken together, at the most."""
+"""Until ranks on several hosts have met, the launcher's start and theirs taken together, at the most."""
 MISSING_S = 2.0
 """How long a job is waited for that has lost a rank before all have met: it may be about to say why."""
 SEGMENTS_VARIABLE = "OMPI_MCA_btl_sm_backing_directory"
@@ -61,21 +61,21 @@ def supervise(
             ranks = min(ranks, hosts.room(on))
         has_begun = _changed(folder / CONFIG)
         line = arguments if has_ever_begun() else [*arguments, *words]
+        ended: list[str] = []
         with _place() as place:
             more = {BEGINNING_VARIABLE: f"{beginning_s:g}", PLACE_VARIABLE: str(place)}
-            more |= {starter.LAUNCHERS_VARIABLE: str(place)}
             more |= {} if on else {SEGMENTS_VARIABLE: str(place)}  # launchers of other hosts see to theirs
             launching_s = LAUNCHING_S if _begins_here(on) else math.inf
-            watch = partial(_watch, place, is_marked, has_begun, launching_s)
+            watch = partial(_watch, place, is_marked, has_begun, launching_s, ended)
             try:
-                surviving = starter.Surviving(more, watch, options.heartbeat_s)
+                surviving = starter.Surviving(more, watch, options.heartbeat_s, place)
                 status = starter.start(found, ranks, line, mark, stops, surviving, on)
                 why = f"the job ended with status {status}"
             except CommError as error:
                 wished = told_status(place)
-                status, why = error.exit_status if wished is None else wished, str(error)
+                status, why = error.exit_status if wished is None else wished, ended[0] if ended else str(error)
                 if again == options.restarts and status == error.exit_status and not is_marked():
-                    raise
+                    raise CommError(why) from error
         if is_marked():
             return 0
         if status != CommError.exit_status or again == options.restarts:
@@ -124,9 +124,9 @@ def _place() -> Iterator[Path]:
 
 
 def _begins_here(on: Sequence[Host]) -> bool:
-    """Whether rank 0 is on this machine, where it can tell that all have met."""
+    """Whether rank 0 of ranks on these hosts is on this machine, where it can tell that all have met."""
     name = socket.gethostname()
-    return not on or on[0].name in (name, name.partition(".")[0], "localhost", os.environ.get("SLURMD_NODENAME"))
+    return bool(on) and on[0].name in (name, name.partition(".")[0], "localhost", os.environ.get("SLURMD_NODENAME"))
 
 
 def _watch(
@@ -134,13 +134,15 @@ def _watch(
     is_marked: Callable[[], bool],
     has_begun: Callable[[], bool],
     launching_s: float,
+    ended: list[str],
     job: subprocess.Popen[str],
 ) -> None:
-    """End a job that does not come to its own end: it has left its mark or asked for its end, which a launcher that has
-    lost a host waits for; or it has missed ranks for MISSING_S before all have met, while the others wait for them; or
-    they have not met after ``launching_s``, for launchers at times stand still as they start."""
+    """End a job that does not come to its own end, and say why in ``ended``: it has left its mark or asked for its end,
+    which a launcher that has lost a host waits for; or it has missed ranks for MISSING_S before all have met, while the
+    others wait for them; or they have not met after ``launching_s``, for launchers at times stand still as they start.
+    """
     most, ending_s, short_s, unmet_s = 0, 0.0, 0.0, 0.0
-    while job.poll() is None and ending_s < ENDING_S and short_s < MISSING_S and unmet_s < launching_s:
+    while job.poll() is None:
         time.sleep(POLL_S)
         ending_s += POLL_S if is_marked() or (place / ENDING).exists() else 0.0
         if not ((place / MET).exists() or has_begun()):
@@ -148,6 +150,12 @@ def _watch(
             most = max(most, here)
             short_s += POLL_S if 0 < here < most else 0.0
             unmet_s += POLL_S
-    if unmet_s >= launching_s:
-        report.warn(f"the ranks have not met in {launching_s:g} s; ending their launcher")
-    starter.end(job)
+        limits = (
+            (ending_s, ENDING_S, "the launcher did not end with its job"),
+            (short_s, MISSING_S, "a rank was lost before all had met"),
+            (unmet_s, launching_s, f"the ranks had not met after {launching_s:g} s"),
+        )
+        ended += [why for seconds, most_s, why in limits if seconds >= most_s]
+        if ended:
+            starter.end(job)
+            return

@@ -61,7 +61,7 @@ def train(transport: Transport, nodes: Sequence[str], attempts: Attempts, is_beg
         except HpcpsError as error:
             if error.known_to_all or transport.size == 1:
                 raise
-            if not _has_lost(transport):
+            if not _has_lost(transport, error):
                 if isinstance(error, CommError):  # nobody has died: a rank stands still, which ends the job
                     raise
                 die(error)
@@ -107,10 +107,11 @@ def on_threads(attempt: Callable[[int, bool], Run], ranks: int, survives: bool, 
         is_begun = True
 
 
-def _has_lost(transport: Transport) -> bool:
-    """Whether a rank has died: it may take a moment until that is heard of."""
+def _has_lost(transport: Transport, error: HpcpsError) -> bool:
+    """Whether a rank has died, which this error may be of: it may take a moment until that is heard of. One that was
+    spared, and is missed nevertheless, is met by who sends it something, or waits for it."""
     deadline = time.monotonic() + HEARING_S
-    while not transport.has_lost():
+    while not (transport.has_lost() or (isinstance(error, PeerLost) and transport.lost())):
         if time.monotonic() > deadline:
             return False
         time.sleep(HEARING_S / 100)
@@ -132,8 +133,8 @@ def _meet(transport: Transport, has_begun: bool) -> tuple[Transport, bool]:
         left = transport.survivors()
         try:
             return left, bool(Meeting(left).gather(np.array([has_begun])).any())
-        except CommError:
-            if not _has_lost(left):
+        except CommError as error:
+            if not _has_lost(left, error):
                 raise
             transport = left
 

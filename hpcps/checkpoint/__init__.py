@@ -10,7 +10,7 @@ from hpcps.checkpoint.keeper import Keeper
 from hpcps.checkpoint.manifest import Facts
 from hpcps.checkpoint.reading import Found, newest
 from hpcps.checkpoint.same import different_data
-from hpcps.checkpoint.saver import Saver
+from hpcps.checkpoint.saver import Saver, shard_name
 from hpcps.checkpoint.when import When
 
-__all__ = ["CheckpointFolder", "Facts", "Found", "Keeper", "Saver", "When", "different_data", "newest"]
+__all__ = ["CheckpointFolder", "Facts", "Found", "Keeper", "Saver", "When", "different_data", "newest", "shard_name"]

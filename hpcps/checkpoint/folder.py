@@ -54,10 +54,14 @@ class CheckpointFolder:
         self.aside(step).mkdir()
 
     def gather(
-        self, step: int, holders: Sequence[str], timeout_s: float, is_given_up: Callable[[], bool] = lambda: False
+        self,
+        step: int,
+        holders: Sequence[str],
+        timeout_s: float,
+        is_given_up: Callable[[str], bool],
     ) -> list[FileAbout]:
-        """Wait until all holders have written their files, or the run has given up. Raises OSError where one could not,
-        or TimeoutError."""
+        """Wait until all holders have written their files, but for those that are given up. Raises OSError where one
+        could not, or TimeoutError."""
         aside, found = self.aside(step), []
         deadline = time.monotonic() + timeout_s
         for holder in holders:
@@ -65,8 +69,8 @@ class CheckpointFolder:
             while not about.exists():
                 if failed.exists():
                     raise OSError(f"{holder}: {failed.read_text(encoding='utf-8') or 'could not write'}")
-                if is_given_up():
-                    raise OSError(f"{holder} wrote nothing before the run ended")
+                if is_given_up(holder):
+                    raise OSError(f"{holder} wrote nothing before it was lost, or the run ended")
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{holder} wrote nothing in {timeout_s:g} s; do all ranks see this folder?")
                 time.sleep(POLL_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,15 @@ BUSY_S = 0.02
 """Between two looks at whether the checkpoint before has been written."""
 
 
+def shard_name(number: int) -> str:
+    """Of the holder of a shard's state."""
+    return f"shard-{number:05d}"
+
+
 class Saver:
     """Checkpoints of a run: this worker's ``pieces`` and what ``keep`` has ``shards`` keep. The first worker writes
-    the manifest, with ``config`` and ``facts``, and hands what goes wrong to ``warn``; training goes on then."""
+    the manifest, with ``config`` and ``facts``, and hands what goes wrong to ``warn``; training goes on then. ``lost``:
+    which shards' own ranks are known to be lost, while the run goes on."""
 
     def __init__(
         self,
@@ -38,6 +44,7 @@ class Saver:
         timeout_s: float,
         saved: int = -1,
         neighbours: int = 1,
+        lost: Callable[[], Iterable[int]] = tuple,
     ) -> None:
         self.when = when
         self.written = 0
@@ -56,19 +63,25 @@ class Saver:
         self._timeout_s = timeout_s
         self._keeper = Keeper(folder, f"worker-{workers.rank:05d}", neighbours)
         self._begun = -1
+        self._lost, self._lost_before = lost, set(lost())
+        self._given_up: set[str] = set()
+        """Of the checkpoint that is being written, the shards that were lost meanwhile"""
 
     def is_due(self, step: int) -> bool:
         return self.when.is_due(step)
 
     def look(self, step: int) -> None:
         self.when.look(step)
-        if self._begun >= 0 and not self._keeper.is_busy:
-            self._note()
+        if self._begun >= 0:
+            self._look_for_lost()
+            if not self._keeper.is_busy:
+                self._note()
 
     def save(self, position: Position) -> bool:
         """Begin to write a checkpoint; the workers wait until the one before has been written. A collective. Returns
         whether training is to stop."""
         while self._any(self._keeper.is_busy):
+            self._look_for_lost()
             time.sleep(BUSY_S)
         self._note()
         step, pieces = position.steps, self._pieces()
@@ -76,7 +89,7 @@ class Saver:
         told = self._gather(2 * (problem is not None) + (pieces.nbytes > 0))
         if told[0] < 2:
             holders = [f"worker-{rank:05d}" for rank in np.flatnonzero(told % 2)]
-            holders += [f"shard-{number:05d}" for number in range(self._shards)]
+            holders += [shard_name(number) for number in range(self._shards)]
             self._start(position, pieces, holders)
             self._keep()
         elif problem is not None:
@@ -88,6 +101,7 @@ class Saver:
         """Block until the last checkpoint has been written, or could not be. Raises PeerLost."""
         while self._keeper.is_busy:
             self._workers.check()
+            self._look_for_lost()
             time.sleep(BUSY_S)
         self._keeper.wait()
         self._note()
@@ -110,7 +124,7 @@ class Saver:
     def _start(self, position: Position, pieces: Pieces, holders: list[str]) -> None:
         step = position.steps
         if self._workers.rank == 0:
-            self._begun = step
+            self._begun, self._lost_before, self._given_up = step, set(self._lost()), set()
             self._keeper.start(step, pieces, lambda: self._complete(position, holders))
         elif pieces.nbytes:
             self._keeper.start(step, pieces)
@@ -120,13 +134,17 @@ class Saver:
         step, (config, facts) = position.steps, self._about
         try:
             files: list[FileAbout] = self._folder.gather(
-                step, holders, self._timeout_s, lambda: self._keeper.is_given_up
+                step, holders, self._timeout_s, lambda one: self._keeper.is_given_up or one in self._given_up
             )
             manifest = Manifest(1, position, config, facts, files)
             self._folder.complete(step, encode(manifest))
         except OSError:
             self._folder.give_up(step)
             raise
+
+    def _look_for_lost(self) -> None:
+        """Here, and not in the background: one thread of a rank asks MPI."""
+        self._given_up = {shard_name(number) for number in self._lost() if number not in self._lost_before}
 
     def _note(self) -> None:
         """On the first worker: what has become of the checkpoint that was begun."""

@@ -72,7 +72,7 @@ class LocalWorld:
         """Note the first failure, or that a rank is lost which the others can spare, and wake every rank."""
         with self._failing:
             is_alone = not (isinstance(error, HpcpsError) and error.known_to_all)
-            if rank in self.spared and is_alone and not self.lost:
+            if rank in self.spared and is_alone and not self.lost and self.failure is None:
                 self.lost.append(rank)
             else:
                 self.failure = self.failure or (rank, error)

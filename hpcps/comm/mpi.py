@@ -168,7 +168,7 @@ class MpiTransport(Transport):
             self._lifeline.check()
 
     def has_lost(self) -> bool:
-        return self._lifeline is not None and (self._lifeline.is_cut() or bool(self._lifeline.dead()))
+        return self._lifeline is not None and self._lifeline.is_cut()
 
     def survivors(self) -> Transport:
         assert self._lifeline is not None

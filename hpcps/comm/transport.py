@@ -124,7 +124,8 @@ class Transport(ABC):
         """Raise PeerLost if another rank is known to have failed: for waits that are not for messages."""
 
     def has_lost(self) -> bool:
-        """Whether a rank is known to have died, and the others can go on without it: see :meth:`survivors`."""
+        """Whether a rank is known to have died that was not spared, and the others can go on without it: see
+        :meth:`survivors`."""
         return False
 
     def survivors(self) -> Transport:

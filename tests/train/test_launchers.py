@@ -1,5 +1,7 @@
 """Launchers that fail or stand still as they start: stand-ins, for real ones do so once in some hundred starts."""
 
+import signal
+import subprocess
 from contextlib import nullcontext
 
 import pytest
@@ -50,15 +52,49 @@ def test_a_launcher_that_stands_still_is_ended_and_started_again(tmp_path, monke
     program.chmod(0o755)
     found = starter.Launcher(str(program), "Open MPI v5.0.8", True)
     rest = folder, (), Run(restarts=restarts), [Host("localhost", 2)]
-    with nullcontext() if ends_well else pytest.raises(CommError, match=r"a rank was lost \(signal 9\)"):
+    with nullcontext() if ends_well else pytest.raises(CommError, match=r"^the ranks had not met after 0\.5 s$"):
         assert supervisor.supervise(found, 2, [], [], *rest) == 0
     said = capfd.readouterr().err
-    assert "the ranks have not met in 0.5 s; ending their launcher" in said
-    assert ("starting it again from the newest checkpoint (time 1 of 1)" in said) == ends_well
+    assert ("the ranks had not met after 0.5 s; starting it again from the newest" in said) == ends_well
     assert len(begun.read_text().split()) == 1 + restarts
 
 
 def test_rank_0_on_another_host_tells_nobody_that_ranks_have_met():
-    assert supervisor._begins_here([])
     assert supervisor._begins_here([Host("localhost", 1), Host("elsewhere", 1)])
     assert not supervisor._begins_here([Host("elsewhere", 1), Host("localhost", 1)])
+    assert not supervisor._begins_here([])  # the launcher has found hosts itself
+
+
+SETTING = starter.FOLDER_SETTINGS[1]
+
+
+@pytest.mark.parametrize(
+    ("others", "is_in_a_file", "expected"),
+    [({}, False, ["PLACE"]), ({"PRTE_MCA_prte_tmpdir_base": "/scratch"}, False, [""]), ({}, True, ["PLACE", ""])],
+)
+def test_where_the_launcher_of_a_job_that_survives_keeps_its_files(
+    tmp_path, monkeypatch, others, is_in_a_file, expected
+):
+    """In the job's folder, unless the user or the system's files say where: the launcher takes one word of it."""
+    for name in starter.FOLDER_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+    program, told, place, mark = (tmp_path / name for name in ("mpirun", "told", "place", "mark"))
+    refusal = f"echo '{RULE}\nThe {starter.FOLDER_IS_SET}, which\nis not allowed.\n{RULE}' >&2; exit 1"
+    refuses = f'[ -z "${SETTING}" ] || {{ {refusal}; }}' if is_in_a_file else ""
+    program.write_text(f'#!/bin/sh\necho "[${SETTING}]" >> {told}\n{refuses}\ntouch {mark}\n')
+    program.chmod(0o755)
+    found = starter.Launcher(str(program), "Open MPI v5.0.8", True)
+    surviving = starter.Surviving({}, lambda job: None, 1.0, place)
+    assert starter.start(found, 2, [], mark, surviving=surviving) == 0
+    assert told.read_text().split() == [f"[{one}]".replace("PLACE", str(place)) for one in expected]
+
+
+def test_a_launcher_is_ended_though_what_it_had_started_ends_meanwhile(monkeypatch):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as job:
+        monkeypatch.setattr(starter, "children", lambda parent: [gone.pid])
+        starter.end(job)
+        assert job.wait(10) == -signal.SIGKILL

@@ -57,7 +57,8 @@ def test_a_host_that_fails_or_stands_still_is_asked_three_times(tmp_path, monkey
     monkeypatch.setattr(starter, "ANSWER_S", 3.0)
     program, asked = tmp_path / "mpirun", tmp_path / "asked"
     program.write_text(
-        f'#!/bin/sh\necho $$ >> {asked}\n[ "$(wc -l < {asked})" -gt {failures} ] || {fails}\necho {starter.MARK}\n'
+        f'#!/bin/sh\necho $$ >> {asked}\n[ "$(wc -l < {asked})" -gt {failures} ] || {fails}\n'
+        f'printf "\\\\374 "; echo {starter.MARK.decode()}\n'
     )
     program.chmod(0o755)
     assert starter.answers(starter.Launcher(str(program), "Open MPI v5.0.8", True), Host("a", 1)) == is_here

@@ -1,6 +1,7 @@
 """Ranks that go on without those that die: threads of one process, and who may go on at all."""
 
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 
 import hpcps
 from hpcps import survival
+from hpcps.checkpoint import Keeper
+from hpcps.comm.local import LocalTransport, LocalWorld
 from hpcps.config import from_tree
-from hpcps.errors import ConfigError, ModelError, PeerLost
+from hpcps.errors import CommTimeout, ConfigError, DataError, ModelError, PeerLost
 from hpcps.launch import with_checkpoints
 from hpcps.run_folder import read_model
 from hpcps.server.serve import Server
@@ -233,3 +236,94 @@ def test_a_thread_with_a_shard_that_fails_is_taken_over_by_its_copy(tmp_path, mo
     assert found["shards"][0]["updates"] == expected["shards"][0]["updates"]
     if staleness == 0:
         assert found["params_sha256"] == expected["params_sha256"]
+
+
+def test_a_shard_that_is_lost_while_it_writes_gives_up_the_checkpoint_alone(tmp_path, monkeypatch, capfd):
+    """Nobody waits for its part until time is up, and the next checkpoint has that of its copy."""
+    tree = {
+        "data": {"path": "digits"},
+        "model": {"kind": "softmax"},
+        "optimizer": {"kind": "sgd", "learning_rate": 0.1},
+        "train": {"strategy": "server", "epochs": 4, "reproducible": True},
+        "server": {"count": 2, "replicas": 1},
+        "checkpoint": {"every_steps": 10},
+        "run": {"survive": True, "threads": 1, "timeout_s": 300},
+    }
+    expected = hpcps.train(from_tree(tree), ranks=4, out=tmp_path / "alone").summary
+    go_on, write, asked = Server.go_on, Keeper._write, []
+
+    def never_ends(keeper, step, pieces, then):
+        if keeper.name == "shard-00001" and step == 20:
+            asked.append(step)
+            keeper._is_given_up.wait(60)
+        else:
+            write(keeper, step, pieces, then)
+
+    def fails(server, position):
+        if asked and threading.current_thread().name == "hpcps rank 3":
+            raise RuntimeError("no memory left")
+        go_on(server, position)
+
+    monkeypatch.setattr(Keeper, "_write", never_ends)
+    monkeypatch.setattr(Server, "go_on", fails)
+    found = hpcps.train(from_tree(tree), ranks=4, out=tmp_path / "run").summary
+    said = capfd.readouterr().err
+    assert "step-000000020: cannot be written: shard-00001 wrote nothing before it was lost" in said
+    assert (found["lost_ranks"], found["resumed_from"]) == ([3], [])
+    assert found["params_sha256"] == expected["params_sha256"]
+    assert found["checkpoints"] == expected["checkpoints"] - 1
+
+
+class Left(LocalTransport):
+    """Of three ranks of which one was lost before, and taken over; then a second is, unless nobody is."""
+
+    def __init__(self, is_second_lost):
+        (whole,) = LocalWorld(1).transports()
+        self.__dict__.update(whole.__dict__, size=3)
+        self.is_second_lost = is_second_lost
+
+    def lost(self):
+        return [] if self.is_second_lost else [2]
+
+    def has_lost(self):
+        return self.is_second_lost
+
+    def survivors(self):
+        return LocalWorld(1).transports()[0]
+
+
+class Fails:
+    """An attempt that ends with an error, and the next one well."""
+
+    replacements = 0
+
+    def __init__(self, error):
+        self.errors = [error]
+
+    def has_begun(self):
+        return True
+
+    def train(self, transport, is_begun):
+        if self.errors:
+            raise self.errors.pop()
+        return transport.size
+
+
+@pytest.mark.parametrize("error", [CommTimeout("nobody came"), PeerLost("it is gone"), DataError("line 3: no")])
+@pytest.mark.parametrize("is_second_lost", [True, False])
+def test_after_a_copy_has_taken_over_errors_of_something_else_are_no_loss(monkeypatch, error, is_second_lost):
+    """Who stands still ends the job, and who fails alone dies, as ever."""
+
+    class DiedError(Exception):
+        pass
+
+    def die(error):
+        raise DiedError
+
+    monkeypatch.setattr(survival, "die", die)
+    call = partial(survival.train, Left(is_second_lost), ["a", "a", "a"], Fails(error))
+    if is_second_lost or isinstance(error, PeerLost):
+        assert call() == 1
+    else:
+        with pytest.raises(CommTimeout if isinstance(error, CommTimeout) else DiedError):
+            call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 
@@ -17,7 +18,9 @@ class Nccl:
 
     def communicator(self, size: int, unique_id: bytes, rank: int) -> Communicator:
         """This rank's end of a communicator of ``size`` ranks, each on a GPU of its own, the current one. Blocks until
-        all have come, without a timeout."""
+        all have come, without a timeout; sums do not block, for connections are made here, not by the first of each
+        kind."""
+        os.environ.setdefault("NCCL_RUNTIME_CONNECT", "0")  # of NCCL 2.22 and later, which else make them when needed
         return Communicator(self._module, self._module.NcclCommunicator(size, unique_id, rank))
 
 
