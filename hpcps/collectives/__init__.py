@@ -22,8 +22,9 @@ def allreduce(array: Array, transport: Transport) -> Array:
     ``transport.empty``; the first call on a transport sets up shared memory. Raises TypeError for another dtype,
     ValueError for a read-only array, CommError where ranks bring different arrays, CommTimeout, PeerLost.
     """
-    if transport.engine is not None and array.ndim == 1 and is_plain(array):
-        transport.engine.allreduce(array)
+    engine = transport.engine
+    if engine is not None and array.ndim == 1 and is_plain(array):
+        engine.sum_plain(array)
         return array
     given = flat(array, "allreduce")
     _engine(transport).allreduce(given.x, given.format)

@@ -62,7 +62,9 @@ class Engine:
         self._cross = transport.group([ranks[me] for ranks in nodes]) if is_owner else None
         self._queue = Queue()
         self._is_simple = self.layout.is_one_memory and self.choice.is_memory_alone
-        self._run = self._channels[0].run if self._is_simple and self._channels is not None else None
+        self._sum = self._channels[0].sum if self._is_simple and self._channels is not None else None
+        self.sum_plain: Callable[[Array], None] = self._sum or self.allreduce
+        """:meth:`allreduce` of what is not of 16 bits, with the least to do"""
         self._direct: dict[str, Callable[[Array], Pending]] = {
             "ring": ring.RingAllreduce(transport, kernels.add_into).start,
             "doubling": doubling.DoublingAllreduce(transport, kernels.add_into).start,
@@ -75,8 +77,8 @@ class Engine:
 
     def allreduce(self, x: Array, format: str = "own") -> None:
         """Sum ``x`` over the ranks, in place. Blocks."""
-        if self._run is not None:
-            self._run(x, len(x), SUM, WIDE_FORMATS.index(format))
+        if self._sum is not None:
+            self._sum(x, WIDE_FORMATS.index(format))
         else:
             self.start(x, format).wait()
 
@@ -170,7 +172,7 @@ class Engine:
         if any(len(ranks) > 1 for ranks in self._memory.nodes):
             count = 1 if len(self._memory.nodes) == 1 else 2
             try:
-                opened = tuple(Channel(self._memory, self._kernels.meet, is_crowded) for _ in range(count))
+                opened = tuple(Channel(self._memory, self._kernels, is_crowded) for _ in range(count))
             except CommError as error:
                 if not error.known_to_all:
                     raise

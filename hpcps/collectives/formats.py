@@ -14,8 +14,7 @@ DTYPES = ("float32", "float64", "int64", "float16", "bfloat16")
 _FORMATS = {np.dtype(name): "float16" if name == "float16" else "own" for name in DTYPES if name != "bfloat16"}
 """Of NumPy's own dtypes; bfloat16 is ml_dtypes'"""
 
-
-_CHARS = "fd" + np.dtype("int64").char
+_FLOAT32, _FLOAT64, _INT64 = (np.dtype(name) for name in ("float32", "float64", "int64"))
 
 
 class Flat(NamedTuple):
@@ -30,8 +29,10 @@ class Flat(NamedTuple):
 
 
 def is_plain(array: Array) -> bool:
-    """Whether kernels take the array, flat, as it is: what costs least to find out."""
-    return array.dtype.char in _CHARS and array.dtype.isnative and array.flags.carray
+    """Whether kernels take the array, flat, as it is: what costs least to find out. False, too, where its dtype is
+    another object than NumPy's own: :func:`flat` looks at more."""
+    dtype = array.dtype
+    return (dtype is _FLOAT32 or dtype is _FLOAT64 or dtype is _INT64) and array.flags.carray
 
 
 def flat(array: Array, what: str) -> Flat:

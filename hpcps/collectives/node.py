@@ -36,7 +36,7 @@ LOOKS = 20000
 difference to training that could be told from noise."""
 SCRATCH_BYTES = 1 << 18
 """Of a set. Arrays that not all ranks see go through it, larger ones in segments, which stay in the cache."""
-SMALL_BYTES = 4096
+SMALL_BYTES = 2048
 """Up to here every rank adds up all arrays itself: to wait once more costs more than to add twice."""
 WORK_BYTES = 1 << 17
 """2048 numbers for each sum that is kept at a time: a tree over 128 pieces keeps 8."""
@@ -53,13 +53,13 @@ class Channel:
     gives the core away at once. Raises CommError, on all ranks, where they cannot share memory.
     """
 
-    def __init__(self, memory: Memory, meet: Any, is_crowded: bool, is_staging: bool = False) -> None:
+    def __init__(self, memory: Memory, kernels: Any, is_crowded: bool, is_staging: bool = False) -> None:
         line_bytes = LINE_WORDS * 8
         pieces = memory.pieces(line_bytes + SETS * SCRATCH_BYTES)
         self._lines = [piece[:line_bytes].view(np.int64) for piece in pieces]
         self._scratch = [piece[line_bytes:] for piece in pieces]
         self._memory = memory
-        self._meet = meet.unchecked
+        self._meet, self._meet_sum = kernels.meet.unchecked, kernels.meet_sum.unchecked
         self._transport = memory.near
         self._looks = 1 if is_crowded else LOOKS
         self._work = aligned.empty(WORK_BYTES, np.uint8)
@@ -67,7 +67,7 @@ class Channel:
         self._regions = len(memory.regions)
         self._number = 0
         self._under_way: deque[Round] = deque()
-        self._staging = None if is_staging else Channel(memory, meet, is_crowded, is_staging=True)
+        self._staging = None if is_staging else Channel(memory, kernels, is_crowded, is_staging=True)
 
     def prepare(
         self,
@@ -90,16 +90,15 @@ class Channel:
             self._look(round, 0)
         self._under_way.append(round)
 
-    def run(self, x: Array, count: int, operation: int = SUM, format: int = 0) -> None:
-        """A round from begin to end, with the least to do in between."""
+    def sum(self, x: Array, format: int = 0) -> None:
+        """A round from begin to end, with the least to do in between: all of ``x`` becomes the sum."""
         if self._under_way or len(self._memory.regions) != self._regions:
-            self.prepare(x, count, operation, format=format).start().wait()
+            self.prepare(x, len(x), format=format).start().wait()
             return
         self._number = number = self._number + 1
-        rest = operation, format, count, number, 0, self._looks
-        state = self._meet(x, self._work, NO_BOUNDS, NO_PROGRAM, self._desk, *rest)
+        state = self._meet_sum(x, self._work, self._desk, format, number, self._looks)
         if state != FINISHED:
-            round = Round(self, x, count, operation, NO_BOUNDS, NO_PROGRAM, format)
+            round = Round(self, x, len(x), SUM, NO_BOUNDS, NO_PROGRAM, format)
             round.number = number
             self._under_way.append(round)
             self._reach(round, state)
@@ -156,7 +155,7 @@ class Channel:
         for start in range(0, round.count, step):
             segment = round.x[start : min(start + step, round.count)]
             if round.operation == SUM:
-                self._staging.run(segment, len(segment), SUM, round.format)
+                self._staging.sum(segment, round.format)
             else:
                 bounds = np.clip(given - start, 0, len(segment))
                 self._staging.prepare(segment, len(segment), round.operation, bounds).start().wait()

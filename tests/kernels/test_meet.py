@@ -15,10 +15,11 @@ EVERYWHERE = 2**62  # bytes of the one region of threads
 
 
 class Node:
-    """Ranks of one process. ``seen``: whether all see all memory; else arrays go through scratch."""
+    """Ranks of one process. ``seen``: whether all see all memory; else arrays go through scratch. ``briefly``: sums
+    are begun by the kernel that is for them alone."""
 
-    def __init__(self, ranks, scratch_bytes=1 << 17, small_bytes=64, seen=True, back_end="cpu"):
-        self.ranks, self.kernels = ranks, load(back_end)
+    def __init__(self, ranks, scratch_bytes=1 << 17, small_bytes=64, seen=True, back_end="cpu", briefly=False):
+        self.ranks, self.kernels, self.briefly = ranks, load(back_end), briefly
         self.lines = np.zeros((ranks, LINE_WORDS), np.int64)
         self.scratch = np.zeros((ranks, SETS * scratch_bytes), np.uint8)
         lines, scratch = ([row.ctypes.data for row in rows] for rows in (self.lines, self.scratch))
@@ -29,6 +30,8 @@ class Node:
         given = {"bounds": NO_BOUNDS, "program": NO_PROGRAM, "operation": "sum", "format": "own", "count": len(x)}
         given |= more
         work = np.empty(1 << 15, np.uint8)
+        if self.briefly and state == 0:
+            return self.kernels.meet_sum(x, work, self.desks[rank], given["format"], number, spins)
         return self.kernels.meet(x, work, desk=self.desks[rank], number=number, state=state, spins=spins, **given)
 
     def round(self, number, xs, **more):
@@ -69,8 +72,9 @@ def added(rows, name):
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("seen", [True, False])
-def test_all_get_the_sum_in_rank_order(back_end, name, ranks, seen):
-    node = Node(ranks, seen=seen, back_end=back_end)
+@pytest.mark.parametrize("briefly", [False, True])
+def test_all_get_the_sum_in_rank_order(back_end, name, ranks, seen, briefly):
+    node = Node(ranks, seen=seen, back_end=back_end, briefly=briefly)
     for number, count in enumerate(LENGTHS, 1):
         rows = given(ranks, count, name)
         xs = rows.copy()
@@ -129,8 +133,9 @@ def test_a_program_says_the_order(back_end, name, count):
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
-def test_what_is_larger_than_scratch_is_left_alone_on_all(back_end):
-    node = Node(2, scratch_bytes=1024, seen=False, back_end=back_end)
+@pytest.mark.parametrize("briefly", [False, True])
+def test_what_is_larger_than_scratch_is_left_alone_on_all(back_end, briefly):
+    node = Node(2, scratch_bytes=1024, seen=False, back_end=back_end, briefly=briefly)
     rows = given(2, 200, "float64")
     xs = [rows[0].copy(), rows[1].copy()]
     assert node.round(1, xs) == [UNSEEN] * 2
@@ -142,13 +147,14 @@ def test_what_is_larger_than_scratch_is_left_alone_on_all(back_end):
 @pytest.mark.parametrize(
     ("x", "more"), [(np.zeros(9), {}), (np.zeros(10, np.float32), {}), (np.zeros(10), {"operation": "scatter"})]
 )
-@pytest.mark.parametrize("ahead", [False, True])
-def test_ranks_that_come_for_different_things_are_told_who(back_end, x, more, ahead):
+@pytest.mark.parametrize(("ahead", "briefly"), [(False, False), (True, False), (False, True)])
+def test_ranks_that_come_for_different_things_are_told_who(back_end, x, more, ahead, briefly):
     node = Node(3, back_end=back_end)
     for rank in (0, 1):
         assert node.call(rank, 1, np.zeros(10), 0) == WAITING_FOR_ARRAYS
         if ahead:
             assert node.call(rank, 2, np.zeros(10), 0) == WAITING_FOR_ARRAYS
+    node.briefly = briefly and not more  # the last one begins with a sum
     assert node.call(2, 1, x, 0, **more) == -1
     assert node.call(0, 1, np.zeros(10), WAITING_FOR_ARRAYS) == -3
 
@@ -184,6 +190,7 @@ def test_threads_meet_round_after_round(ranks, seen):
 
     def body(rank):
         for number in range(1, 200, 2):
+            node.briefly = number > 100
             xs = [np.full(counts[n % 5], float(n * ranks + rank)) for n in (number, number + 1)]
             states = [node.call(rank, n, x, 0, spins=0) for n, x in zip((number, number + 1), xs, strict=True)]
             for n, x, state in zip((number, number + 1), xs, states, strict=True):

@@ -56,6 +56,33 @@ def meet(
     state: int,
     spins: int,
 ) -> int:
+    reached: int = _go_on(x, work, bounds, program, desk, operation, format, count, number, state, spins)
+    return reached
+
+
+@kernel
+def meet_sum(x: Array, work: Array, desk: Array, format: int, number: int, spins: int) -> int:
+    bounds = array_at(0, 0, desk)
+    program = bounds.reshape((0, 3))
+    begun = WAITING_FOR_SETS
+    reached: int = _go_on(x, work, bounds, program, desk, SUM, format, x.shape[0], number, begun, spins)
+    return reached
+
+
+@part
+def _go_on(
+    x: Array,
+    work: Array,
+    bounds: Array,
+    program: Array,
+    desk: Array,
+    operation: int,
+    format: int,
+    count: int,
+    number: int,
+    state: int,
+    spins: int,
+) -> int:
     _check(x, bounds, program, desk, count)
     sums = _sums_in(work, x)
     signature = ((count * 4 + operation) * 4 + format) * 16 + x.itemsize

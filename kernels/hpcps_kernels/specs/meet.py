@@ -23,4 +23,17 @@ SPECS = (
         ),
         accumulates="W",
     ),
+    Spec(
+        "meet_sum",
+        "meet",
+        (
+            inout("x", "W", "N"),
+            out("work", "uint8", "w"),
+            inout("desk", "int64", "d"),
+            choice("format", *WIDE_FORMATS),
+            whole("number"),
+            whole("spins"),
+        ),
+        accumulates="W",
+    ),
 )
