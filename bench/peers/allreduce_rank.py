@@ -10,6 +10,7 @@ int64 of zero when the ranks are started.
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import time
@@ -140,6 +141,7 @@ class Gloo(Summing):
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         store = f"file://{os.environ['STORE']}"
         dist.init_process_group("gloo", store, timedelta(seconds=TIMEOUT_S), self.size, self.rank)
+        atexit.register(dist.destroy_process_group)  # else its threads may end the process with SIGABRT
         self.tensor, self.allreduce, self.barrier = torch.from_numpy, dist.all_reduce, dist.barrier
         self.about = f"PyTorch {torch.__version__}"
 
