@@ -90,11 +90,13 @@ def test_a_shard_that_is_killed_is_taken_over_by_its_copy(launcher, tmp_path, ca
     assert after["resumed_from"][0] > expected["steps"] // 2
 
 
-def test_a_second_loss_after_a_copy_has_taken_over_is_one_like_any_other(launcher, tmp_path):
-    """The rank that serves both shards is lost: the others go on from the newest checkpoint, one as a shard."""
+@pytest.mark.parametrize("stands_still", [False, True])
+def test_a_second_loss_after_a_copy_has_taken_over_is_one_like_any_other(launcher, tmp_path, stands_still):
+    """The rank that serves both shards is lost: the others go on from the newest checkpoint, one as a shard. Or it
+    stands still, which ends the job, and it is started again."""
     if not launcher.is_open_mpi:
         pytest.skip("copies take over under Open MPI alone")
-    case = faults.Case("both shards", 5, (), (faults.EXACT, *faults.REPLICAS))
+    case = faults.Case("both shards", 5, (), (faults.EXACT, *faults.REPLICAS, "run.timeout_s=4"))
     expected, _ = faults.undisturbed(sys.executable, case, tmp_path / "alone")
     out, lines = tmp_path / "run", []
     line = faults.command(sys.executable, case, out)
@@ -105,7 +107,7 @@ def test_a_second_loss_after_a_copy_has_taken_over_is_one_like_any_other(launche
             lines.append(line)
             ranks, has_saved = faults.ranks_of(out), bool(list(out.glob("checkpoint/step-*")))
             if faults.TAKEN_OVER in line:
-                os.kill(ranks[4], signal.SIGKILL)
+                os.kill(ranks[4], signal.SIGSTOP if stands_still else signal.SIGKILL)
             elif has_saved and 3 in ranks and not any("lost" in line for line in lines):
                 os.kill(ranks[3], signal.SIGKILL)
         guard.cancel()
@@ -113,8 +115,9 @@ def test_a_second_loss_after_a_copy_has_taken_over_is_one_like_any_other(launche
     result = faults.Result()
     faults.judge(case, out, expected, job.returncode, text, result)
     assert not result.wrong, result.problems
-    assert "ranks 3, 4 lost" in text
-    assert json.loads((out / "summary.json").read_text())["ranks"] == 3
+    assert ("ranks 3, 4 lost" in text) != stands_still
+    assert ("starting it again" in text[text.index(faults.TAKEN_OVER) :]) == stands_still
+    assert json.loads((out / "summary.json").read_text())["ranks"] == (5 if stands_still else 3)
 
 
 DIES = """
