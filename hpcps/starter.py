@@ -325,7 +325,7 @@ def _detector(heartbeat_s: float) -> list[str]:
     """Of hosts that are cut off; ranks that die are seen without it."""
     settings = {
         "mpi_ft_detector": "true",
-        "mpi_ft_detector_thread": "true",  # else a rank that is busy in Python is declared dead
+        "mpi_ft_detector_thread": "false",  # ranks have one of their own: see comm.mpi
         "mpi_ft_detector_period": f"{heartbeat_s / PERIODS:.3g}",
         "mpi_ft_detector_timeout": f"{heartbeat_s:g}",
         "mpi_ft_propagator_with_rbcast": "true",  # else only the rank that is cut off notices

@@ -28,6 +28,10 @@ MET, ENDING = "met", "ending"
 
 _ULFM = "OMPI_MCA_mpi_ft_enable"
 """Set by Open MPI's mpirun --with-ft ulfm"""
+_DETECTOR = "OMPI_MCA_mpi_ft_detector"
+"""Set by --mca mpi_ft_detector; names of its settings begin so."""
+DETECTOR_PERIOD_S = 3.0
+"""Between two heartbeats, where nobody says."""
 
 _PMI = ("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE")  # MPICH's mpiexec, and srun --mpi=pmi2
 _SRUN = ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
@@ -67,6 +71,14 @@ def launched(environment: Mapping[str, str]) -> Launched | None:
 def survives(environment: Mapping[str, str]) -> bool:
     """Whether the ranks of this job can go on when some of them die."""
     return environment.get(_ULFM) == "1"
+
+
+def heartbeat_s(environment: Mapping[str, str]) -> float:
+    """Between two heartbeats of this rank, in seconds; 0 where it sends none, or the library has a thread for them."""
+    yes = ("true", "1", "yes")
+    if environment.get(_DETECTOR) not in yes or environment.get(f"{_DETECTOR}_thread") in yes:
+        return 0.0
+    return float(environment.get(f"{_DETECTOR}_period", DETECTOR_PERIOD_S))
 
 
 def speaks(environment: Mapping[str, str]) -> bool:

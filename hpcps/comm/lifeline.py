@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -9,14 +10,23 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpcps.errors import ERROR, PeerLost
+
+if TYPE_CHECKING:
+    from hpcps_kernels.cpu.pulse import Pulse
 
 LOOK_S = 0.005
 """Between two looks at whether a rank has died."""
 LIFELINE_TAG = 32000
 """No message has this tag."""
+LOOKS = 10
+"""At the heartbeats, in the time between two of them."""
+NO_STATUS = 0
+"""MPI_STATUS_IGNORE of Open MPI, the one library that has heartbeats."""
+_FOUND = ctypes.c_int()
+"""What such a look finds, which nobody reads."""
 
 
 class Lifeline:
@@ -76,6 +86,24 @@ class Lifeline:
                 except mpi.Exception as error:
                     raise PeerLost(f"the ranks that are left could not be told: {error}") from error
             return comm.Shrink()
+
+
+def heartbeats(mpi: Any, period_s: float) -> Pulse | None:
+    """What has Open MPI send and hear heartbeats, one every ``period_s`` if that is not 0, also while this rank is busy
+    elsewhere: to be started after MPI_Init, which is to grant MPI_THREAD_MULTIPLE, and ended before MPI_Finalize.
+
+    The library's own thread for them (5.0.11, ``mpi_ft_detector_thread``) sends the first before all can take it, in
+    MPI_Init, which crashes some jobs as they start; and MPI_Finalize waits for it for seconds, if not for ever.
+    """
+    if not period_s:
+        return None
+    from hpcps_kernels.cpu.pulse import Pulse  # takes its time
+
+    look = ctypes.cast(ctypes.CDLL(mpi.__file__).MPI_Iprobe, ctypes.c_void_p).value
+    self = ctypes.c_void_p.from_address(mpi._addressof(mpi.COMM_SELF)).value
+    assert look
+    assert self
+    return Pulse(look, (mpi.ANY_SOURCE, LIFELINE_TAG, self, ctypes.addressof(_FOUND), NO_STATUS), period_s / LOOKS)
 
 
 @contextmanager

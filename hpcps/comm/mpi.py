@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import os
@@ -13,13 +14,16 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpcps.comm import launcher
-from hpcps.comm.lifeline import Lifeline, alone_after
+from hpcps.comm.lifeline import Lifeline, alone_after, heartbeats
 from hpcps.comm.memory import Memory, ProcessMemory
 from hpcps.comm.transport import TIMEOUT_S, Array, Patience, StartAgain, Ticket, Transport, timeout_message
 from hpcps.errors import CommError, CommTimeout, ConfigError, HpcpsError, PeerLost
+
+if TYPE_CHECKING:
+    from hpcps_kernels.cpu.pulse import Pulse
 
 SPINS = 2000
 """Tests of a request before the first look at the clock: long enough for a message inside a node."""
@@ -344,8 +348,21 @@ def _start(mpi: Any) -> None:
             del os.environ[name]
     if mpi.Is_initialized():
         return
+    pulse = heartbeats(mpi, launcher.heartbeat_s(os.environ))
+    # Else one thread of a rank talks at a time: locks inside MPI cost time.
+    level = mpi.THREAD_SERIALIZED if pulse is None else mpi.THREAD_MULTIPLE
     with _ends_after(launcher.beginning_s(os.environ)):
-        mpi.Init_thread(mpi.THREAD_SERIALIZED)  # one thread of a rank talks at a time; locks inside MPI cost time
+        granted = mpi.Init_thread(level)
+    if pulse is not None and granted == level:
+        pulse.start()
+        atexit.register(_end, mpi, pulse)
+
+
+def _end(mpi: Any, pulse: Pulse) -> None:
+    """End MPI as soon as nothing sends heartbeats any more: a rank of which nothing is heard counts as dead, and the
+    interpreter's own end may take longer."""
+    pulse.end()
+    mpi.Finalize()
 
 
 def end_after(seconds: float) -> Any:

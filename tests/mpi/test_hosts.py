@@ -172,7 +172,7 @@ def test_ranks_are_replaced_on_the_hosts_where_they_were(plugged, launcher, alon
     assert status == 0, text
     assert "2 go on from the newest checkpoint, with 2 fresh ranks" in text
     found = summary(out)
-    assert (found["ranks"], found["params_sha256"]) == (4, alone)
+    assert (found["ranks"], found["params_sha256"]) == (4, alone), text
 
 
 def test_where_hpcps_itself_is_cut_off_it_starts_nothing(plugged, launcher, alone, tmp_path):
