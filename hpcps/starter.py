@@ -36,6 +36,8 @@ WORDS = 400  # letters of a launcher's words that are passed on
 LEFT_S = 1.0
 """How long what a job has left behind may still say something."""
 MARK = b"hpcps-answers"
+NOISE = "[warn] Epoll "
+"""Open MPI's launcher says so of connections that have ended by themselves: of no use to anybody."""
 KNOWN_STATUSES = (0, 1, 2, 3, 75, 130)
 FAILED_STATUS = 213
 """Of Open MPI's launcher where it fails as it starts"""
@@ -217,7 +219,7 @@ def _lines(job: subprocess.Popen[str]) -> Iterator[str]:
         if ending == math.inf and job.poll() is not None:
             ending = time.monotonic() + LEFT_S
     if rest:
-        yield rest.decode(errors="replace")
+        yield f"{rest.decode(errors='replace')}\n"
 
 
 def end(job: subprocess.Popen[Any]) -> None:
@@ -359,6 +361,8 @@ class Banners:
         inside = False
         for raw in lines:
             line = raw.replace("\0", "")  # Open MPI's launcher ends what it says with one
+            if line.startswith(NOISE):
+                continue
             is_rule = len(line) > 40 and bool(line.strip()) and set(line.strip()) <= {"-", "="}
             if is_rule or inside or line.startswith(("Abort(", "application called MPI_Abort", "YOUR APPLICATION")):
                 self._held.append(line)

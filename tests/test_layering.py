@@ -19,7 +19,7 @@ ARROWS = {
     "device": {"aligned", "errors", "kernels"},
     "params": {"aligned"},
     "first": {"device", "params"},
-    "comm": {"aligned", "errors", "together"},
+    "comm": {"aligned", "errors", "kernels", "together"},
     "parts": {"comm", "errors"},
     "rows": set(),
     "sums": {"aligned", "comm", "device", "errors", "rows"},

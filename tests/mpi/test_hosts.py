@@ -74,6 +74,8 @@ def test_a_job_that_takes_too_long_is_ended(hosts, launcher):
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.toml"
 SETTINGS = ("train.reproducible=true", "train.epochs=100", "checkpoint.every_steps=50", "run.threads=1")
 TIMEOUT_S = 90
+TIMES = 3
+"""What Open MPI 5.0.11's launcher fails at in one of twenty times is tried so often."""
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def train(hosts, out, strike, *more, slots=(1,) * HOSTS):
     settings = [word for setting in (*SETTINGS, "run.timeout_s=8", *more) for word in ("--set", setting)]
     words = ["-m", "hpcps", "train", DIGITS, "--ranks", sum(slots), "--hosts", names, "--survive", "--out", out]
     words += settings
-    log = out.with_name("log")
+    log = out.with_name(f"{out.name}.log")
     with log.open("w") as file:  # a pipe would be held open by what is cut off
         job = hosts.start(words, out=file)
     try:
@@ -159,20 +161,23 @@ def test_a_run_survives_a_host(plugged, launcher, alone, tmp_path, how):
 
 
 def test_ranks_are_replaced_on_the_hosts_where_they_were(plugged, launcher, alone, tmp_path):
-    """Not where a host has lost all: it may be gone."""
+    """Not where a host has lost all: it may be gone. Where the launcher breaks at it, the job is started again."""
     if not launcher.is_open_mpi:
         pytest.skip("ranks are replaced under Open MPI alone")
-    out = tmp_path / "run"
+    for time_of in range(TIMES):
+        out = tmp_path / f"run-{time_of}"
 
-    def strike():
-        ranks = faults.ranks_of(out)
-        kill(plugged, None, [ranks[0], ranks[3], ranks[4]])
+        def strike(out=out):
+            ranks = faults.ranks_of(out)
+            kill(plugged, None, [ranks[0], ranks[3], ranks[4]])
 
-    status, text = train(plugged, out, strike, "run.replace=true", slots=(2, 2, 1))
-    assert status == 0, text
-    assert "2 go on from the newest checkpoint, with 2 fresh ranks" in text
-    found = summary(out)
-    assert (found["ranks"], found["params_sha256"]) == (4, alone), text
+        status, text = train(plugged, out, strike, "run.replace=true", slots=(2, 2, 1))
+        found = summary(out)
+        assert (status, found["params_sha256"]) == (0, alone), text
+        assert "2 go on from the newest checkpoint, with 2 fresh ranks" in text
+        if "starting it again" not in text:
+            break
+    assert found["ranks"] == 4, text
 
 
 def test_where_hpcps_itself_is_cut_off_it_starts_nothing(plugged, launcher, alone, tmp_path):

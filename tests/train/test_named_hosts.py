@@ -1,10 +1,12 @@
 """The hosts of ``run.hosts``: how they are read, what launchers are told of them, and which are left out later."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 
 from hpcps import hosts, starter, supervisor
+from hpcps.comm import launcher
 from hpcps.errors import CommError, ConfigError
 from hpcps.hosts import Host
 
@@ -34,6 +36,10 @@ def test_what_launchers_are_told():
     assert [line[place + 1] for place, word in enumerate(line) if word == "-x"] == ["HPCPS_RUN_THREADS"]
     assert line[line.index("mpi_ft_detector_timeout") + 1] == "6"
     assert line[line.index("mpi_ft_detector_period") + 1] == "2"
+    settings = {f"OMPI_MCA_{name}": value for name, value in itertools.pairwise(line)}
+    assert launcher.heartbeat_s(settings) == 2.0  # from a thread of the rank's own
+    assert launcher.heartbeat_s(settings | {"OMPI_MCA_mpi_ft_detector_thread": "true"}) == 0.0
+    assert launcher.heartbeat_s(settings | {"OMPI_MCA_mpi_ft_detector": "false"}) == 0.0
     line = starter.command_line(starter.Launcher("mpiexec", "MPICH", False), 3, 6.0, AB, variables)
     assert line == ["mpiexec", "-hosts", "a:1,b:2", "-n", "3"]
 
