@@ -219,7 +219,7 @@ def _lines(job: subprocess.Popen[str]) -> Iterator[str]:
         if ending == math.inf and job.poll() is not None:
             ending = time.monotonic() + LEFT_S
     if rest:
-        yield f"{rest.decode(errors='replace')}\n"
+        yield rest.decode(errors="replace")
 
 
 def end(job: subprocess.Popen[Any]) -> None:
