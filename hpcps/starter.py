@@ -37,7 +37,7 @@ LEFT_S = 1.0
 """How long what a job has left behind may still say something."""
 MARK = b"hpcps-answers"
 NOISE = "[warn] Epoll "
-"""Open MPI's launcher says so of connections that have ended by themselves: of no use to anybody."""
+"""Open MPI's launcher says so of ranks' connections that have ended before it had: of no use to anybody."""
 KNOWN_STATUSES = (0, 1, 2, 3, 75, 130)
 FAILED_STATUS = 213
 """Of Open MPI's launcher where it fails as it starts"""

@@ -30,8 +30,9 @@ _ULFM = "OMPI_MCA_mpi_ft_enable"
 """Set by Open MPI's mpirun --with-ft ulfm"""
 _DETECTOR = "OMPI_MCA_mpi_ft_detector"
 """Set by --mca mpi_ft_detector; names of its settings begin so."""
-DETECTOR_PERIOD_S = 3.0
-"""Between two heartbeats, where nobody says."""
+DETECTOR_SECONDS = {"period": 3.0, "timeout": 10.0}
+"""Between two heartbeats, and until a rank counts as dead, where nobody says."""
+_YES = ("1", "t", "true", "enabled", "yes", "y")
 
 _PMI = ("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE")  # MPICH's mpiexec, and srun --mpi=pmi2
 _SRUN = ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
@@ -75,10 +76,13 @@ def survives(environment: Mapping[str, str]) -> bool:
 
 def heartbeat_s(environment: Mapping[str, str]) -> float:
     """Between two heartbeats of this rank, in seconds; 0 where it sends none, or the library has a thread for them."""
-    yes = ("true", "1", "yes")
-    if environment.get(_DETECTOR) not in yes or environment.get(f"{_DETECTOR}_thread") in yes:
+    is_on = survives(environment) and environment.get(_DETECTOR, "").lower() in _YES
+    if not is_on or environment.get(f"{_DETECTOR}_thread", "").lower() in _YES:
         return 0.0
-    return float(environment.get(f"{_DETECTOR}_period", DETECTOR_PERIOD_S))
+    period_s, timeout_s = (
+        float(environment.get(f"{_DETECTOR}_{name}", usual)) for name, usual in DETECTOR_SECONDS.items()
+    )
+    return period_s if period_s < timeout_s else timeout_s / 3
 
 
 def speaks(environment: Mapping[str, str]) -> bool:

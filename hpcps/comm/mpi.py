@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from hpcps.comm import launcher
@@ -57,7 +57,7 @@ class MpiTicket(Ticket):
 
 
 class RepeatedTicket(MpiTicket):
-    """A persistent MPI request, started by calling it. It is freed when nobody has it any more, or at exit."""
+    """A persistent MPI request, started by calling it, and freed when nobody has it any more, unless MPI has ended."""
 
     __slots__ = ("__weakref__", "_start")
 
@@ -352,8 +352,8 @@ def _start(mpi: Any) -> None:
     # Else one thread of a rank talks at a time: locks inside MPI cost time.
     level = mpi.THREAD_SERIALIZED if pulse is None else mpi.THREAD_MULTIPLE
     with _ends_after(launcher.beginning_s(os.environ)):
-        granted = mpi.Init_thread(level)
-    if pulse is not None and granted == level:
+        mpi.Init_thread(level)  # which Open MPI always grants
+    if pulse is not None:
         pulse.start()
         atexit.register(_end, mpi, pulse)
 
@@ -362,7 +362,8 @@ def _end(mpi: Any, pulse: Pulse) -> None:
     """End MPI as soon as nothing sends heartbeats any more: a rank of which nothing is heard counts as dead, and the
     interpreter's own end may take longer."""
     pulse.end()
-    mpi.Finalize()
+    with suppress(mpi.Exception):  # another rank dies in it
+        mpi.Finalize()
 
 
 def end_after(seconds: float) -> Any:

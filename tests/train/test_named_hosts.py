@@ -37,7 +37,10 @@ def test_what_launchers_are_told():
     assert line[line.index("mpi_ft_detector_timeout") + 1] == "6"
     assert line[line.index("mpi_ft_detector_period") + 1] == "2"
     settings = {f"OMPI_MCA_{name}": value for name, value in itertools.pairwise(line)}
+    assert launcher.heartbeat_s(settings) == 0.0  # without ULFM there are none
+    settings["OMPI_MCA_mpi_ft_enable"] = "1"
     assert launcher.heartbeat_s(settings) == 2.0  # from a thread of the rank's own
+    assert launcher.heartbeat_s(settings | {"OMPI_MCA_mpi_ft_detector_timeout": "1.5"}) == 0.5  # as Open MPI has it
     assert launcher.heartbeat_s(settings | {"OMPI_MCA_mpi_ft_detector_thread": "true"}) == 0.0
     assert launcher.heartbeat_s(settings | {"OMPI_MCA_mpi_ft_detector": "false"}) == 0.0
     line = starter.command_line(starter.Launcher("mpiexec", "MPICH", False), 3, 6.0, AB, variables)

@@ -29,12 +29,15 @@ class Pulse:
         passed = np.zeros(ARGUMENTS, np.int64)
         passed[: len(arguments)] = arguments
         self._line = (address, passed, max(1, round(period_s * 1e6)), self._ends.ctypes.data)
-        call_until(*self._line)  # which has ended: it is compiled by then
-        self._thread = threading.Thread(target=call_until, args=self._line, daemon=True)
+        self._run()  # it has ended: it is compiled by then
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
         self._ends[0] = 0
         self._thread.start()
+
+    def _run(self) -> None:
+        call_until(*self._line)
 
     def end(self) -> None:
         """Blocks until the last call has returned."""
