@@ -11,7 +11,8 @@ import hpcps_kernels
 import numpy as np
 import pytest
 
-from hpcps import machine, parts, report, starter
+from hpcps import machine, parts, report
+from hpcps.banners import Banners
 from hpcps.comm.order import halves, pieces
 from hpcps.comm.topology import chunk, chunk_bounds
 from hpcps.errors import ConfigError, DataError, ModelError
@@ -301,11 +302,11 @@ BANNER = ["-" * 76 + "\n", "prterun has exited\n", "\n", "-" * 76 + "\n"]
 
 def test_the_launchers_banner_is_held_back_and_known_whether_a_rank_said_why():
     said = "hpcps: error: rank 1, step 3: no\n"
-    told = starter.Banners()
+    told = Banners()
     noise = "[warn] Epoll ADD(4) on fd 21 failed. Old events were 0; write change was 1 (add): Bad file descriptor\n"
     assert list(told.without(["a\n", said, noise, *BANNER, "b\n", "\0"])) == ["a\n", said, "b\n"]
     assert told.explained
-    told = starter.Banners()
+    told = Banners()
     assert list(told.without(["a\n", *BANNER, "b\n"])) == ["a\n", "b\n"]
     assert not told.explained
 
@@ -329,7 +330,7 @@ def test_the_launchers_banner_is_held_back_and_known_whether_a_rank_said_why():
     ],
 )
 def test_a_lost_rank_is_one_line(text, status, expected):
-    told = starter.Banners()
+    told = Banners()
     rule = "-" * 76 + "\n"
     assert list(told.without([rule, *text.splitlines(keepends=True), rule])) == []
     assert re.search(expected, told.lost(status))
