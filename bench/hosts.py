@@ -46,10 +46,12 @@ REACH = {
 }
 """The same for launchers that hpcps calls; see ``Hosts.start``."""
 AGENT = """#!/bin/sh
-# Stands in for ssh: [-x ...] HOST COMMAND... runs the command on the host.
+# Stands in for ssh: [-x ...] HOST COMMAND... runs the command on the host, with a temporary folder of its own:
+# what launchers that are killed leave there would be in the way of later ones with their process numbers.
 while :; do case "$1" in -*) shift ;; *) break ;; esac; done
 host=$1; shift
 {clean}
+TMPDIR=$(mktemp -d "{folder}/XXXXXX") && export TMPDIR
 exec ip netns exec "{prefix}$host" unshare --uts --ipc sh -c "mount -t tmpfs tmpfs /dev/shm; hostname $host; $*"
 """
 
@@ -85,7 +87,7 @@ class Hosts:
         try:
             clean = CLEAN.format(agent=self._agent)
             for file, first in ((self._agent, ""), (self._ssh, clean)):
-                file.write_text(AGENT.format(prefix=self._prefix, clean=first))
+                file.write_text(AGENT.format(prefix=self._prefix, clean=first, folder=self._folder))
                 file.chmod(0o755)
             _ip("netns", "add", self._switch)
             _ip("-n", self._switch, "link", "add", "br0", "type", "bridge")

@@ -65,7 +65,7 @@ def test_hosts_of_two_ranks_send_as_much_as_hosts_of_one(hosts, launcher):
 
 def test_a_job_that_takes_too_long_is_ended(hosts, launcher):
     with pytest.raises(subprocess.TimeoutExpired):
-        hosts.run(launcher.is_open_mpi, ["-c", "import time; time.sleep(600)"], timeout_s=2)
+        pytest.fail(str(hosts.run(launcher.is_open_mpi, ["-c", "import time; time.sleep(600)"], timeout_s=2)))
     assert hosts.processes() == []
 
 
