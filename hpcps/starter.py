@@ -221,9 +221,10 @@ def _lines(job: subprocess.Popen[str]) -> Iterator[str]:
 
 
 def end(job: subprocess.Popen[Any]) -> None:
-    """Kill a launcher, and what it has started on this machine, if it has not ended."""
+    """Kill a launcher, and what it has started on this machine, if it has not ended. Its own children may be others'
+    parents (MPICH's), and a rank that was stopped does not end by itself when they do."""
     if job.poll() is None:
-        for process in children(job.pid):  # which have process groups of their own
+        for process in descendants(job.pid):  # which have process groups of their own
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
@@ -232,12 +233,25 @@ def end(job: subprocess.Popen[Any]) -> None:
 
 def children(parent: int) -> list[int]:
     """The processes that a process of this machine has started and that have not ended."""
-    found = []
+    return [process for process, its_parent in _parents().items() if its_parent == parent]
+
+
+def descendants(ancestor: int) -> list[int]:
+    """Those, and what they have started, and so on."""
+    parents, found = _parents(), [ancestor]
+    for one in found:
+        found += [process for process, its_parent in parents.items() if its_parent == one]
+    return found[1:]
+
+
+def _parents() -> dict[int, int]:
+    """The parent of each process of this machine that has not ended."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
-            state, its_parent, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(its_parent) == parent and state != "Z":
-                found.append(int(folder.name))
+            state, parent, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+            if state != "Z":
+                found[int(folder.name)] = int(parent)
     return found
 
 

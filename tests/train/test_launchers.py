@@ -2,7 +2,9 @@
 
 import signal
 import subprocess
+import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +97,30 @@ def test_a_launcher_is_ended_though_what_it_had_started_ends_meanwhile(monkeypat
     gone = subprocess.Popen(["true"])
     gone.wait()
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as job:
-        monkeypatch.setattr(starter, "children", lambda parent: [gone.pid])
+        monkeypatch.setattr(starter, "descendants", lambda ancestor: [gone.pid])
         starter.end(job)
         assert job.wait(10) == -signal.SIGKILL
+
+
+def test_what_a_launchers_children_have_started_is_ended_too_though_it_was_stopped(tmp_path):
+    """As ranks of MPICH's launcher, each in a session of its own."""
+    told = tmp_path / "rank"
+    rank = f"echo $$ > {told}.new; mv {told}.new {told}; kill -STOP $$; sleep 600"
+    script = f"setsid sh -c '{rank}' & wait"
+    with subprocess.Popen(["sh", "-c", 'sh -c "$0" & wait', script], start_new_session=True) as job:
+        deadline = time.monotonic() + 30
+        while not told.exists() or _state(int(told.read_text())) != "T":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        starter.end(job)
+    while _state(int(told.read_text())) not in ("", "Z"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _state(process):
+    """R, S, T, Z as in proc(5); nothing where there is no such process."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
