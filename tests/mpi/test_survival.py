@@ -185,7 +185,9 @@ def test_a_job_in_which_a_rank_stands_still_is_ended_and_started_again(launcher,
     expected, _ = faults.undisturbed(sys.executable, case, tmp_path / "alone")
     out, result = tmp_path / "run", faults.Result()
     faults.one(sys.executable, case, out, 1.5, expected, result)
-    assert (result.ended, result.hangs, result.wrong, result.leftovers) == (1, 0, 0, 0), result.problems
+    assert (result.ended, result.hangs, result.wrong) == (1, 0, 0), result.problems
+    own = "left: ['mpich_shm_"  # what MPICH leaves of ranks that are killed
+    assert not [problem for problem in result.problems if own not in problem]
     assert result.again == 1 or result.missed == 1, result
 
 
