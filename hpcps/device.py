@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Protocol
 
 import hpcps_kernels
@@ -54,8 +55,9 @@ class Device(Protocol):
     def matmul(self, out: Array, a: Array, b: Array) -> None:
         """out = a @ b; ``a`` and ``b`` may be transposed."""
 
-    def matmul_alone(self, out: Array, a: Array, b: Array) -> None:
-        """The same, for a grain: its bits depend on values and shapes, not on where the rows of a batch begin."""
+    def matmul_grains(self, out: Array, a: Array, b: Array, bounds: Array) -> None:
+        """The same for the grains of a batch: the rows ``bounds[g]`` to ``bounds[g + 1] - 1`` have the bits of a call
+        for them alone. ``bounds``: (grains + 1,), on the host."""
 
 
 class Host:
@@ -89,12 +91,16 @@ class Host:
             out[...] = array
 
     def matmul(self, out: Array, a: Array, b: Array) -> None:
-        """Without warnings: some of OpenBLAS's kernels compute also with what lies behind short rows, and set its
-        flags. Losses that are not finite are refused by the lane."""
-        with np.errstate(all="ignore"):
-            np.matmul(a, b, out=out)
+        if not a.flags.c_contiguous:
+            self.kernels.gemm_tn(out, a.T, b)
+        elif not b.flags.c_contiguous:
+            self.kernels.gemm_nt(out, a, b.T)
+        else:
+            self.kernels.gemm_nn(out, a, b)
 
-    matmul_alone = matmul
+    def matmul_grains(self, out: Array, a: Array, b: Array, bounds: Array) -> None:
+        """One call: the bits of a row do not depend on other rows."""
+        self.matmul(out, a, b)
 
 
 class Gpu:
@@ -146,9 +152,10 @@ class Gpu:
         with self.below:
             self.below.multiply(out, a, b)
 
-    def matmul_alone(self, out: Array, a: Array, b: Array) -> None:
+    def matmul_grains(self, out: Array, a: Array, b: Array, bounds: Array) -> None:
         with self.below:
-            self.below.multiply_alone(out, a, b)
+            for low, high in pairwise(bounds):
+                self.below.multiply_alone(out[low:high], a[low:high], b)
 
     def free_bytes(self) -> int:
         """What a rank may take of the memory that is left."""

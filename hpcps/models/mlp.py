@@ -1,12 +1,10 @@
 """A multilayer perceptron: dense layers with an activation between them.
 
-Matrix products are NumPy's BLAS, on a GPU cuBLAS, each a single call that writes where its result belongs; what is
-between them is the kernels'. On one BLAS thread the bits of a product depend on its shape alone, not on where the
-arrays lie.
+Matrix products are the kernels', on a GPU cuBLAS's, each a single call that writes where its result belongs.
 
-In a reproducible run the products of several grains' samples with a weight are one call where BLAS then gives the bits
-of a call a grain, which is tried out once for each shape; else, and on a GPU, they are a call a grain. Gradients of
-weights are sums over samples: for these a kernel adds up grain by grain.
+In a reproducible run the products of several grains' samples with a weight are one call, for the bits of a sample do
+not depend on others; on a GPU they are a call a grain. Gradients of weights are sums over samples: for these a kernel
+adds up grain by grain.
 """
 
 from __future__ import annotations
@@ -26,8 +24,6 @@ from hpcps.params import Params, Shapes
 
 SIZES_KEPT = 4
 """Batch sizes whose memory a thread keeps."""
-LEAST_TRIALS, MOST_TRIALS, SUMS_TRIED = 4, 64, 1 << 16
-"""How often a product's shape is tried out: until so many sums of the smallest grain have been compared."""
 
 
 class _Space(NamedTuple):
@@ -75,7 +71,6 @@ class MLP:
         self.stages = [[f"weight{layer}", f"bias{layer}"] for layer in range(self._layers, 0, -1)]
         self._unweighted = self._device.empty(0, self._dtype)
         self._mine = _Spaces()
-        self._tried: dict[tuple[Any, ...], bool] = {}
 
     def init(self, rng: np.random.Generator) -> Params:
         """Uniform weights: He et al. 2015 before relu and gelu, else Glorot & Bengio 2010; biases are zero."""
@@ -171,25 +166,10 @@ class MLP:
 
     def _product(self, a: Array, b: Array, out: Array, bounds: Array | None) -> None:
         """out = a @ b; with ``bounds`` of grains each grain's rows have the bits of a call of their own."""
-        if bounds is None or (self._device.is_host and self._is_as_of_grains(b, bounds)):
+        if bounds is None:
             self._device.matmul(out, a, b)
-            return
-        for low, high in pairwise(bounds):
-            self._device.matmul_alone(out[low:high], a[low:high], b)
-
-    def _is_as_of_grains(self, b: Array, bounds: Array) -> bool:
-        """Whether a product of all grains' rows at once has the bits of a product a grain; tried out on random numbers.
-
-        The order of a sum depends on shapes, not on values; of many random sums in another order some are rounded
-        otherwise.
-        """
-        key = (bounds.tobytes(), b.shape, b.strides)
-        if key not in self._tried:
-            rng = np.random.Generator(np.random.Philox(key=0))
-            sums = int(np.diff(bounds).min()) * b.shape[1]
-            rounds = min(MOST_TRIALS, max(LEAST_TRIALS, SUMS_TRIED // max(sums, 1)))
-            self._tried[key] = all(_alike(rng, b, bounds) for _ in range(rounds))
-        return self._tried[key]
+        else:
+            self._device.matmul_grains(out, a, b, bounds)
 
     def _residual(self, scores: Array, labels: Array, floats: Array) -> float:
         """Scores become the gradient by them; returns the loss. ``floats`` (n,) is memory for labels."""
@@ -239,15 +219,6 @@ class MLP:
             z, out, delta = ([empty((n, width), self._dtype) for width in self._widths[1:]] for _ in range(3))
             spaces[n] = _Space(z, out, delta[:-1], empty(n, self._dtype))
         return spaces[n]
-
-
-def _alike(rng: np.random.Generator, like: Array, bounds: Array) -> bool:
-    """Whether the product of some random rows with a random matrix, laid out ``like`` another, has the same bits by one
-    call as by a call a grain."""
-    a, b = np.empty((int(bounds[-1]), len(like)), like.dtype), np.empty_like(like)
-    a[:], b[:] = rng.standard_normal(a.shape), rng.standard_normal(b.shape)
-    whole = np.matmul(a, b)
-    return all(np.matmul(a[low:high], b).tobytes() == whole[low:high].tobytes() for low, high in pairwise(bounds))
 
 
 def _shapes(widths: Sequence[int]) -> Shapes:

@@ -113,8 +113,8 @@ def test_products() -> None:
     np.testing.assert_allclose(gpu.read(out), a @ b, rtol=1e-12, atol=1e-12)
     gpu.matmul(out, there, gpu.put(np.ascontiguousarray(b.T)).T)
     np.testing.assert_allclose(gpu.read(out), a @ b, rtol=1e-12, atol=1e-12)
-    gpu.matmul_alone(out[5:9], there[5:9], gpu.put(b))
-    found = gpu.read(out[5:9]).tobytes()
-    whole = gpu.empty((4, 17), np.float64)
-    gpu.matmul_alone(whole, gpu.put(a[5:9]), gpu.put(b))
-    assert gpu.read(whole).tobytes() == found
+    whole = gpu.empty((9, 17), np.float64)
+    gpu.matmul_grains(whole, there[:9], gpu.put(b), np.array([0, 5, 9]))
+    alone = gpu.empty((4, 17), np.float64)
+    gpu.matmul_grains(alone, gpu.put(a[5:9]), gpu.put(b), np.array([0, 4]))
+    assert gpu.read(alone).tobytes() == gpu.read(whole)[5:].tobytes()

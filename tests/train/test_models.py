@@ -120,19 +120,6 @@ def test_grains_together_have_the_bits_of_grains_alone(options, sizes, dtype):
     np.testing.assert_allclose(stack[0], whole, rtol=tolerance, atol=tolerance * np.abs(whole).max())
 
 
-def test_a_product_of_all_grains_is_one_call_only_where_that_changes_no_bit():
-    model = models.make(Options(kind="mlp", hidden=(70, 9)), Facts(40, CLASSES), "float32", KERNELS)
-    call = grains_of(model, (32, 32, 32), "float32")
-    with threadpool_limits(1):
-        found = call(0, 3, [0, 0, 2])
-        assert set(model._tried) == {key for key in model._tried if key[0] == np.arange(0, 97, 32).tobytes()}
-        assert len(model._tried) == 5  # three ways forward, two back
-        model._tried = dict.fromkeys(model._tried, False)
-        one_by_one = call(0, 3, [0, 0, 2])
-    assert found[0].tolist() == one_by_one[0].tolist()
-    assert found[1][0].tobytes() == one_by_one[1][0].tobytes()
-
-
 def test_losses_agree_with_scikit_learn_at_the_same_parameters():
     linear_model = pytest.importorskip("sklearn.linear_model")
     metrics = pytest.importorskip("sklearn.metrics")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from hpcps_kernels.cpu._gemm_tiles import COLUMN_BYTES, ROWS, added, copy_columns
 from hpcps_kernels.cpu._grain_tiles import push_products
 from hpcps_kernels.cpu._jit import kernel, part
-from hpcps_kernels.cpu._outer import COLUMN_BYTES, ROWS, add_outer_products, outer_products
 from hpcps_kernels.cpu._tiles import CLASSES
 from hpcps_kernels.cpu._tree import add_row, copy_into, depth_and_left, fold
+from hpcps_kernels.cpu.gemm import pack, rows_of_tiles, tile_of
 from hpcps_kernels.cpu.gradient import BLOCK, compiled, dense_gradient, scores_of
 from hpcps_kernels.cpu.loss import softmax_residuals
 from hpcps_kernels.interface import Array
@@ -202,65 +203,45 @@ def layer_grains(stack: Array, delta: Array, x: Array, bounds: Array, adds: Arra
         raise ValueError("layer_grains: the layer does not fit a row of the stack")
     _add_columns(stack, delta, bounds, adds, depth, left, end)
     n, units, width = x.shape[0], delta.shape[1], COLUMN_BYTES // stack.itemsize
-    factors = _packed_rows(delta)
     panel, sums = _aligned(n, width, stack.dtype), _aligned(depth, ROWS * width, stack.dtype)
+    rows = rows_of_tiles(units)
     for column in range(0, x.shape[1], width):
-        _pack_columns(panel, x, column)
-        for unit in range(0, units, ROWS):
-            _add_tile(sums, factors, panel, unit // ROWS * n, bounds, adds)
-            _write_tile(stack, sums, left, at + unit * x.shape[1] + column, x.shape[1], units - unit, column)
+        size = min(width, x.shape[1] - column)
+        pack(panel, panel.ctypes.data, x.ctypes.data + column * x.itemsize, x.strides[0], x.itemsize, n, size)
+        for first in range(0, units, rows):
+            unit = min(first, units - rows)  # the last tile overlaps the one before: the same numbers are written again
+            _add_tile(sums, rows, delta, unit, panel, bounds, adds)
+            _write_tile(stack, sums, left, at + unit * x.shape[1] + column, x.shape[1], rows, size)
 
 
 @part
-def _add_tile(sums: Array, factors: Array, panel: Array, first: int, bounds: Array, adds: Array) -> None:
-    """One tile of all grains, added in tree order."""
-    top = 0
+def _add_tile(sums: Array, rows: int, delta: Array, unit: int, panel: Array, bounds: Array, adds: Array) -> None:
+    """One tile of all grains, added in tree order: ``rows`` units from ``unit`` on by the columns of the panel."""
+    top, step = 0, delta.strides[0]
     for g in range(adds.shape[0]):
-        if adds[g] == 0:
-            outer_products(sums, factors, panel, top, first, bounds[g], bounds[g + 1])
-            top += 1
-        else:
-            add_outer_products(sums, factors, panel, top - 1, first, bounds[g], bounds[g + 1])
+        count, left = bounds[g + 1] - bounds[g], delta.ctypes.data + bounds[g] * step + unit * delta.itemsize
+        right = panel.ctypes.data + bounds[g] * COLUMN_BYTES
+        if adds[g] > 0 and rows == ROWS:
+            added(sums, sums[top - 1].ctypes.data, COLUMN_BYTES, left, delta.itemsize, step, right, count, 0)
             top = fold(sums, top, adds[g] - 1, sums.shape[1])
-
-
-@part
-def _write_tile(stack: Array, sums: Array, left: int, at: int, features: int, units: int, column: int) -> None:
-    """What of a tile belongs to the matrix, to the columns from ``at`` on of the first rows of the stack."""
-    width = sums.shape[1] // ROWS
-    size = min(width, features - column)
-    for m in range(left):
-        for r in range(min(ROWS, units)):
-            start = at + r * features
-            copy_into(stack[m, start : start + size], sums[m, r * width : r * width + size])
-
-
-@part
-def _packed_rows(delta: Array) -> Array:
-    """delta (n, H) in strips of ROWS columns, one after the other; the last one filled up with 0."""
-    n, units = delta.shape
-    packed: Array = _aligned((units + ROWS - 1) // ROWS * n, ROWS, delta.dtype)
-    for unit in range(0, units, ROWS):
-        first, size = unit // ROWS * n, min(ROWS, units - unit)
-        if size == ROWS:
-            for i in range(n):
-                for r in range(ROWS):
-                    packed[first + i, r] = delta[i, unit + r]
         else:
-            for i in range(n):
-                packed[first + i, :] = 0
-                for r in range(size):
-                    packed[first + i, r] = delta[i, unit + r]
-    return packed
+            tile_of(sums, False, rows, sums[top].ctypes.data, COLUMN_BYTES, left, delta.itemsize, step, right, count, 0)
+            top = fold(sums, top + 1, adds[g], sums.shape[1])
 
 
 @part
-def _pack_columns(panel: Array, x: Array, column: int) -> None:
-    """The columns of x (n, D) from ``column`` on, as many as the panel has; filled up with 0."""
-    size = min(panel.shape[1], x.shape[1] - column)
-    for i in range(x.shape[0]):
-        copy_into(panel[i], x[i, column : column + size])
-        panel[i, size:] = 0
+def _write_tile(stack: Array, sums: Array, left: int, at: int, features: int, rows: int, size: int) -> None:
+    """A tile's first ``size`` columns, to the columns from ``at`` on of the first rows of the stack."""
+    width = sums.shape[1] // ROWS
+    for m in range(left):
+        for r in range(rows):
+            start = at + r * features
+            if size == width:
+                copy_columns(
+                    stack, stack[m].ctypes.data + start * stack.itemsize, sums[m].ctypes.data + r * COLUMN_BYTES
+                )
+            else:
+                copy_into(stack[m, start : start + size], sums[m, r * width : r * width + size])
 
 
 @part

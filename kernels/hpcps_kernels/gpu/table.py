@@ -15,6 +15,7 @@ from hpcps_kernels.interface import Kernels
 from hpcps_kernels.specs import SPECS
 
 LEFT_OUT = {
+    "gemm": "cuBLAS multiplies matrices",
     "hash": "keys are made of text, on the host",
     "index": "the table from keys to rows grows in the host's memory",
     "meet": "ranks meet in the memory of their node",

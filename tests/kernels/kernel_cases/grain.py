@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hpcps_kernels.cpu._outer import COLUMN_BYTES, ROWS
+from hpcps_kernels.cpu._gemm_tiles import COLUMN_BYTES, ROWS
 from hpcps_kernels.cpu.gradient import BLOCK
 from hpcps_kernels.spec import DTYPES, POINT_LOSSES
 

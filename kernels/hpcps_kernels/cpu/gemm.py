@@ -1,0 +1,265 @@
+"""Matrix products. The vectors run along the columns of the product, or along its rows where that is less work."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpcps_kernels.cpu._gemm_tiles import (
+    COLUMN_BYTES,
+    FEW,
+    ROWS,
+    SOME,
+    copy_columns,
+    copy_rows,
+    flipped,
+    flipped_of_few,
+    flipped_of_one,
+    flipped_of_some,
+    tile,
+    tile_of_few,
+    tile_of_one,
+    tile_of_some,
+    transpose,
+)
+from hpcps_kernels.cpu._jit import kernel, part
+from hpcps_kernels.cpu._memory import array_at
+from hpcps_kernels.cpu._vectors import VECTOR_BYTES
+from hpcps_kernels.interface import Array
+
+LINE_BYTES = 64
+PAGE_BYTES = 4096
+PANELS_BYTES, PANELS = 1 << 19, 4  # packed at a time: half of a usual second-level cache, and so many panels at least
+FAR_BYTES = 1 << 22
+COPIED, STRIDED, TRANSPOSED, FLIPPED = 2, 4, 8, 4  # what these cost a number, in multiply-adds
+
+
+@kernel
+def gemm_nn(out: Array, a: Array, b: Array) -> None:
+    m, n, k = a.shape[0], b.shape[1], a.shape[1]
+    size = out.itemsize
+    if _is_less_flipped(m, n, k, size, COPIED * n, TRANSPOSED * m + STRIDED * n):
+        _product(out, True, b.ctypes.data, size, n * size, a.ctypes.data, size, k * size, n, m, k)
+    else:
+        _product(out, False, a.ctypes.data, k * size, size, b.ctypes.data, n * size, size, m, n, k)
+
+
+@kernel
+def gemm_nt(out: Array, a: Array, b: Array) -> None:
+    m, n, k = a.shape[0], b.shape[0], a.shape[1]
+    size = out.itemsize
+    if _is_less_flipped(m, n, k, size, TRANSPOSED * n, TRANSPOSED * m):
+        _product(out, True, b.ctypes.data, k * size, size, a.ctypes.data, size, k * size, n, m, k)
+    else:
+        _product(out, False, a.ctypes.data, k * size, size, b.ctypes.data, size, k * size, m, n, k)
+
+
+@kernel
+def gemm_tn(out: Array, a: Array, b: Array) -> None:
+    m, n, k = a.shape[1], b.shape[1], a.shape[0]
+    size = out.itemsize
+    if _is_less_flipped(m, n, k, size, COPIED * n, COPIED * m):
+        _product(out, True, b.ctypes.data, size, n * size, a.ctypes.data, m * size, size, n, m, k)
+    else:
+        _product(out, False, a.ctypes.data, size, m * size, b.ctypes.data, n * size, size, m, n, k)
+
+
+@part
+def _is_less_flipped(m: int, n: int, k: int, size: int, packing: int, packing_flipped: int) -> bool:
+    """Whether vectors along m are less work than along n; in multiply-adds a step."""
+    other = n * _padded(m, size) + packing_flipped + FLIPPED * m * n // max(k, 1)
+    is_less: bool = other < m * _padded(n, size) + packing
+    return is_less
+
+
+@part
+def _padded(n: int, size: int) -> int:
+    columns = COLUMN_BYTES // size
+    whole: int = (n + columns - 1) // columns * columns
+    return whole
+
+
+@part
+def _product(
+    out: Array,
+    flips: bool,
+    left: int,
+    left_row: int,
+    left_step: int,
+    right: int,
+    right_step: int,
+    right_column: int,
+    m: int,
+    n: int,
+    k: int,
+) -> None:
+    """out, or its transpose if ``flips``, = left (m, k) @ right (k, n), given by addresses and distances in bytes."""
+    size = out.itemsize
+    columns, rows, depth = COLUMN_BYTES // size, rows_of_tiles(m), _depth(k)
+    out_row, out_column = (size, out.strides[0]) if flips else (out.strides[0], size)
+    width = max(1, PANELS_BYTES // max(1, depth * COLUMN_BYTES)) * columns
+    copies_left = n > columns and _is_slow(left_row, left_step, depth, size)
+    panels = _aligned(depth * min(width, _padded(n, size)), out)
+    lefts = _aligned(rows * (depth + LINE_BYTES) if copies_left else 0, out)
+    begun = _aligned((m + rows) * min(width, _padded(n, size)) if depth < k else 0, out)
+    aside = np.empty((rows, columns), out.dtype)
+    for start in range(0, n, width):
+        stop = min(n, start + width)
+        for low in range(0, max(k, 1), depth):
+            count = min(depth, k - low)
+            for j in range(start, stop, columns):
+                place = right + j * right_column + low * right_step
+                panel = panels.ctypes.data + (j - start) * depth * size
+                pack(panels, panel, place, right_step, right_column, count, min(columns, n - j))
+            sums = begun.ctypes.data
+            for first in range(0, m, rows):
+                i = min(first, m - rows)  # the last tile overlaps the one before: the same numbers are written again
+                place, row, step = left + i * left_row + low * left_step, left_row, left_step
+                if copies_left:
+                    row, step = _copy_left(lefts, place, left_row, left_step, rows, count)
+                    place = lefts.ctypes.data
+                for j in range(start, stop, columns):
+                    panel = panels.ctypes.data + (j - start) * depth * size
+                    since = sums if low > 0 else 0
+                    if low + count < k:
+                        tile_of(begun, False, rows, sums, COLUMN_BYTES, place, row, step, panel, count, since)
+                    elif n - j < columns:
+                        into = aside.ctypes.data
+                        tile_of(aside, False, rows, into, COLUMN_BYTES, place, row, step, panel, count, since)
+                        _put_aside(out, flips, aside, i, j, n - j)
+                    else:
+                        into = out.ctypes.data + i * out_row + j * out_column
+                        tile_of(out, flips, rows, into, out.strides[0], place, row, step, panel, count, since)
+                    sums += rows * COLUMN_BYTES
+
+
+@part
+def _depth(k: int) -> int:
+    """How many steps are taken before the next columns and rows: all, unless panels are too long for the cache."""
+    most = PANELS_BYTES // (PANELS * COLUMN_BYTES)
+    parts = 1 if k <= most else (2 * k + most - 1) // most
+    depth = (k + parts - 1) // parts
+    whole: int = max(1, depth) if parts == 1 else (depth + LINE_BYTES - 1) // LINE_BYTES * LINE_BYTES
+    return whole
+
+
+@part
+def _is_slow(row: int, step: int, depth: int, size: int) -> bool:
+    """Whether rows of a tile, or steps, fall into the same few sets of the first-level cache, or on ever new pages."""
+    return row % PAGE_BYTES == 0 if step == size else step % PAGE_BYTES == 0 or step * depth > FAR_BYTES
+
+
+@part
+def _copy_left(lefts: Array, left: int, row: int, step: int, rows: int, count: int) -> tuple[int, int]:
+    """Copy the rows of a tile to where they lie closer; returns the distances of rows and of steps there."""
+    size = lefts.itemsize
+    if step == size:
+        length = count + LINE_BYTES // size
+        for r in range(rows):
+            to, of = lefts[r * length : r * length + count], array_at(left + r * row, count, lefts)
+            for p in range(count):
+                to[p] = of[p]
+        return length * size, size
+    if rows == ROWS:
+        for p in range(count):
+            copy_rows(lefts, lefts.ctypes.data + p * ROWS * size, left + p * step)
+        return size, ROWS * size
+    for p in range(count):
+        to, of = lefts[p * rows : (p + 1) * rows], array_at(left + p * step, rows, lefts)
+        for r in range(rows):
+            to[r] = of[r]
+    return size, rows * size
+
+
+@part
+def _aligned(count: int, like: Array) -> Array:
+    """Memory that begins with a cache line."""
+    room = np.empty(count + LINE_BYTES, like.dtype)
+    start = -room.ctypes.data % LINE_BYTES // room.itemsize
+    memory: Array = room[start : start + count]
+    return memory
+
+
+@part
+def rows_of_tiles(m: int) -> int:
+    """How many rows the tiles have that make up m rows: where they overlap least."""
+    if m < FEW:
+        return 1
+    best, least = FEW, (m + FEW - 1) // FEW * (FEW + 1)
+    if m >= SOME and (m + SOME - 1) // SOME * (SOME + 1) <= least:
+        best, least = SOME, (m + SOME - 1) // SOME * (SOME + 1)
+    if m >= ROWS and (m + ROWS - 1) // ROWS * (ROWS + 1) <= least:
+        best = ROWS
+    return best
+
+
+@part
+def tile_of(
+    like: Array,
+    flips: bool,
+    rows: int,
+    out: int,
+    out_row: int,
+    left: int,
+    left_row: int,
+    left_step: int,
+    panel: int,
+    count: int,
+    begun: int,
+) -> None:
+    """The tile for so many rows: see `_gemm_tiles`."""
+    if rows == ROWS and flips:
+        flipped(like, out, out_row, left, left_row, left_step, panel, count, begun)
+    elif rows == ROWS:
+        tile(like, out, out_row, left, left_row, left_step, panel, count, begun)
+    elif rows == SOME and flips:
+        flipped_of_some(like, out, out_row, left, left_row, left_step, panel, count, begun)
+    elif rows == SOME:
+        tile_of_some(like, out, out_row, left, left_row, left_step, panel, count, begun)
+    elif rows == FEW and flips:
+        flipped_of_few(like, out, out_row, left, left_row, left_step, panel, count, begun)
+    elif rows == FEW:
+        tile_of_few(like, out, out_row, left, left_row, left_step, panel, count, begun)
+    elif flips:
+        flipped_of_one(like, out, out_row, left, left_row, left_step, panel, count, begun)
+    else:
+        tile_of_one(like, out, out_row, left, left_row, left_step, panel, count, begun)
+
+
+@part
+def _put_aside(out: Array, flips: bool, aside: Array, i: int, j: int, count: int) -> None:
+    """The first columns of a tile at (i, j), to where they belong."""
+    for r in range(aside.shape[0]):
+        for c in range(count):
+            if flips:
+                out[j + c, i + r] = aside[r, c]
+            else:
+                out[i + r, j + c] = aside[r, c]
+
+
+@part
+def pack(like: Array, panel: int, right: int, step: int, column: int, k: int, count: int) -> None:
+    """One panel: ``count`` columns of right, filled up with 0."""
+    size = like.itemsize
+    columns, lanes = COLUMN_BYTES // size, VECTOR_BYTES // size
+    into = array_at(panel, k * columns, like)
+    if column == size and count == columns:
+        for p in range(k):
+            copy_columns(like, panel + p * COLUMN_BYTES, right + p * step)
+        return
+    if column == size:
+        for p in range(k):
+            of = array_at(right + p * step, count, like)
+            for c in range(count):
+                into[p * columns + c] = of[c]
+            into[p * columns + count : (p + 1) * columns] = 0
+        return
+    whole = k // lanes * lanes if count == columns else 0
+    for p in range(0, whole, lanes):
+        for c in range(0, columns, lanes):
+            transpose(like, panel + (p * columns + c) * size, COLUMN_BYTES, right + p * size + c * column, column)
+    for c in range(count):
+        of = array_at(right + c * column, k, like)
+        for p in range(whole, k):
+            into[p * columns + c] = of[p]
+    for p in range(whole, k):
+        into[p * columns + count : (p + 1) * columns] = 0
