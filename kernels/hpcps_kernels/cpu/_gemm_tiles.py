@@ -15,6 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hpcps_kernels.cpu._prefetch import LINE_BYTES, send_for
 from hpcps_kernels.cpu._vectors import FEATURES, VECTOR_BYTES, Loop, Value, indices
 
 # The sums, the vectors of one step and a spread number must fit the registers: x86 has 16 of them up to AVX2.
@@ -59,6 +60,8 @@ def _tile(rows: int, how: int) -> Any:
                 with on:
                     for number, slot in enumerate(flat):
                         builder.store(_load(loop, begun, number * VECTOR_BYTES, vector), slot)
+            for place in _places(loop, rows, how, out, out_row):  # other ranks may have read them
+                send_for(builder, builder.inttoptr(place, ir.IntType(8).as_pointer()), is_to_write=True)
             lines = [builder.mul(left_row, loop.constant(r)) for r in range(rows)]
             with cgutils.for_range(builder, count) as each:
                 step = builder.add(panel, builder.mul(each.index, loop.constant(COLUMN_BYTES)))
@@ -75,6 +78,14 @@ def _tile(rows: int, how: int) -> Any:
         return types.void(like, *[types.intp] * 8), generate
 
     return intrinsic(typed)
+
+
+def _places(loop: Loop, rows: int, how: int, out: Value, out_row: Value) -> list[Value]:
+    """Addresses in the cache lines, or in most of them, where the sums will be written."""
+    builder = loop.builder
+    count, offsets = (COLUMN_BYTES // loop.size, [0]) if how == FLIPPED else (rows, range(0, COLUMN_BYTES, LINE_BYTES))
+    begins = [builder.add(out, builder.mul(out_row, loop.constant(r))) for r in range(count)]
+    return [builder.add(begin, loop.constant(offset)) for begin in begins for offset in offsets]
 
 
 def _write(loop: Loop, totals: list[list[Value]], out: Value, out_row: Value, is_added: bool) -> None:

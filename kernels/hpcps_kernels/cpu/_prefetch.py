@@ -12,15 +12,15 @@ from numba.extending import intrinsic
 LINE_BYTES = 64
 
 
-def send_for(builder: Any, pointer: Any) -> None:
-    """Build the instruction for the cache line at `pointer`."""
+def send_for(builder: Any, pointer: Any, is_to_write: bool = False) -> None:
+    """Build the instruction for the cache line at `pointer`; one `is_to_write` is taken from other cores, too."""
     byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
     function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
         builder.module, kind, "llvm.prefetch.p0"
     )
-    read, keep, data = flag(0), flag(3), flag(1)
-    builder.call(function, [builder.bitcast(pointer, byte), read, keep, data])
+    how, keep, data = flag(int(is_to_write)), flag(3), flag(1)
+    builder.call(function, [builder.bitcast(pointer, byte), how, keep, data])
 
 
 def _prefetch(typing_context: Any, matrix: Any, row: Any, column: Any) -> Any:
