@@ -53,7 +53,7 @@ class Device(Protocol):
         """Overwrite ``out``, of the device, with an array of the host. On the host they may be the same."""
 
     def matmul(self, out: Array, a: Array, b: Array) -> None:
-        """out = a @ b; ``a`` and ``b`` may be transposed."""
+        """out = a @ b; one of ``a`` and ``b`` may be the transpose of an array. Shares no memory with them."""
 
     def matmul_grains(self, out: Array, a: Array, b: Array, bounds: Array) -> None:
         """The same for the grains of a batch: the rows ``bounds[g]`` to ``bounds[g + 1] - 1`` have the bits of a call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import carray, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -56,3 +57,10 @@ def array_at(address: int, count: int, like: Array) -> Array:
     """``count`` elements of ``like``'s dtype at an address."""
     found: Array = carray(pointer(address), (count,), like.dtype)
     return found
+
+
+@part
+def address_of(array: Array) -> int:
+    """Where an array lies. Signed: of an int64 and what NumPy gives Numba would make a float64."""
+    address: int = np.int64(array.ctypes.data)  # type: ignore[assignment]
+    return address

@@ -22,7 +22,7 @@ from hpcps_kernels.cpu._gemm_tiles import (
     transpose,
 )
 from hpcps_kernels.cpu._jit import kernel, part
-from hpcps_kernels.cpu._memory import array_at
+from hpcps_kernels.cpu._memory import address_of, array_at
 from hpcps_kernels.cpu._vectors import VECTOR_BYTES
 from hpcps_kernels.interface import Array
 
@@ -38,9 +38,9 @@ def gemm_nn(out: Array, a: Array, b: Array) -> None:
     m, n, k = a.shape[0], b.shape[1], a.shape[1]
     size = out.itemsize
     if _is_less_flipped(m, n, k, size, COPIED * n, TRANSPOSED * m + STRIDED * n):
-        _product(out, True, b.ctypes.data, size, n * size, a.ctypes.data, size, k * size, n, m, k)
+        _product(out, True, address_of(b), size, n * size, address_of(a), size, k * size, n, m, k)
     else:
-        _product(out, False, a.ctypes.data, k * size, size, b.ctypes.data, n * size, size, m, n, k)
+        _product(out, False, address_of(a), k * size, size, address_of(b), n * size, size, m, n, k)
 
 
 @kernel
@@ -48,9 +48,9 @@ def gemm_nt(out: Array, a: Array, b: Array) -> None:
     m, n, k = a.shape[0], b.shape[0], a.shape[1]
     size = out.itemsize
     if _is_less_flipped(m, n, k, size, TRANSPOSED * n, TRANSPOSED * m):
-        _product(out, True, b.ctypes.data, k * size, size, a.ctypes.data, size, k * size, n, m, k)
+        _product(out, True, address_of(b), k * size, size, address_of(a), size, k * size, n, m, k)
     else:
-        _product(out, False, a.ctypes.data, k * size, size, b.ctypes.data, size, k * size, m, n, k)
+        _product(out, False, address_of(a), k * size, size, address_of(b), size, k * size, m, n, k)
 
 
 @kernel
@@ -58,9 +58,9 @@ def gemm_tn(out: Array, a: Array, b: Array) -> None:
     m, n, k = a.shape[1], b.shape[1], a.shape[0]
     size = out.itemsize
     if _is_less_flipped(m, n, k, size, COPIED * n, COPIED * m):
-        _product(out, True, b.ctypes.data, size, n * size, a.ctypes.data, m * size, size, n, m, k)
+        _product(out, True, address_of(b), size, n * size, address_of(a), m * size, size, n, m, k)
     else:
-        _product(out, False, a.ctypes.data, size, m * size, b.ctypes.data, n * size, size, m, n, k)
+        _product(out, False, address_of(a), size, m * size, address_of(b), n * size, size, m, n, k)
 
 
 @part
@@ -108,26 +108,26 @@ def _product(
             count = min(depth, k - low)
             for j in range(start, stop, columns):
                 place = right + j * right_column + low * right_step
-                panel = panels.ctypes.data + (j - start) * depth * size
+                panel = address_of(panels) + (j - start) * depth * size
                 pack(panels, panel, place, right_step, right_column, count, min(columns, n - j))
-            sums = begun.ctypes.data
+            sums = address_of(begun)
             for first in range(0, m, rows):
                 i = min(first, m - rows)  # the last tile overlaps the one before: the same numbers are written again
                 place, row, step = left + i * left_row + low * left_step, left_row, left_step
                 if copies_left:
                     row, step = _copy_left(lefts, place, left_row, left_step, rows, count)
-                    place = lefts.ctypes.data
+                    place = address_of(lefts)
                 for j in range(start, stop, columns):
-                    panel = panels.ctypes.data + (j - start) * depth * size
+                    panel = address_of(panels) + (j - start) * depth * size
                     since = sums if low > 0 else 0
                     if low + count < k:
                         tile_of(begun, False, rows, sums, COLUMN_BYTES, place, row, step, panel, count, since)
                     elif n - j < columns:
-                        into = aside.ctypes.data
+                        into = address_of(aside)
                         tile_of(aside, False, rows, into, COLUMN_BYTES, place, row, step, panel, count, since)
                         _put_aside(out, flips, aside, i, j, n - j)
                     else:
-                        into = out.ctypes.data + i * out_row + j * out_column
+                        into = address_of(out) + i * out_row + j * out_column
                         tile_of(out, flips, rows, into, out.strides[0], place, row, step, panel, count, since)
                     sums += rows * COLUMN_BYTES
 
@@ -161,7 +161,7 @@ def _copy_left(lefts: Array, left: int, row: int, step: int, rows: int, count: i
         return length * size, size
     if rows == ROWS:
         for p in range(count):
-            copy_rows(lefts, lefts.ctypes.data + p * ROWS * size, left + p * step)
+            copy_rows(lefts, address_of(lefts) + p * ROWS * size, left + p * step)
         return size, ROWS * size
     for p in range(count):
         to, of = lefts[p * rows : (p + 1) * rows], array_at(left + p * step, rows, lefts)
@@ -174,7 +174,7 @@ def _copy_left(lefts: Array, left: int, row: int, step: int, rows: int, count: i
 def _aligned(count: int, like: Array) -> Array:
     """Memory that begins with a cache line."""
     room = np.empty(count + LINE_BYTES, like.dtype)
-    start = -room.ctypes.data % LINE_BYTES // room.itemsize
+    start = -address_of(room) % LINE_BYTES // room.itemsize
     memory: Array = room[start : start + count]
     return memory
 

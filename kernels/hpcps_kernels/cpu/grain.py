@@ -7,9 +7,10 @@ import numpy as np
 from hpcps_kernels.cpu._gemm_tiles import COLUMN_BYTES, ROWS, added, copy_columns
 from hpcps_kernels.cpu._grain_tiles import push_products
 from hpcps_kernels.cpu._jit import kernel, part
+from hpcps_kernels.cpu._memory import address_of
 from hpcps_kernels.cpu._tiles import CLASSES
 from hpcps_kernels.cpu._tree import add_row, copy_into, depth_and_left, fold
-from hpcps_kernels.cpu.gemm import pack, rows_of_tiles, tile_of
+from hpcps_kernels.cpu.gemm import PAGE_BYTES, pack, rows_of_tiles, tile_of
 from hpcps_kernels.cpu.gradient import BLOCK, compiled, dense_gradient, scores_of
 from hpcps_kernels.cpu.loss import softmax_residuals
 from hpcps_kernels.interface import Array
@@ -204,29 +205,41 @@ def layer_grains(stack: Array, delta: Array, x: Array, bounds: Array, adds: Arra
     _add_columns(stack, delta, bounds, adds, depth, left, end)
     n, units, width = x.shape[0], delta.shape[1], COLUMN_BYTES // stack.itemsize
     panel, sums = _aligned(n, width, stack.dtype), _aligned(depth, ROWS * width, stack.dtype)
-    rows = rows_of_tiles(units)
+    rows, own = rows_of_tiles(units), _spaced(delta)
     for column in range(0, x.shape[1], width):
         size = min(width, x.shape[1] - column)
-        pack(panel, panel.ctypes.data, x.ctypes.data + column * x.itemsize, x.strides[0], x.itemsize, n, size)
+        pack(panel, address_of(panel), address_of(x) + column * x.itemsize, x.strides[0], x.itemsize, n, size)
         for first in range(0, units, rows):
             unit = min(first, units - rows)  # the last tile overlaps the one before: the same numbers are written again
-            _add_tile(sums, rows, delta, unit, panel, bounds, adds)
+            _add_tile(sums, rows, own, unit, panel, bounds, adds)
             _write_tile(stack, sums, left, at + unit * x.shape[1] + column, x.shape[1], rows, size)
+
+
+@part
+def _spaced(delta: Array) -> Array:
+    """delta, or, where its rows lie whole pages apart and so in the same few cache lines, a copy with longer rows."""
+    n, units = delta.shape
+    if delta.strides[0] % PAGE_BYTES != 0:
+        return delta
+    spaced = np.empty((n, units + LINE_BYTES), delta.dtype)
+    for i in range(n):
+        copy_into(spaced[i], delta[i])
+    return spaced
 
 
 @part
 def _add_tile(sums: Array, rows: int, delta: Array, unit: int, panel: Array, bounds: Array, adds: Array) -> None:
     """One tile of all grains, added in tree order: ``rows`` units from ``unit`` on by the columns of the panel."""
-    top, step = 0, delta.strides[0]
+    top, step, size = 0, delta.strides[0], rows * COLUMN_BYTES // sums.itemsize
     for g in range(adds.shape[0]):
-        count, left = bounds[g + 1] - bounds[g], delta.ctypes.data + bounds[g] * step + unit * delta.itemsize
-        right = panel.ctypes.data + bounds[g] * COLUMN_BYTES
+        count, left = bounds[g + 1] - bounds[g], address_of(delta) + bounds[g] * step + unit * delta.itemsize
+        right = address_of(panel) + bounds[g] * COLUMN_BYTES
         if adds[g] > 0 and rows == ROWS:
-            added(sums, sums[top - 1].ctypes.data, COLUMN_BYTES, left, delta.itemsize, step, right, count, 0)
-            top = fold(sums, top, adds[g] - 1, sums.shape[1])
+            added(sums, address_of(sums[top - 1]), COLUMN_BYTES, left, delta.itemsize, step, right, count, 0)
+            top = fold(sums, top, adds[g] - 1, size)
         else:
-            tile_of(sums, False, rows, sums[top].ctypes.data, COLUMN_BYTES, left, delta.itemsize, step, right, count, 0)
-            top = fold(sums, top + 1, adds[g], sums.shape[1])
+            tile_of(sums, False, rows, address_of(sums[top]), COLUMN_BYTES, left, delta.itemsize, step, right, count, 0)
+            top = fold(sums, top + 1, adds[g], size)
 
 
 @part
@@ -238,7 +251,7 @@ def _write_tile(stack: Array, sums: Array, left: int, at: int, features: int, ro
             start = at + r * features
             if size == width:
                 copy_columns(
-                    stack, stack[m].ctypes.data + start * stack.itemsize, sums[m].ctypes.data + r * COLUMN_BYTES
+                    stack, address_of(stack[m]) + start * stack.itemsize, address_of(sums[m]) + r * COLUMN_BYTES
                 )
             else:
                 copy_into(stack[m, start : start + size], sums[m, r * width : r * width + size])
@@ -262,6 +275,6 @@ def _add_columns(stack: Array, delta: Array, bounds: Array, adds: Array, depth: 
 def _aligned(rows: int, columns: int, dtype: type) -> Array:
     """Memory that begins with a cache line."""
     room: Array = np.empty(rows * columns + LINE_BYTES, dtype)
-    start = -room.ctypes.data % LINE_BYTES // room.itemsize
+    start = -address_of(room) % LINE_BYTES // room.itemsize
     memory: Array = room[start : start + rows * columns].reshape(rows, columns)
     return memory

@@ -13,6 +13,7 @@ from hpcps_kernels.cpu._jit import kernel, part
 from hpcps_kernels.cpu._prefetch import prefetch
 from hpcps_kernels.interface import Array
 
+BLOCK = 1 << 14  # keys whose first cells are computed at a time
 AHEAD = 24  # keys between the one that is looked up and the one whose cell is sent for
 
 
@@ -25,45 +26,76 @@ def index_clear(table: Array) -> None:
 @kernel
 def index_find(slots: Array, table: Array, keys: Array) -> None:
     _check_capacity(table)
+    for start in range(0, keys.shape[0], BLOCK):
+        _find(slots[start : start + BLOCK], table, keys[start : start + BLOCK])
+
+
+@part
+def _find(slots: Array, table: Array, keys: Array) -> None:
     m, last = keys.shape[0], np.uint64(table.shape[0] - 1)
-    for i in range(-AHEAD, m):
+    _first_cells(slots, table, keys)
+    for i in range(m):
         if i + AHEAD < m:
-            cell = _first_cell(keys[i + AHEAD], table)
-            slots[i + AHEAD] = cell  # until it is looked at
-            prefetch(table, cell, 0)
-            prefetch(table, np.int64((np.uint64(cell) + np.uint64(1)) & last), 0)  # may begin a line
-        if i >= 0:
-            # Where keys differ is a coin toss, and a branch that is guessed wrong costs as much as the look-up: most
-            # keys are in their first three cells, and there all are looked at. A key is in one cell at most.
-            key, near = keys[i], np.uint64(slots[i])
-            near = (near + np.uint64(table[near, 0] != key)) & last
-            near = (near + np.uint64(table[near, 0] != key)) & last
-            if table[near, 0] == key and table[near, 1] >= 0:
-                slots[i] = table[near, 1]
-            else:
-                cell = _cell_from(slots[i], table, key)
-                slots[i] = -1 if cell < 0 else table[cell, 1]
+            _send_for(slots[i + AHEAD], table)
+        # Where keys differ is a coin toss, and a branch that is guessed wrong costs as much as the look-up: most keys
+        # are in their first three cells, and there all are looked at. A key is in one cell at most.
+        key, near = keys[i], np.uint64(slots[i])
+        near = (near + np.uint64(table[near, 0] != key)) & last
+        near = (near + np.uint64(table[near, 0] != key)) & last
+        if table[near, 0] == key and table[near, 1] >= 0:
+            slots[i] = table[near, 1]
+        else:
+            cell = _cell_from(slots[i], table, key)
+            slots[i] = -1 if cell < 0 else table[cell, 1]
 
 
 @kernel
 def index_insert(slots: Array, table: Array, keys: Array, count: int) -> int:
     _check_capacity(table)
-    m, before, most = keys.shape[0], count, table.shape[0] - table.shape[0] // 8
-    for i in range(min(AHEAD, m)):
-        prefetch(table, _first_cell(keys[i], table), 0)
+    before = count
+    for start in range(0, keys.shape[0], BLOCK):
+        own, its_slots = keys[start : start + BLOCK], slots[start : start + BLOCK]
+        done, count = _insert(its_slots, table, own, count)
+        if done < own.shape[0]:
+            _take_back(table, keys, slots, start + done, before, count)
+            raise ValueError("index: more than 7/8 of the table would be taken")
+    return count
+
+
+@part
+def _insert(slots: Array, table: Array, keys: Array, count: int) -> tuple[int, int]:
+    """How many keys were there, or could be inserted, until the table was full; and how many it holds then."""
+    m, most = keys.shape[0], table.shape[0] - table.shape[0] // 8
+    _first_cells(slots, table, keys)
     for i in range(m):
         if i + AHEAD < m:
-            prefetch(table, _first_cell(keys[i + AHEAD], table), 0)
-        cell = _cell(table, keys[i])
+            prefetch(table, slots[i + AHEAD], 0)
+        cell = _cell_from(slots[i], table, keys[i])
         if cell < 0 or table[cell, 1] < 0:
             if cell < 0 or count >= most:
-                _take_back(table, keys, slots, i, before, count)
-                raise ValueError("index: more than 7/8 of the table would be taken")
+                return i, count
             table[cell, 0] = keys[i]
             table[cell, 1] = count
             count += 1
         slots[i] = table[cell, 1]
-    return count
+    return m, count
+
+
+@part
+def _first_cells(slots: Array, table: Array, keys: Array) -> None:
+    """The keys' first cells, where their slots will be; the first AHEAD of them are sent for. In vectors: key by key it
+    takes as long as the rest of a look-up."""
+    last = np.uint64(table.shape[0] - 1)
+    for i in range(keys.shape[0]):
+        slots[i] = np.int64(_hash(keys[i]) & last)
+    for i in range(min(AHEAD, keys.shape[0])):
+        _send_for(slots[i], table)
+
+
+@part
+def _send_for(cell: Any, table: Array) -> None:
+    prefetch(table, cell, 0)
+    prefetch(table, np.int64((np.uint64(cell) + np.uint64(1)) & np.uint64(table.shape[0] - 1)), 0)  # may begin a line
 
 
 @part
@@ -121,14 +153,19 @@ def _cell_from(cell: Any, table: Array, key: Any) -> Any:
 
 @part
 def _first_cell(key: Any, table: Array) -> Any:
-    """fmix64(key) modulo C."""
+    return np.int64(_hash(key) & np.uint64(table.shape[0] - 1))
+
+
+@part
+def _hash(key: Any) -> Any:
+    """fmix64(key)."""
     h = np.uint64(key)
     h ^= h >> np.uint64(33)
     h *= np.uint64(0xFF51AFD7ED558CCD)
     h ^= h >> np.uint64(33)
     h *= np.uint64(0xC4CEB9FE1A85EC53)
     h ^= h >> np.uint64(33)
-    return np.int64(h & np.uint64(table.shape[0] - 1))
+    return h
 
 
 @part

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hpcps_kernels.cpu._gemm_tiles import COLUMN_BYTES, FEW, ROWS
+from hpcps_kernels.cpu._gemm_tiles import COLUMN_BYTES, FEW, ROWS, SOME
 from hpcps_kernels.cpu._vectors import VECTOR_BYTES
 
 from kernel_cases import FLOATS, Case
@@ -19,7 +19,14 @@ SIZES = [  # m, n, k
     (2 * COLUMNS, 10, 37),
     (2 * ROWS + 3, 3 * COLUMNS, 3 * LANES),
     (3 * COLUMNS, 2 * ROWS + 3, 3 * LANES),
-    (COLUMNS + 5, 3 * COLUMNS + 5, 4500),  # one panel is more than what is packed at a time
+    (COLUMNS + 5, 3 * COLUMNS + 5, 4500),  # steps in several parts
+    (40, 700, 1024),  # more columns than are packed at a time; rows that lie a page apart
+    (3, 200, 1024),
+    (40, 300, 2100),
+    (1024, 300, 40),  # steps that lie a page apart
+    (1024, 70, 1100),
+    (SOME, COLUMNS + 1, 2048),
+    (FEW, 2 * COLUMNS, 2048),
 ]
 CASES = [
     Case(kernel, {"m": m, "n": n, "k": k}, {"F": dtype})
