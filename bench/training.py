@@ -62,7 +62,9 @@ class Case:
         try:
             speed, accuracy = self.run()
         except (subprocess.SubprocessError, OSError) as error:
-            self.missing = " ".join(str(error).split())[:200]
+            said = getattr(error, "stderr", None) or b""
+            last = said.decode(errors="replace").strip().rpartition("\n")[2]
+            self.missing = " ".join((last or str(error)).split())[:200]
             return
         self.speeds.append(speed)
         self.accuracies.append(accuracy)
@@ -173,12 +175,13 @@ def show(found: list[Case]) -> None:
             continue
         ratio = f"{case.speed / ddp.speed:.1f}" if ddp.speeds else ""
         spread = f"{min(case.speeds):,.0f} - {max(case.speeds):,.0f}"
-        print(f"| {case.name} | {case.speed:,.0f} | {spread} | {ratio} | {case.accuracy:.4f} |")
+        name = f"{case.name} ({len(case.speeds)} rounds, then: {case.missing})" if case.missing else case.name
+        print(f"| {name} | {case.speed:,.0f} | {spread} | {ratio} | {case.accuracy:.4f} |")
     print()
     for more, less in RATIOS:
         a, b = by_name[more], by_name[less]
         if a.speeds and b.speeds:
-            paired = statistics.median(x / y for x, y in zip(a.speeds, b.speeds, strict=True))
+            paired = statistics.median(x / y for x, y in zip(a.speeds, b.speeds, strict=False))  # one may have failed
             print(f"{more} / {less}: {a.speed / b.speed:.2f} (median of the rounds' own ratios: {paired:.2f})")
 
 
