@@ -98,7 +98,7 @@ def train_launched(
         message = "run.hosts is for ranks that hpcps starts itself; name the hosts to the launcher that started these"
         raise _on_every_rank(ConfigError(message))
     transport.timeout_s = config.run.timeout_s
-    # BLAS on one thread: its sums depend on the thread count, and parts run side by side already.
+    # BLAS, in users' own models, on one thread: its sums depend on the thread count, and parts run side by side.
     with threadpool_limits(1, "blas"), stopping.listening(signals(config)) as stop:
         attempts = _Attempts(config, _folder_of_all(transport, out or default_folder(config)), overwrite, resume, stop)
         if config.run.survive and launcher.survives(os.environ):
