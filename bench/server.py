@@ -7,7 +7,8 @@ messages. Beside it, in the same run, the same bytes go there and back by blocki
 allows to whoever sends them, with nothing done. Sparse: 10,000 random rows of a table of 2**20. All cases in turn, each
 round a job of its own; results are verified, and exit status 1 says that one is wrong.
 
-ps-lite's figures were measured earlier on a machine of this kind, not in this run.
+``--ps-lite PROGRAM`` (``peers/ps_lite.cc``, compiled) does the same by ps-lite, in the same rounds. Other figures of
+ps-lite's were measured earlier, on a machine of another kind.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 from pathlib import Path
 
 from common import write_json
+from peers import ps_lite
 from peers.allreduce_jobs import JobError, environment, last_line, mpi_library, mpiexec
 
 RANK = Path(__file__).with_name("server_rank.py")
@@ -28,7 +30,7 @@ PACKAGES = ("hpcps", "numpy", "numba", "mpi4py")
 SIZES = "1024,65536,1048576,16777216,67108864"
 WIDTHS = "1,16,64"
 TIMEOUT_S = 300
-PEER = "mpi4py Send and Recv"
+PEER, PS_LITE = "mpi4py Send and Recv", "ps-lite"
 PS_LITE_S = {
     ("push and pull", 1 << 10): 416e-6,
     ("push and pull", 1 << 20): 1.22e-3,
@@ -52,6 +54,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="an interpreter with mpi4py and hpcps's dependencies")
     parser.add_argument("--mpich-python", help="another one, with another MPI library")
+    parser.add_argument("--ps-lite", metavar="PROGRAM", help="peers/ps_lite.cc, compiled")
     parser.add_argument("--sizes", default=SIZES, help="bytes of dense gradients; empty for none")
     parser.add_argument("--widths", default=WIDTHS, help="numbers in a row of the table; empty for none")
     parser.add_argument("--rounds", type=int, default=5)
@@ -83,14 +86,21 @@ def run(chosen: argparse.Namespace) -> tuple[dict[Case, list[float]], dict[Case,
     kinds |= {"sparse": chosen.widths, "sparse-messages": chosen.widths}
     seconds: dict[Case, list[float]] = {}
     wrong: dict[Case, int] = {}
+
+    def take(library: str, all_told: list[dict]) -> None:
+        for told in all_told:
+            case = library, told["what"], told["size"]
+            seconds.setdefault(case, []).extend(told["seconds"])
+            wrong[case] = wrong.get(case, 0) + told["wrong"]
+
     for _ in range(chosen.rounds):
         for python in filter(None, (chosen.python, chosen.mpich_python)):
             library = " ".join(mpi_library(python).split()[:2]).rstrip(",:").replace(" Version", "")
             for kind, numbers in kinds.items():
-                for told in job(python, kind, numbers) if numbers else ():
-                    case = library, told["what"], told["size"]
-                    seconds.setdefault(case, []).extend(told["seconds"])
-                    wrong[case] = wrong.get(case, 0) + told["wrong"]
+                if numbers:
+                    take(library, job(python, kind, numbers))
+        if chosen.ps_lite:
+            take(PS_LITE, ps_lite.job(chosen.ps_lite, chosen.sizes, chosen.widths, TIMEOUT_S))
     return seconds, wrong
 
 
@@ -106,7 +116,11 @@ def rows(seconds: dict[Case, list[float]], wrong: dict[Case, int]) -> list[dict[
         if (library, PEER, size) in seconds and what != PEER:
             peer_s = statistics.median(seconds[library, PEER, size])
             row |= {"peer": PEER, "peer_s": peer_s, "ratio": peer_s / median_s}
-        earlier_s = PS_LITE_S.get((what.removesuffix(", by messages"), size))
+        alike = what.removesuffix(", by messages"), size
+        if (PS_LITE, *alike) in seconds and library != PS_LITE:
+            ps_lite_s = statistics.median(seconds[PS_LITE, *alike])
+            row |= {"ps_lite_s": ps_lite_s, "ps_lite_ratio": ps_lite_s / median_s}
+        earlier_s = PS_LITE_S.get(alike)
         if earlier_s is not None and what != PEER:
             row |= {"ps_lite_earlier_s": earlier_s, "ps_lite_earlier_ratio": earlier_s / median_s}
         found.append(row)
@@ -115,16 +129,16 @@ def rows(seconds: dict[Case, list[float]], wrong: dict[Case, int]) -> list[dict[
 
 def show(found: list[dict]) -> None:
     """The table."""
-    print("| library | what | bytes | median | p99 | Send and Recv | x | ps-lite, earlier | x | verified |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---|")
+    print(
+        "| library | what | bytes | median | p99 | Send and Recv | x | ps-lite | x | ps-lite, earlier | x | verified |"
+    )
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|")
     for row in found:
         times = f"{_time(row['median_s'])} | {_time(row['p99_s'])}"
-        peer = f"{_time(row['peer_s'])} | {row['ratio']:.1f}" if "peer" in row else "|"
-        earlier = "|"
-        if "ps_lite_earlier_s" in row:
-            earlier = f"{_time(row['ps_lite_earlier_s'])} | {row['ps_lite_earlier_ratio']:.1f}"
+        beside = [("peer_s", "ratio"), ("ps_lite_s", "ps_lite_ratio"), ("ps_lite_earlier_s", "ps_lite_earlier_ratio")]
+        peers = " | ".join(f"{_time(row[time])} | {row[ratio]:.1f}" if time in row else "|" for time, ratio in beside)
         verified = "yes" if row["wrong"] == 0 else f"NO: {row['wrong']} wrong"
-        print(f"| {row['library']} | {row['case']} | {row['size']:,} | {times} | {peer} | {earlier} | {verified} |")
+        print(f"| {row['library']} | {row['case']} | {row['size']:,} | {times} | {peers} | {verified} |")
 
 
 def _time(seconds: float) -> str:

@@ -217,11 +217,12 @@ class Shard:
             raise CommError(f"worker {worker} pushed {pieces} pieces, not {len(self._adds[worker])}")
 
     def _change(self, dense: Array, rows: ByTable, scale: float) -> None:
-        last = self._prepared  # one worker's gradient comes in the same array in every step
-        if last is None or dense is not last[0] or scale != last[1]:
-            self._prepared = dense, scale
-            self._update = self._optimizer.prepare(self.params, self.state, dense, scale)
-        self._update(self.updates)
+        if len(self.params):
+            last = self._prepared  # one worker's gradient comes in the same array in every step
+            if last is None or dense is not last[0] or scale != last[1]:
+                self._prepared = dense, scale
+                self._update = self._optimizer.prepare(self.params, self.state, dense, scale)
+            self._update(self.updates)
         if rows:
             for name, (keys, values) in rows.items():
                 self._update_table(name, keys, values, scale)

@@ -79,6 +79,8 @@ class Table:
     def pull(self, keys: Array, out: Array | None = None) -> Array:
         """The rows (k, W) of keys (k,) int64, any values: a copy, or written to ``out``."""
         rows = np.empty((len(keys), self.width), self.dtype) if out is None else out
+        if not len(keys):
+            return rows
         slots = self._index.find(keys)
         missing = np.flatnonzero(slots < 0)
         if len(missing) == len(keys):

@@ -32,21 +32,16 @@ def index_find(slots: Array, table: Array, keys: Array) -> None:
 
 @part
 def _find(slots: Array, table: Array, keys: Array) -> None:
-    m, last = keys.shape[0], np.uint64(table.shape[0] - 1)
+    m = keys.shape[0]
     _first_cells(slots, table, keys)
     for i in range(m):
         if i + AHEAD < m:
             _send_for(slots[i + AHEAD], table)
-        # Where keys differ is a coin toss, and a branch that is guessed wrong costs as much as the look-up: most keys
-        # are in their first three cells, and there all are looked at. A key is in one cell at most.
-        key, near = keys[i], np.uint64(slots[i])
-        near = (near + np.uint64(table[near, 0] != key)) & last
-        near = (near + np.uint64(table[near, 0] != key)) & last
-        if table[near, 0] == key and table[near, 1] >= 0:
-            slots[i] = table[near, 1]
-        else:
-            cell = _cell_from(slots[i], table, key)
-            slots[i] = -1 if cell < 0 else table[cell, 1]
+        slot = _likely_slot(slots[i], table, keys[i])
+        if slot < 0:
+            cell = _cell_from(slots[i], table, keys[i])
+            slot = -1 if cell < 0 else table[cell, 1]
+        slots[i] = slot
 
 
 @kernel
@@ -69,15 +64,18 @@ def _insert(slots: Array, table: Array, keys: Array, count: int) -> tuple[int, i
     _first_cells(slots, table, keys)
     for i in range(m):
         if i + AHEAD < m:
-            prefetch(table, slots[i + AHEAD], 0)
-        cell = _cell_from(slots[i], table, keys[i])
-        if cell < 0 or table[cell, 1] < 0:
-            if cell < 0 or count >= most:
-                return i, count
-            table[cell, 0] = keys[i]
-            table[cell, 1] = count
-            count += 1
-        slots[i] = table[cell, 1]
+            _send_for(slots[i + AHEAD], table)
+        slot = _likely_slot(slots[i], table, keys[i])
+        if slot < 0:
+            cell = _cell_from(slots[i], table, keys[i])
+            if cell < 0 or table[cell, 1] < 0:
+                if cell < 0 or count >= most:
+                    return i, count
+                table[cell, 0] = keys[i]
+                table[cell, 1] = count
+                count += 1
+            slot = table[cell, 1]
+        slots[i] = slot
     return m, count
 
 
@@ -138,6 +136,19 @@ def _clear(table: Array) -> None:
 def _cell(table: Array, key: Any) -> Any:
     """The cell that holds the key or is empty for it; -1 where a full table does not hold it."""
     return _cell_from(_first_cell(key, table), table, key)
+
+
+@part
+def _likely_slot(cell: Any, table: Array, key: Any) -> Any:
+    """The key's slot, if it is in one of the three cells from ``cell`` on; -1 where it is not.
+
+    Where keys differ is a coin toss, and a branch that is guessed wrong costs as much as the look-up: most keys are in
+    their first three cells, and there all are looked at. A key is in one cell at most.
+    """
+    near, last = np.uint64(cell), np.uint64(table.shape[0] - 1)
+    near = (near + np.uint64(table[near, 0] != key)) & last
+    near = (near + np.uint64(table[near, 0] != key)) & last
+    return table[near, 1] if table[near, 0] == key else -1
 
 
 @part
