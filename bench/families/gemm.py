@@ -20,6 +20,8 @@ LAYERS = [  # samples, inputs, units
     (128, 512, 256),
     (256, 3072, 1024),
     (256, 4096, 4096),
+    (256, 30, 16),
+    (1, 784, 512),
 ]
 ROLES = {"gemm_nt": "forward", "gemm_nn": "backward", "gemm_tn": "gradient of weights"}
 

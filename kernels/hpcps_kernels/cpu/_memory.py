@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 from hpcps_kernels.cpu._jit import part
 from hpcps_kernels.interface import Array
 
-BYTES = 8
+BYTES, LINE_BYTES = 8, 64
 
 
 def _pointer(typing_context: Any, address: Any) -> Any:
@@ -64,3 +64,12 @@ def address_of(array: Array) -> int:
     """Where an array lies. Signed: of an int64 and what NumPy gives Numba would make a float64."""
     address: int = np.int64(array.ctypes.data)  # type: ignore[assignment]
     return address
+
+
+@part
+def aligned(count: int, like: Array) -> Array:
+    """Memory for ``count`` elements of ``like``'s dtype that begins with a cache line."""
+    room = np.empty(count + LINE_BYTES, like.dtype)
+    start = -address_of(room) % LINE_BYTES // room.itemsize
+    memory: Array = room[start : start + count]
+    return memory

@@ -22,11 +22,10 @@ from hpcps_kernels.cpu._gemm_tiles import (
     transpose,
 )
 from hpcps_kernels.cpu._jit import kernel, part
-from hpcps_kernels.cpu._memory import address_of, array_at
+from hpcps_kernels.cpu._memory import LINE_BYTES, address_of, aligned, array_at
 from hpcps_kernels.cpu._vectors import VECTOR_BYTES
 from hpcps_kernels.interface import Array
 
-LINE_BYTES = 64
 PAGE_BYTES = 4096
 PANELS_BYTES, PANELS = 1 << 19, 4  # packed at a time: half of a usual second-level cache, and so many panels at least
 FAR_BYTES = 1 << 22
@@ -98,9 +97,9 @@ def _product(
     out_row, out_column = (size, out.strides[0]) if flips else (out.strides[0], size)
     width = max(1, PANELS_BYTES // max(1, depth * COLUMN_BYTES)) * columns
     copies_left = n > columns and _is_slow(left_row, left_step, depth, size)
-    panels = _aligned(depth * min(width, _padded(n, size)), out)
-    lefts = _aligned(rows * (depth + LINE_BYTES) if copies_left else 0, out)
-    begun = _aligned((m + rows) * min(width, _padded(n, size)) if depth < k else 0, out)
+    panels = aligned(depth * min(width, _padded(n, size)), out)
+    lefts = aligned(rows * (depth + LINE_BYTES) if copies_left else 0, out)
+    begun = aligned((m + rows) * min(width, _padded(n, size)) if depth < k else 0, out)
     aside = np.empty((rows, columns), out.dtype)
     for start in range(0, n, width):
         stop = min(n, start + width)
@@ -168,15 +167,6 @@ def _copy_left(lefts: Array, left: int, row: int, step: int, rows: int, count: i
         for r in range(rows):
             to[r] = of[r]
     return size, rows * size
-
-
-@part
-def _aligned(count: int, like: Array) -> Array:
-    """Memory that begins with a cache line."""
-    room = np.empty(count + LINE_BYTES, like.dtype)
-    start = -address_of(room) % LINE_BYTES // room.itemsize
-    memory: Array = room[start : start + count]
-    return memory
 
 
 @part

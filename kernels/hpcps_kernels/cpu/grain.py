@@ -7,7 +7,7 @@ import numpy as np
 from hpcps_kernels.cpu._gemm_tiles import COLUMN_BYTES, ROWS, added, copy_columns
 from hpcps_kernels.cpu._grain_tiles import push_products
 from hpcps_kernels.cpu._jit import kernel, part
-from hpcps_kernels.cpu._memory import address_of
+from hpcps_kernels.cpu._memory import LINE_BYTES, address_of, aligned
 from hpcps_kernels.cpu._tiles import CLASSES
 from hpcps_kernels.cpu._tree import add_row, copy_into, depth_and_left, fold
 from hpcps_kernels.cpu.gemm import PAGE_BYTES, pack, rows_of_tiles, tile_of
@@ -15,7 +15,6 @@ from hpcps_kernels.cpu.gradient import BLOCK, compiled, dense_gradient, scores_o
 from hpcps_kernels.cpu.loss import softmax_residuals
 from hpcps_kernels.interface import Array
 
-LINE_BYTES = 64
 SAMPLES_VALUES = 4096  # of a grain, so many columns that its samples stay in the first-level cache between classes
 
 
@@ -204,7 +203,7 @@ def layer_grains(stack: Array, delta: Array, x: Array, bounds: Array, adds: Arra
         raise ValueError("layer_grains: the layer does not fit a row of the stack")
     _add_columns(stack, delta, bounds, adds, depth, left, end)
     n, units, width = x.shape[0], delta.shape[1], COLUMN_BYTES // stack.itemsize
-    panel, sums = _aligned(n, width, stack.dtype), _aligned(depth, ROWS * width, stack.dtype)
+    panel, sums = aligned(n * width, stack), aligned(depth * ROWS * width, stack).reshape(depth, ROWS * width)
     rows, own = rows_of_tiles(units), _spaced(delta)
     for column in range(0, x.shape[1], width):
         size = min(width, x.shape[1] - column)
@@ -269,12 +268,3 @@ def _add_columns(stack: Array, delta: Array, bounds: Array, adds: Array, depth: 
         top = fold(sums, top + 1, adds[g], sums.shape[1])
     for m in range(left):
         copy_into(stack[m, at : at + delta.shape[1]], sums[m])
-
-
-@part
-def _aligned(rows: int, columns: int, dtype: type) -> Array:
-    """Memory that begins with a cache line."""
-    room: Array = np.empty(rows * columns + LINE_BYTES, dtype)
-    start = -address_of(room) % LINE_BYTES // room.itemsize
-    memory: Array = room[start : start + rows * columns].reshape(rows, columns)
-    return memory
