@@ -317,7 +317,7 @@ def _sum_chunk(
     lo, hi = _chunk(desk, bounds, count, rank)
     if ranks == 2 and format == OWN and program.shape[0] == 0:
         mine, other = _array_of(x, desk, rank, number), _array_of(x, desk, 1 - rank, number)
-        _sum_two(x if operation == SCATTER else mine, mine, other, lo, hi, operation == SUM)
+        _sum_two(mine[lo:hi], other[lo:hi], operation == SUM)
         return
     size = min(BLOCK, work.shape[0] // _depth(program))
     if size == 0:
@@ -338,16 +338,16 @@ def _sum_chunk(
 
 
 @part
-def _sum_two(out: Array, mine: Array, other: Array, lo: int, hi: int, both: bool) -> None:
-    first, second, result = mine[lo:hi], other[lo:hi], out[lo:hi]
+def _sum_two(mine: Array, other: Array, both: bool) -> None:
+    """The sum, to both or to mine. No third name for what is one of them: then the loop has vectors."""
     if not both:
-        for i in range(hi - lo):
-            result[i] = first[i] + second[i]
+        for i in range(mine.shape[0]):
+            mine[i] += other[i]
         return
-    for i in range(hi - lo):
-        total = first[i] + second[i]
-        first[i] = total
-        second[i] = total
+    for i in range(mine.shape[0]):
+        total = mine[i] + other[i]
+        mine[i] = total
+        other[i] = total
 
 
 @part
