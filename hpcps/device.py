@@ -55,6 +55,9 @@ class Device(Protocol):
     def matmul(self, out: Array, a: Array, b: Array) -> None:
         """out = a @ b; one of ``a`` and ``b`` may be the transpose of an array. Shares no memory with them."""
 
+    def product(self, out: Array, a: Array, b: Array) -> tuple[Any, ...]:
+        """The same as a function and its arguments, for who calls it again and again."""
+
     def matmul_grains(self, out: Array, a: Array, b: Array, bounds: Array) -> None:
         """The same for the grains of a batch: the rows ``bounds[g]`` to ``bounds[g + 1] - 1`` have the bits of a call
         for them alone. ``bounds``: (grains + 1,), on the host."""
@@ -91,12 +94,15 @@ class Host:
             out[...] = array
 
     def matmul(self, out: Array, a: Array, b: Array) -> None:
+        kernel, *arguments = self.product(out, a, b)
+        kernel(*arguments)
+
+    def product(self, out: Array, a: Array, b: Array) -> tuple[Any, ...]:
         if not a.flags.c_contiguous:
-            self.kernels.gemm_tn(out, a.T, b)
-        elif not b.flags.c_contiguous:
-            self.kernels.gemm_nt(out, a, b.T)
-        else:
-            self.kernels.gemm_nn(out, a, b)
+            return self.kernels.gemm_tn, out, a.T, b
+        if not b.flags.c_contiguous:
+            return self.kernels.gemm_nt, out, a, b.T
+        return self.kernels.gemm_nn, out, a, b
 
     def matmul_grains(self, out: Array, a: Array, b: Array, bounds: Array) -> None:
         """One call: the bits of a row do not depend on other rows."""
@@ -151,6 +157,9 @@ class Gpu:
     def matmul(self, out: Array, a: Array, b: Array) -> None:
         with self.below:
             self.below.multiply(out, a, b)
+
+    def product(self, out: Array, a: Array, b: Array) -> tuple[Any, ...]:
+        return self.matmul, out, a, b
 
     def matmul_grains(self, out: Array, a: Array, b: Array, bounds: Array) -> None:
         with self.below:

@@ -146,8 +146,8 @@ class Lane:
     def _on_all(self, batch: Batch, out: Params) -> Call:
         """The model's loss and gradient of a batch, by a function that is bound to the arrays if the model has one."""
         prepare = getattr(self._model, "prepare", None)
-        if prepare is not None and not self._ready:
-            return cast(Call, prepare(self._params, batch, out))
+        if prepare is not None:
+            return cast(Call, prepare(self._params, batch, out, **self._ready))
         return partial(self._model.loss_gradient, self._params, batch, out, **self._ready)
 
     def _on_rows(self, batch: Batch, out: Arrays) -> float:

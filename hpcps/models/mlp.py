@@ -10,7 +10,7 @@ adds up grain by grain.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from hpcps.config import Model as Options
 from hpcps.models import Array, Arrays, Batch, Facts, Model, Task
 from hpcps.params import Params, Shapes
 
+Make = Callable[..., Callable[[], Any]]
 SIZES_KEPT = 4
 """Batch sizes whose memory a thread keeps."""
 
@@ -93,14 +94,45 @@ class MLP:
     ) -> float:
         """Overwrites also ``samples_gradient`` (n, D), the gradient by the samples, where it is given."""
         space = self._space(len(batch.samples))
-        scores = space.out[-1]
-        self._forward(params, batch.samples, space, scores)
-        loss = self._residual(scores, batch.labels, space.labels)
-        self._kernels.activation_gradient(scores, gradient_out[f"bias{self._layers}"], *[space.z[-1]] * 2, "identity")
-        self._backward(params, batch.samples, space, gradient_out, ready)
+        loss = self._made(partial, params, batch, gradient_out, space, ready)()
         if samples_gradient is not None:
             self._device.matmul(samples_gradient, (space.delta + space.out[-1:])[0], params["weight1"])
         return loss
+
+    def prepare(
+        self, params: Arrays, batch: Batch, gradient_out: Arrays, ready: Callable[[int], None] | None = None
+    ) -> Callable[[], float]:
+        return self._made(_bound, params, batch, gradient_out, self._new_space(len(batch.samples)), ready)
+
+    def _made(
+        self,
+        make: Make,
+        params: Arrays,
+        batch: Batch,
+        gradient_out: Arrays,
+        space: _Space,
+        ready: Callable[[int], None] | None,
+    ) -> Callable[[], float]:
+        """What :meth:`loss_gradient` does with these arrays; ``make`` makes its calls of functions and arguments."""
+        scores, z = space.out[-1], space.z[-1]
+        forward = [make(*call) for call in self._forward_calls(params, batch.samples, space, scores)]
+        residual = partial(self._residual, scores, batch.labels, space.labels)
+        last = make(self._kernels.activation_gradient, scores, gradient_out[f"bias{self._layers}"], z, z, "identity")
+        stages = [[make(*call) for call in calls] for calls in self._backward_calls(params, batch, space, gradient_out)]
+
+        def loss_gradient() -> float:
+            for call in forward:
+                call()
+            loss = residual()
+            last()
+            for stage, calls in enumerate(stages):
+                for call in calls:
+                    call()
+                if ready is not None:
+                    ready(stage)
+            return loss
+
+        return loss_gradient
 
     def grain_gradients(self, params: Arrays, batch: Batch, bounds: Array, adds: Array, stack: Array) -> Array:
         return self.prepare_grains(params, batch, bounds, adds, stack)()
@@ -132,7 +164,7 @@ class MLP:
             self._kernels.layer_grains(stack, delta, x, *tree, end)
             if layer > 1:
                 below = space.delta[layer - 2]
-                self._product(delta, weight, below, bounds)
+                self._device.matmul_grains(below, delta, weight, bounds)
                 z, unused = space.z[layer - 2], self._device.scratch(below.shape[1], self._dtype)
                 self._kernels.activation_gradient(below, unused, z, x, self._activation)
                 delta = below
@@ -155,21 +187,25 @@ class MLP:
     def _forward(
         self, params: Arrays, samples: Array, space: _Space, scores: Array, bounds: Array | None = None
     ) -> None:
+        for function, *arguments in self._forward_calls(params, samples, space, scores, bounds):
+            function(*arguments)
+
+    def _forward_calls(
+        self, params: Arrays, samples: Array, space: _Space, scores: Array, bounds: Array | None = None
+    ) -> Iterator[tuple[Any, ...]]:
+        """Functions and their arguments. With ``bounds`` of grains the products of each have the bits of a call of
+        their own."""
         x = samples
         for layer in range(1, self._layers + 1):
             z, is_last = space.z[layer - 1], layer == self._layers
-            out = scores if is_last else space.out[layer - 1]
-            self._product(x, params[f"weight{layer}"].T, z, bounds)
+            out, weight = scores if is_last else space.out[layer - 1], params[f"weight{layer}"].T
+            if bounds is None:
+                yield self._device.product(z, x, weight)
+            else:
+                yield self._device.matmul_grains, z, x, weight, bounds
             activation = "identity" if is_last else self._activation
-            self._kernels.bias_activation(out, z, params[f"bias{layer}"], activation)
+            yield self._kernels.bias_activation, out, z, params[f"bias{layer}"], activation
             x = out
-
-    def _product(self, a: Array, b: Array, out: Array, bounds: Array | None) -> None:
-        """out = a @ b; with ``bounds`` of grains each grain's rows have the bits of a call of their own."""
-        if bounds is None:
-            self._device.matmul(out, a, b)
-        else:
-            self._device.matmul_grains(out, a, b, bounds)
 
     def _residual(self, scores: Array, labels: Array, floats: Array) -> float:
         """Scores become the gradient by them; returns the loss. ``floats`` (n,) is memory for labels."""
@@ -188,26 +224,21 @@ class MLP:
     def _point_loss(self) -> tuple[str, float]:
         return ("logistic" if self.task == "binary" else "squared", 1.0)
 
-    def _backward(
-        self,
-        params: Arrays,
-        samples: Array,
-        space: _Space,
-        gradient_out: Arrays,
-        ready: Callable[[int], None] | None,
-    ) -> None:
+    def _backward_calls(
+        self, params: Arrays, batch: Batch, space: _Space, gradient_out: Arrays
+    ) -> Iterator[list[tuple[Any, ...]]]:
+        """Functions and their arguments, by stage."""
         delta = space.out[-1]
         for layer in range(self._layers, 0, -1):
-            x = space.out[layer - 2] if layer > 1 else samples
-            self._device.matmul(gradient_out[f"weight{layer}"], delta.T, x)
+            x = space.out[layer - 2] if layer > 1 else batch.samples
+            calls = [self._device.product(gradient_out[f"weight{layer}"], delta.T, x)]
             if layer > 1:
-                below = space.delta[layer - 2]
-                self._device.matmul(below, delta, params[f"weight{layer}"])
-                bias_gradient = gradient_out[f"bias{layer - 1}"]
-                self._kernels.activation_gradient(below, bias_gradient, space.z[layer - 2], x, self._activation)
+                below, z = space.delta[layer - 2], space.z[layer - 2]
+                calls.append(self._device.product(below, delta, params[f"weight{layer}"]))
+                outs = below, gradient_out[f"bias{layer - 1}"]
+                calls.append((self._kernels.activation_gradient, *outs, z, x, self._activation))
                 delta = below
-            if ready is not None:
-                ready(self._layers - layer)
+            yield calls
 
     def _space(self, n: int) -> _Space:
         """This thread's memory for n samples."""
@@ -215,10 +246,19 @@ class MLP:
         if n not in spaces:
             if len(spaces) >= SIZES_KEPT:
                 spaces.clear()
-            empty = self._device.empty
-            z, out, delta = ([empty((n, width), self._dtype) for width in self._widths[1:]] for _ in range(3))
-            spaces[n] = _Space(z, out, delta[:-1], empty(n, self._dtype))
+            spaces[n] = self._new_space(n)
         return spaces[n]
+
+    def _new_space(self, n: int) -> _Space:
+        empty = self._device.empty
+        z, out, delta = ([empty((n, width), self._dtype) for width in self._widths[1:]] for _ in range(3))
+        return _Space(z, out, delta[:-1], empty(n, self._dtype))
+
+
+def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    """The call, its arguments checked once if it is a kernel's."""
+    bind: Make = getattr(function, "bind", None) or partial(partial, function)
+    return bind(*arguments)
 
 
 def _shapes(widths: Sequence[int]) -> Shapes:
