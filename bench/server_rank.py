@@ -33,6 +33,7 @@ from hpcps.sums import Decoder, Summed
 
 ROWS = 1 << 20
 KEYS = 10_000
+NEW_CALLS = 60
 TIMEOUT_S = 60.0
 WARM_UPS = 5
 RATE = 0.5
@@ -126,7 +127,8 @@ def peer(transport: MpiTransport, size_bytes: int) -> list[dict[str, object]]:
 
 
 def sparse(transport: MpiTransport, width: int, is_shared: bool) -> list[dict[str, object]]:
-    """A push of random rows, acknowledged, and a pull of random rows: in memory that both see, or by messages."""
+    """A push of random rows that there are, acknowledged, a pull of them, and a push of rows that there are not: in
+    memory that both see, or by messages."""
     nothing, rows = np.empty(0, np.float32), PulledRows({"table": width}, np.float32, KERNELS)
     client = start(transport, nothing, rows, letters=transport.memory if is_shared else None)
     if client is None:
@@ -134,13 +136,13 @@ def sparse(transport: MpiTransport, width: int, is_shared: bool) -> list[dict[st
     rng = np.random.default_rng(0)
     batches = [np.sort(rng.choice(ROWS, KEYS, replace=False)) for _ in range(20)]
     values = (np.arange(KEYS * width) % 5).astype(np.float32).reshape(KEYS, width)
-    expected, no_keys, step = np.zeros((ROWS, width), np.float32), {"table": np.empty(0, np.int64)}, 0
+    expected, step = np.zeros((ROWS, width), np.float32), 0
 
     def push() -> None:
         nonlocal step
         step += 1
         client.push(step, Summed(nothing, 1.0, {"table": Rows(batches[step % 20], values)}))
-        client.pull(step, no_keys)
+        client.pull(step, None)
 
     pushes = timed(push, 200)
     for number in range(1, step + 1):
@@ -156,12 +158,32 @@ def sparse(transport: MpiTransport, width: int, is_shared: bool) -> list[dict[st
     for keys in batches:
         client.pull(step, {"table": keys})
         wrong += np.count_nonzero(rows.rows("table", keys) != expected[keys])
+    unknown = [new_keys(rng) for _ in range(NEW_CALLS + WARM_UPS)]
+    more = iter(unknown)
+
+    def push_new() -> None:
+        nonlocal step
+        step += 1
+        client.push(step, Summed(nothing, 1.0, {"table": Rows(next(more), values)}))
+        client.pull(step, None)
+
+    makes = timed(push_new, NEW_CALLS)
+    for keys in unknown:
+        client.pull(step, {"table": keys})
+        wrong += np.count_nonzero(rows.rows("table", keys) != -RATE * values)
     client.finish()
     size, how = KEYS * (8 + 4 * width), f"{width} wide" if is_shared else f"{width} wide, by messages"
     return [
         {"what": f"sparse push, {how}", "size": size, "seconds": pushes, "wrong": int(wrong)},
         {"what": f"sparse pull, {how}", "size": size, "seconds": pulls, "wrong": int(wrong)},
+        {"what": f"sparse push of new rows, {how}", "size": size, "seconds": makes, "wrong": int(wrong)},
     ]
+
+
+def new_keys(rng: np.random.Generator) -> Array:
+    """KEYS distinct ones of 2**62 beyond the first ROWS, ascending."""
+    keys: Array = np.unique(rng.integers(ROWS, 1 << 62, 2 * KEYS))
+    return np.sort(rng.permutation(keys)[:KEYS])
 
 
 CASES = {

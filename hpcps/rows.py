@@ -31,6 +31,21 @@ class Picked(NamedTuple):
     are_in: Array
 
 
+class Found:
+    """Where a table has found the rows of ``keys``: for who comes with these keys again, in this array."""
+
+    __slots__ = ("is_whole", "keys", "slots", "version")
+
+    def __init__(self, keys: Array) -> None:
+        self.keys = keys
+        self.slots: Array | None = None
+        """(k,) int64, -1 where there was no row; None: nobody has looked"""
+        self.is_whole = False
+        """Whether there was a row of each key"""
+        self.version = 0
+        """Of the table, when it was looked at"""
+
+
 ByTable = Mapping[str, Rows]
 
 

@@ -21,7 +21,7 @@ from hpcps import aligned, device
 from hpcps.comm.order import adds_of, depth, pieces
 from hpcps.comm.topology import chunk_bounds
 from hpcps.errors import NotFiniteError
-from hpcps.rows import ByTable, Merger, Picked, Rows
+from hpcps.rows import ByTable, Found, Merger, Picked, Rows
 
 Array = np.ndarray[Any, Any]
 Empty = Callable[[int, DTypeLike], Array]
@@ -31,6 +31,7 @@ FIXED_POINT_BITS = 62
 
 NO_ROWS: ByTable = {}
 ALL_ROWS: Mapping[str, Picked] = {}
+NOT_FOUND: Mapping[str, Found] = {}
 
 
 class Summed(NamedTuple):
@@ -44,6 +45,8 @@ class Summed(NamedTuple):
     """The tables' rows, in the dtype of the parameters, or as int64 fixed point"""
     picked: Mapping[str, Picked] = ALL_ROWS
     """Which rows of the batch these are, where they are not all"""
+    found: Mapping[str, Found] = NOT_FOUND
+    """On a shard, where its tables have the rows, as far as that is known"""
 
     @property
     def total(self) -> Array:

@@ -2,8 +2,8 @@
 //
 //   ps_lite SIZES WIDTHS     (bytes of dense arrays, numbers in a row; separated by commas)
 //
-// What is timed is what server_rank.py times: a push and a pull of a dense array, together; a push of 10,000 random rows,
-// until it is acknowledged; a pull of them. Pushes are added to what the server has: one array of a dense key, an
+// What is timed is what server_rank.py times: a push and a pull of a dense array, together; a push of 10,000 random rows
+// that the server has, until it is acknowledged; a pull of them; a push of rows that it has not. Pushes are added to what the server has: one array of a dense key, an
 // unordered_map of rows, of which KVServerDefaultHandle's is that of rows one number wide. The worker prints one line of
 // JSON: a list of {"what", "size", "seconds": one each, "wrong"}.
 //
@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <cstring>
 #include <random>
+#include <set>
 #include <sstream>
 #include <string>
 #include <unordered_map>
@@ -30,7 +31,7 @@ using Server = ps::KVServer<float>;
 using Worker = ps::KVWorker<float>;
 
 constexpr int kDense = -1;  // a request's cmd: one array; else the width of its rows
-constexpr int kWarmUps = 5, kSets = 20, kKeys = 10000, kCalls = 200;
+constexpr int kWarmUps = 5, kSets = 20, kKeys = 10000, kCalls = 200, kNewCalls = 60;
 constexpr size_t kRows = size_t(1) << 20;
 
 struct Handle {
@@ -149,9 +150,22 @@ std::string Sparse(Worker* worker, int width) {
     worker->Wait(worker->ZPull(keys, &rows, nullptr, width));
     for (size_t i = 0; i < numbers; ++i) wrong += rows[i] != expected[keys[i / width] * width + i % width];
   }
+  std::vector<ps::SArray<Key>> unknown;
+  for (int call = 0; call < kNewCalls + kWarmUps; ++call) {
+    std::set<Key> chosen;
+    while (chosen.size() < static_cast<size_t>(kKeys)) chosen.insert(kRows + (random() >> 2));
+    unknown.emplace_back(std::vector<Key>(chosen.begin(), chosen.end()));
+  }
+  int next = 0;
+  const auto makes = Timed(kNewCalls, [&] { worker->Wait(worker->ZPush(unknown[next++], values, {}, width)); });
+  for (const auto& keys : unknown) {
+    worker->Wait(worker->ZPull(keys, &rows, nullptr, width));
+    for (size_t i = 0; i < numbers; ++i) wrong += rows[i] != values[i];
+  }
   const std::string wide = std::to_string(width) + " wide";
   const size_t size = kKeys * (sizeof(Key) + sizeof(float) * width);
-  return Told("sparse push, " + wide, size, pushes, wrong) + ", " + Told("sparse pull, " + wide, size, pulls, wrong);
+  return Told("sparse push, " + wide, size, pushes, wrong) + ", " + Told("sparse pull, " + wide, size, pulls, wrong) +
+         ", " + Told("sparse push of new rows, " + wide, size, makes, wrong);
 }
 
 std::vector<size_t> Numbers(const char* words) {

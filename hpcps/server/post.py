@@ -253,7 +253,7 @@ class Outbox:
                 pack(more, follow)
             self._tickets.append(isend(more, peer, tag))
 
-    def form(self, header: Header, dense: Array) -> Form:
+    def form(self, header: Header, dense: Array = _NOTHING) -> Form:
         """A letter to be sent again and again."""
         self._describe(header, dense, ())
         return Form(self, header, dense)

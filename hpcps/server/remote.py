@@ -77,6 +77,8 @@ class RemoteClient:
         self._reached = [0] * len(servers)
         self._dropped = self._skipped = 0
         self._forms: list[Form] = []
+        self._asking: dict[tuple[int, int], Form] = {}
+        """Pulls of no rows, by shard and slack"""
         self._step = 0
         self._is_settled = True
         self._asked = NO_KEYS
@@ -178,6 +180,7 @@ class RemoteClient:
         it is not lost, or there is no copy."""
         self._ways.turn_to_copy(number, error)
         self._fresh[number], self._knows_keys[number] = None, False
+        self._asking.clear()  # of ways that are given up
         if self._last is None:
             return
         step, gradient, slack = self._last
@@ -282,14 +285,18 @@ class RemoteClient:
 
     def _ask(self, number: int, step: int, keys: Mapping[str, Array], slack: int) -> None:
         outbox = self._outboxes[number]
+        if not keys:
+            asking = number, slack
+            if asking not in self._asking:
+                self._asking[asking] = outbox.form(Header(Kind.PULL, self._worker, number, slack=slack))
+            self._asking[asking].send(step)
+            return
+        wanted = [own[self._of_shard(own, number)] for own in keys.values()]
         header = Header(Kind.PULL, self._worker, number, step, slack=slack)
-        section: list[Array] = []
-        if keys:
-            wanted = [own[self._of_shard(own, number)] for own in keys.values()]
-            header.keys = len(wanted) + sum(map(len, wanted))
-            section = outbox.lend([(header.keys, 1)], _KEYS_DTYPE)
-            messages.pack_keys(wanted, section[0].reshape(-1))
-            self._knows_keys[number] = True
+        header.keys = len(wanted) + sum(map(len, wanted))
+        section = outbox.lend([(header.keys, 1)], _KEYS_DTYPE)
+        messages.pack_keys(wanted, section[0].reshape(-1))
+        self._knows_keys[number] = True
         outbox.send(header, follow=section)
 
     def _of_shard(self, keys: Array, number: int) -> Array | slice:

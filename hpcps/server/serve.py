@@ -12,14 +12,14 @@ from hpcps.comm.codes import Code
 from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError, CommTimeout, PeerLost
-from hpcps.rows import Rows
+from hpcps.rows import Found, Rows
 from hpcps.server import messages
-from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, SOME_KEYS, Counts, Header, Kind
+from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, Counts, Header, Kind
 from hpcps.server.nearby import letter_memory, nearby
 from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.replica import Replication
 from hpcps.server.store import Shard
-from hpcps.sums import NO_ROWS, Decoder, Summed
+from hpcps.sums import NO_ROWS, NOT_FOUND, Decoder, Summed
 
 Wanted = Mapping[str, Array]
 """The rows of each table that a worker asked for."""
@@ -113,6 +113,7 @@ class Server:
         self._met = [0] * len(workers)
         self._came: set[int] = set()
         self._asked: dict[int, list[Array]] = {}
+        self._found: dict[int, Mapping[str, Found]] = {}
         self._letters = 0
         self._replication = replication
 
@@ -246,31 +247,38 @@ class Server:
         header = letter.header
         if header.worker != worker or header.shard != self._number:
             raise CommError(f"shard {self._number} got worker {header.worker}'s message for shard {header.shard}")
-        keys, behind = messages.unpack(letter.more, header, len(self._widths))
-        if header.keys in (SAME_KEYS, SOME_KEYS):
-            if worker not in self._asked:
-                raise CommError(f"worker {worker} names the keys of a pull that shard {self._number} has not had")
-            keys = self._asked[worker]
-            if header.keys == SOME_KEYS:
-                keys, behind = messages.unpack_picked(letter.more, keys)
-        is_kept = False
-        if header.kind is not Kind.PULL:
-            dense = self._dense(worker, letter)
-            rows = self._rows(letter, keys, behind) if header.keys else NO_ROWS
-            if header.at_once and self._is_seen:
-                raise CommError(
-                    f"worker {worker} pushed to be applied at once to parameters that others may be reading"
-                )
-            self._may_change |= header.at_once
-            gradient = self._gradients[worker] = Summed(dense, header.scale, rows)
-            is_kept = self._shard.push(worker, header.step, gradient, header.at_once)
-        if header.kind is not Kind.PUSH:
-            wanted = NOTHING
-            if header.keys and header.kind is Kind.PULL:
-                keys = self._asked[worker] = [own.copy() for own in keys]
-                wanted = dict(zip(self._shard.tables, keys, strict=True))
-            self._waiting[worker] = header.step, header.slack, wanted
+        if header.kind is Kind.PULL:
+            self._waiting[worker] = header.step, header.slack, self._wanted(worker, letter) if header.keys else NOTHING
+            return False
+        keys, behind = self._keys(worker, letter)
+        dense = self._dense(worker, letter)
+        rows = self._rows(letter, keys, behind) if header.keys else NO_ROWS
+        if header.at_once and self._is_seen:
+            raise CommError(f"worker {worker} pushed to be applied at once to parameters that others may be reading")
+        self._may_change |= header.at_once
+        found = self._found[worker] if header.keys == SAME_KEYS else NOT_FOUND
+        gradient = self._gradients[worker] = Summed(dense, header.scale, rows, found=found)
+        is_kept = self._shard.push(worker, header.step, gradient, header.at_once)
+        if header.kind is Kind.PUSH_PULL:
+            self._waiting[worker] = header.step, header.slack, NOTHING
         return is_kept
+
+    def _keys(self, worker: int, letter: Letter) -> tuple[list[Array], Array]:
+        """The keys of each table that a letter is about, and the bytes behind those that came with it."""
+        header = letter.header
+        if header.keys >= 0:
+            return messages.unpack(letter.more, header, len(self._widths))
+        if worker not in self._asked:
+            raise CommError(f"worker {worker} names the keys of a pull that shard {self._number} has not had")
+        keys = self._asked[worker]
+        return (keys, letter.more) if header.keys == SAME_KEYS else messages.unpack_picked(letter.more, keys)
+
+    def _wanted(self, worker: int, letter: Letter) -> Wanted:
+        """The rows that a pull asks for."""
+        keys, _ = self._keys(worker, letter)
+        keys = self._asked[worker] = [own.copy() for own in keys]
+        self._found[worker] = {name: Found(own) for name, own in zip(self._shard.tables, keys, strict=True)}
+        return dict(zip(self._shard.tables, keys, strict=True))
 
     def _dense(self, worker: int, letter: Letter) -> Array:
         """The dense gradient of a push: (n,), or pieces of it (m, n)."""
@@ -314,12 +322,13 @@ class Server:
                 self._copies[worker] = np.empty_like(params)
             self._copies[worker][:] = params
             params = self._copies[worker]
-        elif not self._widths:
+        elif not wanted:
             if worker not in self._answers:
                 self._answers[worker] = outbox.form(self._answer_header(worker, 0), params)
             self._answers[worker].send(step)
             return
-        outbox.send(self._answer_header(worker, step), params, self._rows_for(outbox, wanted))
+        rows = self._rows_for(outbox, wanted, self._found[worker]) if wanted else ()
+        outbox.send(self._answer_header(worker, step), params, rows)
 
     def _answer_header(self, worker: int, step: int) -> Header:
         shard, dtype = self._shard, self._shard.params.dtype
@@ -327,9 +336,9 @@ class Server:
         header.is_late, header.ahead = shard.take_late(worker), shard.ahead(step)
         return header
 
-    def _rows_for(self, outbox: Outbox, wanted: Wanted) -> Sequence[Array]:
+    def _rows_for(self, outbox: Outbox, wanted: Wanted, found: Mapping[str, Found]) -> Sequence[Array]:
         """The rows that a worker asked for, in memory of its outbox."""
         tables = self._shard.tables
         rows = outbox.lend([(len(own), tables[name].width) for name, own in wanted.items()], self._shard.params.dtype)
-        self._shard.gather(rows, wanted)
+        self._shard.gather(rows, wanted, found)
         return rows

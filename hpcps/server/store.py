@@ -12,14 +12,15 @@ from hpcps.comm.order import Order, in_turn
 from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 from hpcps.optim import Optimizer
-from hpcps.rows import ByTable, Merger
+from hpcps.rows import ByTable, Found, Merger
 from hpcps.server.delay import Delay, Undelayed
 from hpcps.server.messages import UNBOUNDED
 from hpcps.server.table import AnyTable
 from hpcps.snapshot import Flat, Pieces, Snapshot, in_memory
-from hpcps.sums import Decoder, Summed
+from hpcps.sums import NOT_FOUND, Decoder, Summed
 
 NO_TABLES: Mapping[str, AnyTable] = {}
+ByName = Mapping[str, Found]
 
 
 class Update(NamedTuple):
@@ -162,12 +163,12 @@ class Shard:
         self.gather(rows, keys)
         return rows
 
-    def gather(self, rows: Sequence[Array], keys: Mapping[str, Array]) -> None:
-        """Overwrite ``rows``, (k, W) for each table, with the rows of these keys. Raises CommError for rows that are
-        not there."""
+    def gather(self, rows: Sequence[Array], keys: Mapping[str, Array], found: ByName = NOT_FOUND) -> None:
+        """Overwrite ``rows``, (k, W) for each table, with the rows of these keys; note where they are in ``found``.
+        Raises CommError for rows that are not there."""
         try:
             for out, (name, own) in zip(rows, keys.items(), strict=True):
-                self.tables[name].pull(own, out)
+                self.tables[name].pull(own, out, found.get(name))
         except IndexError as error:
             raise CommError(f"a worker asked for a row that the shard does not have: {error}") from error
 
@@ -176,12 +177,12 @@ class Shard:
         self._seen[worker] = self.updates
         self._delay.seen(worker, self.params)
 
-    def apply(self, update: Update) -> None:
-        """Change the parameters."""
+    def apply(self, update: Update, found: ByName = NOT_FOUND) -> None:
+        """Change the parameters. ``found``: where rows of the update are, as far as that is known."""
         if update.number != self.updates + 1:
             raise CommError(f"update {update.number} came to a shard that has had {self.updates}")
         self.updates = update.number
-        self._change(update.dense, update.rows, update.scale)
+        self._change(update.dense, update.rows, update.scale, found)
         if self.on_update is not None:
             self.on_update(update)
 
@@ -216,7 +217,7 @@ class Shard:
         if pieces != len(self._adds[worker]):
             raise CommError(f"worker {worker} pushed {pieces} pieces, not {len(self._adds[worker])}")
 
-    def _change(self, dense: Array, rows: ByTable, scale: float) -> None:
+    def _change(self, dense: Array, rows: ByTable, scale: float, found: ByName) -> None:
         if len(self.params):
             last = self._prepared  # one worker's gradient comes in the same array in every step
             if last is None or dense is not last[0] or scale != last[1]:
@@ -225,7 +226,7 @@ class Shard:
             self._update(self.updates)
         if rows:
             for name, (keys, values) in rows.items():
-                self._update_table(name, keys, values, scale)
+                self._update_table(name, keys, values, scale, found.get(name))
         if self._evict_after and self.updates % self._evict_after == 0:
             for table in self.tables.values():
                 table.evict(since_step=self.updates - self._evict_after + 1)
@@ -237,10 +238,10 @@ class Shard:
         rows = self._decoded(gradient.rows, gradient.scale)
         self.clocks[0] = self._pushed[0]
         if self.on_update is not None:
-            self._apply(dense, rows, self._gradient_scale)
+            self._apply(dense, rows, self._gradient_scale, gradient.found)
         else:
             self.updates += 1
-            self._change(dense, rows, self._gradient_scale)
+            self._change(dense, rows, self._gradient_scale, gradient.found)
 
     def _apply_at_once(self, worker: int, gradient: Summed) -> None:
         age = self.updates - self._seen[worker]
@@ -248,7 +249,7 @@ class Shard:
         dense, rows = gradient.dense.reshape(-1), self._decoded(gradient.rows, gradient.scale)
         dense, rows = self._delay.changed(worker, age, dense, rows, self.params, self._gradient_scale)
         self.clocks[worker] = self._contained(worker)
-        self._apply(dense, rows, self._gradient_scale)
+        self._apply(dense, rows, self._gradient_scale, gradient.found)
         self._seen[worker] += 1  # its own update is no delay
 
     def _add_up(self, step: int, together: Step) -> bool:
@@ -273,8 +274,8 @@ class Shard:
         rows = self._decoded(self._merger.merge(together.rows), together.scale)
         self._apply(dense, rows, scale)
 
-    def _apply(self, dense: Array, rows: ByTable, scale: float) -> None:
-        self.apply(Update(self.updates + 1, dense, rows, scale, self.clocks))
+    def _apply(self, dense: Array, rows: ByTable, scale: float, found: ByName = NOT_FOUND) -> None:
+        self.apply(Update(self.updates + 1, dense, rows, scale, self.clocks), found)
 
     def _contained(self, worker: int) -> int:
         """The last step of a worker of which, and of all before, the gradients have been applied."""
@@ -298,9 +299,9 @@ class Shard:
             return rows
         return {name: one._replace(values=self._decoder.values(one.values, scale)) for name, one in rows.items()}
 
-    def _update_table(self, name: str, keys: Array, gradient: Array, scale: float) -> None:
+    def _update_table(self, name: str, keys: Array, gradient: Array, scale: float, found: Found | None) -> None:
         try:
-            self.tables[name].push(keys, gradient, scale, self.updates)
+            self.tables[name].push(keys, gradient, scale, self.updates, found)
         except IndexError as error:
             raise CommError(f"a worker pushed a row that the shard does not have: {error}") from error
 

@@ -17,6 +17,7 @@ from hpcps.comm.transport import Array
 from hpcps.errors import CheckpointError
 from hpcps.first import FirstRows
 from hpcps.optim import Optimizer
+from hpcps.rows import Found
 from hpcps.server.growing import GrowingRows
 from hpcps.snapshot import Block, Flat, Pieces, Snapshot, TableRows, in_memory
 
@@ -25,6 +26,7 @@ BLOCK = 1 << 16
 SKETCH_ROWS = 4
 MOST_PUSHES_COUNTED = 65535
 PUSHES, LAST_STEP = 0, 1
+NONE = np.empty(0, np.int64)
 
 
 class Table:
@@ -66,6 +68,8 @@ class Table:
         self._index = RowIndex(kernels, capacity)
         self._admit_after = admit_after
         self._sketch = np.zeros((SKETCH_ROWS, sketch_cells), np.uint16) if admit_after else None
+        self._version = 0
+        """Changes when rows get other slots"""
 
     def __len__(self) -> int:
         return len(self._index)
@@ -76,17 +80,22 @@ class Table:
         row_bytes = sum(column.row_bytes for column in self._columns())
         return len(self) * row_bytes + self._index.nbytes + (0 if self._sketch is None else self._sketch.nbytes)
 
-    def pull(self, keys: Array, out: Array | None = None) -> Array:
-        """The rows (k, W) of keys (k,) int64, any values: a copy, or written to ``out``."""
+    def pull(self, keys: Array, out: Array | None = None, found: Found | None = None) -> Array:
+        """The rows (k, W) of keys (k,) int64, any values: a copy, or written to ``out``. Where they are is noted in
+        ``found``, of these keys, for a push of them."""
         rows = np.empty((len(keys), self.width), self.dtype) if out is None else out
         if not len(keys):
             return rows
         slots = self._index.find(keys)
-        missing = np.flatnonzero(slots < 0)
+        is_whole = bool(slots.min() >= 0)
+        if found is not None:
+            found.slots, found.is_whole, found.version = slots, is_whole, self._version
+        missing = NONE if is_whole else np.flatnonzero(slots < 0)
         if len(missing) == len(keys):
             self._first.fill(rows, keys, self._kernels)
             return rows
-        slots[missing] = 0
+        if not is_whole:
+            slots = np.maximum(slots, 0)
         self._kernels.gather_leading(rows, self._packed.array, slots, threads=self._threads)
         if len(missing):
             made = np.empty((len(missing), self.width), self.dtype)
@@ -94,14 +103,15 @@ class Table:
             self._kernels.scatter_rows(rows, made, missing)
         return rows
 
-    def push(self, keys: Array, gradient: Array, gradient_scale: float, step: int) -> None:
-        """Update the rows of keys (k,) int64, all distinct, by a gradient (k, W); see `optim.Optimizer`.
+    def push(self, keys: Array, gradient: Array, gradient_scale: float, step: int, found: Found | None = None) -> None:
+        """Update the rows of keys (k,) int64, all distinct, by a gradient (k, W); see `optim.Optimizer`. ``found``: of
+        the last pull of these keys, if there was one.
 
         Raises MemoryError where new rows do not fit; nothing has changed then.
         """
         self._reserve(len(self) + len(keys))
         if self._sketch is None:
-            slots = self._insert(keys)
+            slots = self._found(keys, found)
         else:
             slots, gradient = self._admit(keys, gradient, self._sketch)
         self._optimizer.update_packed(self._packed.array, gradient, slots, gradient_scale, step)
@@ -125,6 +135,7 @@ class Table:
             count += len(kept)
         for column in self._columns():
             column.give_back(count)
+        self._version += 1
         del self._index  # before another one takes memory
         self._index = RowIndex(self._kernels, max(count, 1))
         for start in range(0, count, BLOCK):
@@ -201,6 +212,17 @@ class Table:
         for column in self._columns():
             column.reserve(rows)
 
+    def _found(self, keys: Array, found: Found | None) -> Array:
+        """The slots of keys, of which some may have been found before; rows are made for new ones."""
+        known = None if found is None or found.keys is not keys or found.version != self._version else found.slots
+        if found is None or known is None:
+            return self._insert(keys)
+        if not found.is_whole:
+            new = np.flatnonzero(known < 0)
+            known[new] = self._insert(keys[new])
+            found.is_whole = True
+        return known
+
     def _insert(self, keys: Array) -> Array:
         """The slots of keys; rows are made for new ones, whose slots follow each other."""
         before = len(self)
@@ -266,13 +288,13 @@ class WholeTable:
         """Bytes of the rows and their state."""
         return self._rows.nbytes * (1 + len(self._state))
 
-    def pull(self, keys: Array, out: Array | None = None) -> Array:
+    def pull(self, keys: Array, out: Array | None = None, found: Found | None = None) -> Array:
         """The rows (k, W) of keys (k,) int64: a copy, or written to ``out``. Raises IndexError for a key outside."""
         rows = np.empty((len(keys), self.width), self.dtype) if out is None else out
         self._kernels.gather_rows(rows, self._rows, keys, threads=self._threads)
         return rows
 
-    def push(self, keys: Array, gradient: Array, gradient_scale: float, step: int) -> None:
+    def push(self, keys: Array, gradient: Array, gradient_scale: float, step: int, found: Found | None = None) -> None:
         """As of `Table`. Raises IndexError for a key outside 0 .. R - 1; nothing has changed then."""
         self._optimizer.update_rows(self._rows, self._state, gradient, keys, gradient_scale, step)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import hpcps_kernels
 import numpy as np
 import pytest
+from hpcps_kernels.row_index import RowIndex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from hpcps import optim
 from hpcps.config import Optimizer
 from hpcps.first import First, FirstRows, draw_seed, whole
 from hpcps.params import Params
+from hpcps.rows import Found
 from hpcps.server import growing
 from hpcps.server import table as tables
 from hpcps.server.table import Table, WholeTable
@@ -78,9 +80,10 @@ CALLS = st.lists(
         st.tuples(st.just("push"), SOME_KEYS),
         st.tuples(st.just("push"), SOME_KEYS),
         st.tuples(st.just("pull"), SOME_KEYS),
+        st.tuples(st.just("push what was pulled"), st.none()),
         st.tuples(st.just("evict"), st.tuples(st.integers(0, 3), st.integers(0, 4))),
     ),
-    max_size=10,
+    max_size=12,
 )
 
 
@@ -112,6 +115,7 @@ def test_a_table_is_a_dict_of_rows(kind, calls, width, dtype, kernels, deviation
     more = {"admit_after": admit_after, "capacity": 1, "sketch_cells": 1 << 18}
     table = Table(first, dtype, optimizer, kernels, tracks_use=True, **more)
     rng = np.random.default_rng(len(calls))
+    found = Found(np.empty(0, np.int64))  # of the last pull, whatever has happened since
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "BLOCK", block)
         for step, (call, argument) in enumerate(calls, 1):
@@ -119,12 +123,15 @@ def test_a_table_is_a_dict_of_rows(kind, calls, width, dtype, kernels, deviation
                 age = step - argument[1]
                 assert table.evict(argument[0], age) == rows.evict(argument[0], age)
             elif call == "pull":
-                np.testing.assert_array_equal(table.pull(argument), rows.pull(argument), strict=True)
+                found = Found(argument)
+                pulled = table.pull(argument, found=found)
+                np.testing.assert_array_equal(pulled, rows.pull(argument), strict=True)
                 assert len(table) == len(rows.rows)
             else:
-                gradient = rng.normal(size=(len(argument), width)).astype(dtype)
-                table.push(argument, gradient, 0.5, step)
-                rows.push(argument, gradient, 0.5, step)
+                keys = found.keys if argument is None else argument
+                gradient = rng.normal(size=(len(keys), width)).astype(dtype)
+                table.push(keys, gradient, 0.5, step, found)
+                rows.push(keys, gradient, 0.5, step)
         check_all(table, rows)
 
 
@@ -290,3 +297,26 @@ def test_the_bench_runs_and_finds_nothing_wrong(tmp_path):
     assert [row["case"] for row in told][:3] == ["gather_rows", "pull", "push"]
     assert all(row["wrong"] == 0 and row["median_s"] > 0 for row in told[:-1])
     assert 3 * 4 * 3 + 8 + 32 <= told[-1]["bytes_per_row"] <= 3 * 4 * 3 + 8 + 64
+
+
+def test_rows_that_a_pull_has_found_are_not_looked_up_again(monkeypatch):
+    sgd, insert, looked = optim.make(OPTIMIZERS["sgd"], CPU), RowIndex.insert, []
+
+    def noted(index, keys):
+        looked.append(len(keys))
+        return insert(index, keys)
+
+    monkeypatch.setattr(RowIndex, "insert", noted)
+    table = Table(FirstRows((1, 2), seed=0), np.float32, sgd, CPU, tracks_use=True)
+    keys, ones = np.arange(5), np.ones((5, 2), np.float32)
+    table.push(keys[:3], ones[:3], 1.0, 1)
+    found = Found(keys)
+    table.pull(keys, found=found)
+    for step in 2, 3:
+        table.push(keys, ones, 1.0, step, found)
+    assert looked == [3, 2]
+    table.push(keys.copy(), ones, 1.0, 4, found)  # for all that is known, of other keys
+    assert looked == [3, 2, 5]
+    assert table.evict(since_step=5) == 5
+    table.push(keys, ones, 1.0, 5, found)
+    assert looked == [3, 2, 5, 5]
