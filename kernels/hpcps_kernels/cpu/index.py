@@ -14,7 +14,7 @@ from hpcps_kernels.cpu._prefetch import prefetch
 from hpcps_kernels.interface import Array
 
 BLOCK = 1 << 14  # keys whose first cells are computed at a time
-AHEAD = 24  # keys between the one that is looked up and the one whose cell is sent for
+AHEAD = 48  # keys between the one that is looked up and the one whose cell is sent for
 
 
 @kernel
