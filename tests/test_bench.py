@@ -79,7 +79,7 @@ def test_pushes_and_pulls_beside_plain_messages(tmp_path):
     rows = json.loads((tmp_path / "a.json").read_text())["rows"]
     dense = ["push and pull", "push and pull, by messages", "mpi4py Send and Recv"]
     ways = ("3 wide", "3 wide, by messages")
-    sparse = [(f"sparse {what}, {way}", 200_000) for way in ways for what in ("push", "pull")]
+    sparse = [(f"sparse {what}, {way}", 200_000) for way in ways for what in ("push", "pull", "push of new rows")]
     assert [(row["case"], row["size"]) for row in rows] == [
         (case, n) for case in dense for n in (1024, 100_000)
     ] + sparse

@@ -232,9 +232,11 @@ class Table:
         return slots
 
     def _make(self, keys: Array, where: slice) -> None:
-        rows = np.empty((len(keys), self.width), self.dtype)
+        packed = self._packed.array[where]
+        rows = np.empty((len(keys), self.width), self.dtype) if self.states else packed
         self._first.fill(rows, keys, self._kernels)
-        np.concatenate([rows, *self._optimizer.init(rows).values()], axis=1, out=self._packed.array[where])
+        if self.states:
+            np.concatenate([rows, *self._optimizer.init(rows).values()], axis=1, out=packed)
         self._keys.array[where, 0] = keys
         if self._uses is not None:
             self._uses.array[where] = 0
