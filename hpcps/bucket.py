@@ -6,6 +6,7 @@ from hpcps.collectives.pending import Pending
 from hpcps.comm.transport import Array
 from hpcps.device import HOST, Device, edited
 from hpcps.optim import Optimizer
+from hpcps.published import Published, Update
 from hpcps.reduction import Reduction
 from hpcps.snapshot import Flat, Pieces, Snapshot, in_memory
 
@@ -31,7 +32,11 @@ class Bucket:
         summed = (given if given.ndim == 1 else given[0])[reduction.part]
         self._sum = reduction.prepare(given)
         self._mine, self._state = mine, optimizer.init(mine)
-        self._update = optimizer.prepare(mine, self._state, summed, gradient_scale)
+
+        def make(array: Array) -> Update:
+            return optimizer.prepare(array, self._state, summed, gradient_scale)
+
+        self._update = Published(mine, make, device.kernels) if reduction.is_read else make(mine)
         self._spread = reduction.prepare_spread(params[where])
         self._where, self._start, self._residuals = where, where.start + reduction.part.start, reduction.residuals
         self._device = device

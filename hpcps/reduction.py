@@ -26,6 +26,8 @@ class Reduction(Protocol):
     part: slice
     residuals: Residuals
     """What compressed sums keep to be sent later; empty where nothing is left out"""
+    is_read: bool
+    """Whether others read ``part`` of the parameters where this worker has them"""
 
     def prepare(self, x: Array) -> Start:
         """A function that begins a sum of all workers' ``x``, (n,); when that is done ``x[part]`` is the sum. In a
@@ -38,6 +40,8 @@ class Reduction(Protocol):
 
 class Whole:
     """All workers get the whole sum, and update all of the bucket."""
+
+    is_read = False
 
     def __init__(self, name: str, prepare: Prepare, count: int, residuals: Residuals = NOTHING) -> None:
         self.name = name
@@ -58,6 +62,7 @@ class Sharded:
         self.name = f"{name}, update sharded"
         self.prepare = prepare
         self.prepare_spread = engine.prepare_all_gather
+        self.is_read = engine.layout.is_one_memory
         bounds, rank = chunk_bounds(count, engine.layout.ranks), engine.transport.rank
         self.part = slice(bounds[rank], bounds[rank + 1])
 

@@ -76,6 +76,8 @@ class Staged:
     """A reduction of what is on a device: its gradient is copied down to memory that all ranks of the node see, summed
     there by ``inner``, and copied up again. The update is the device's, of all of the bucket."""
 
+    is_read = False
+
     def __init__(self, inner: Reduction, device: Gpu, visible: Visible) -> None:
         self.name = f"{inner.name}, through the host's memory"
         self.part, self.residuals = inner.part, inner.residuals

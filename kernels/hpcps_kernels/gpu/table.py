@@ -21,6 +21,7 @@ LEFT_OUT = {
     "meet": "ranks meet in the memory of their node",
     "online": "it learns from one sample after the other, and a GPU has nothing to do side by side",
     "sketch": "keys are counted one after the other, where the table of rows is",
+    "stream": "no core reads the memory of a GPU",
     "text": "text is parsed on the host",
 }
 

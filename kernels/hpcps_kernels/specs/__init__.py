@@ -22,6 +22,7 @@ from hpcps_kernels.specs import (
     rows,
     sketch,
     sparse,
+    stream,
     text,
     update,
 )
@@ -45,6 +46,7 @@ FAMILIES = (
     rows,
     sketch,
     sparse,
+    stream,
     text,
     update,
 )
