@@ -181,7 +181,7 @@ def test_fresh_ranks_are_replaced_too_as_often_as_it_is_allowed(launcher, tmp_pa
 def test_a_job_in_which_a_rank_stands_still_is_ended_and_started_again(launcher, tmp_path):
     case = faults.CASES[-1]
     assert case.stop
-    case = replace(case, settings=(*case.settings, "train.epochs=900"))  # all have met, and are at it, when it is struck
+    case = replace(case, settings=(*case.settings, "train.epochs=900"))  # all have met when it is struck
     expected, _ = faults.undisturbed(sys.executable, case, tmp_path / "alone")
     out, result = tmp_path / "run", faults.Result()
     faults.one(sys.executable, case, out, 5.0, expected, result)
