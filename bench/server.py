@@ -4,7 +4,8 @@
 
 Dense: a gradient is pushed and the parameters are pulled that contain it, through memory that both ranks see, and by
 messages. Beside it, in the same run, the same bytes go there and back by blocking calls of mpi4py: what the MPI library
-allows to whoever sends them, with nothing done. Sparse: 10,000 random rows of a table of 2**20. All cases in turn, each
+allows to whoever sends them, with nothing done. Sparse: 10,000 random rows of a table of 2**20, and pushes of rows
+that nobody has pushed before. All cases in turn, each
 round a job of its own; results are verified, and exit status 1 says that one is wrong.
 
 ``--ps-lite PROGRAM`` (``peers/ps_lite.cc``, compiled) does the same by ps-lite, in the same rounds. Other figures of
