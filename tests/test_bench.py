@@ -1,6 +1,7 @@
 """Benches run and keep their promises; what they measure here means nothing."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,3 +89,13 @@ def test_pushes_and_pulls_beside_plain_messages(tmp_path):
         assert 0 < row["min_s"] <= row["median_s"] <= row["p99_s"]
     assert all("peer_s" in row for row in rows[:4])
     assert "ps_lite_earlier_s" in rows[0]
+
+
+def test_parameters_that_other_ranks_read_have_the_same_bits_by_both_ways():
+    line = starter.command_line(starter.find(), 3)
+    command = [*line, sys.executable, str(BENCH.with_name("published.py")), "--parameters", "70001"]
+    environment = starter.environment(os.environ, 3)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "wrong: 0" in done.stdout
+    assert done.stdout.count(" us |") == 6
