@@ -6,7 +6,7 @@ from hpcps.collectives.pending import Pending
 from hpcps.comm.transport import Array
 from hpcps.device import HOST, Device, edited
 from hpcps.optim import Optimizer
-from hpcps.published import Published, Update
+from hpcps.published import Kept, Published, Update
 from hpcps.reduction import Reduction
 from hpcps.snapshot import Flat, Pieces, Snapshot, in_memory
 
@@ -15,7 +15,7 @@ class Bucket:
     """Neighbouring dense parameters whose gradient is summed as one: ``params[where]``.
 
     ``gradient``: of all dense parameters, (n,), or pieces of it (m, n); the same array in every step. ``device``: where
-    these arrays are.
+    these arrays are; ``kept``: what of all gradients this rank reads itself.
     """
 
     def __init__(
@@ -27,6 +27,7 @@ class Bucket:
         optimizer: Optimizer,
         gradient_scale: float,
         device: Device = HOST,
+        kept: Kept | None = None,
     ) -> None:
         mine, given = params[where][reduction.part], gradient[..., where]
         summed = (given if given.ndim == 1 else given[0])[reduction.part]
@@ -36,9 +37,10 @@ class Bucket:
         def make(array: Array) -> Update:
             return optimizer.prepare(array, self._state, summed, gradient_scale)
 
-        self._update = Published(mine, make, device.kernels) if reduction.is_read else make(mine)
-        self._spread = reduction.prepare_spread(params[where])
         self._where, self._start, self._residuals = where, where.start + reduction.part.start, reduction.residuals
+        self._kept = kept
+        self._update = Published(mine, make, device.kernels, self._go_past) if reduction.is_read else make(mine)
+        self._spread = reduction.prepare_spread(params[where])
         self._device = device
         self._is_shared_out = len(mine) < where.stop - where.start
         self.pending: Pending | None = None
@@ -80,3 +82,9 @@ class Bucket:
         self.pending = None
         self._update(step)
         return self._spread()
+
+    def _go_past(self, is_past: bool) -> None:
+        """Have what others read of the gradient written past the caches, too, or no more."""
+        if self._kept is not None:
+            mine = slice(self._start, self._start + len(self._mine))
+            self._kept.change(self._where, mine if is_past else self._where)

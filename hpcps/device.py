@@ -55,8 +55,9 @@ class Device(Protocol):
     def matmul(self, out: Array, a: Array, b: Array) -> None:
         """out = a @ b; one of ``a`` and ``b`` may be the transpose of an array. Shares no memory with them."""
 
-    def product(self, out: Array, a: Array, b: Array) -> tuple[Any, ...]:
-        """The same as a function and its arguments, for who calls it again and again."""
+    def product(self, out: Array, a: Array, b: Array, kept: Array | None = None) -> tuple[Any, ...]:
+        """The same as a function and its arguments, for who calls it again and again. ``kept``, for the transpose of an
+        array with another: which numbers of ``out`` others do not read, (2,), all if None; see kernel ``gemm_tn``."""
 
     def matmul_grains(self, out: Array, a: Array, b: Array, bounds: Array) -> None:
         """The same for the grains of a batch: the rows ``bounds[g]`` to ``bounds[g + 1] - 1`` have the bits of a call
@@ -97,9 +98,9 @@ class Host:
         kernel, *arguments = self.product(out, a, b)
         kernel(*arguments)
 
-    def product(self, out: Array, a: Array, b: Array) -> tuple[Any, ...]:
+    def product(self, out: Array, a: Array, b: Array, kept: Array | None = None) -> tuple[Any, ...]:
         if not a.flags.c_contiguous:
-            return self.kernels.gemm_tn, out, a.T, b
+            return self.kernels.gemm_tn, out, a.T, b, np.array([0, out.size]) if kept is None else kept
         if not b.flags.c_contiguous:
             return self.kernels.gemm_nt, out, a, b.T
         return self.kernels.gemm_nn, out, a, b
@@ -158,7 +159,7 @@ class Gpu:
         with self.below:
             self.below.multiply(out, a, b)
 
-    def product(self, out: Array, a: Array, b: Array) -> tuple[Any, ...]:
+    def product(self, out: Array, a: Array, b: Array, kept: Array | None = None) -> tuple[Any, ...]:
         return self.matmul, out, a, b
 
     def matmul_grains(self, out: Array, a: Array, b: Array, bounds: Array) -> None:

@@ -24,11 +24,12 @@ from hpcps.exchange import AllreduceExchange, Exchange, largest_of
 from hpcps.feed import Supply
 from hpcps.gathered import GatheredTables, GatherRows
 from hpcps.job import Job
-from hpcps.lane import AnyLane, Ready
+from hpcps.lane import AnyLane, Stages
 from hpcps.loader import Loaders
 from hpcps.models import Model
 from hpcps.online import Learned, OnlineExchange, OnlineLane, common
 from hpcps.params import Params
+from hpcps.published import Kept
 from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, of_pieces, of_sums, started_by
 from hpcps.rows import Merger
 from hpcps.serving import Held, Keep, KeepPieces, Shared, decoder
@@ -75,8 +76,8 @@ def make_training(
     else:
         engine, params = make_engine(job, workers), held.params
         gradients = make_sum(job, workers, engine, len(params.dense.flat), held.shared)
-        exchange, ready = make_exchange(job, workers, engine, model, held, gradients, keep, keep_pieces)
-        make_lanes = partial(lanes, model, params, how, job.parts, shares=gradients.shares, ready=ready)
+        exchange, stages = make_exchange(job, workers, engine, model, held, gradients, keep, keep_pieces)
+        make_lanes = partial(lanes, model, params, how, job.parts, shares=gradients.shares, stages=stages)
     if held.snapshot is not None:
         exchange.restore(held.snapshot)
     return gradients, exchange, make_lanes
@@ -180,7 +181,7 @@ def make_exchange(
     gradients: Sum,
     keep: Keep,
     keep_pieces: KeepPieces,
-) -> tuple[Exchange, Ready | None]:
+) -> tuple[Exchange, Stages | None]:
     """How this worker's gradients become fresh parameters; and what a model that finishes them stage by stage calls.
 
     ``keep`` takes the records of shards on this rank, ``keep_pieces`` their state for a checkpoint.
@@ -198,10 +199,10 @@ def make_exchange(
     dense = params.dense
     is_one_sum = not job.config.train.reproducible and job.parts.total == workers.size  # on all workers alike
     overlaps = workers.size > 1 and is_one_sum and not job.config.optimizer.clip_norm
-    stages = getattr(model, "stages", ()) if overlaps else ()
-    wheres = bucket_bounds(dense, stages)
+    wheres = bucket_bounds(dense, getattr(model, "stages", ()) if overlaps else ())
     reductions = make_reductions(job, engine, [where.stop - where.start for _, where in wheres])
-    what = dense.flat, gradients.buffer, optimizer, job.gradient_scale, job.device
+    kept = Kept(dense)
+    what = dense.flat, gradients.buffer, optimizer, job.gradient_scale, job.device, kept
     buckets = [Bucket(where, one, *what) for (_, where), one in zip(wheres, reductions, strict=True)]
     names = ", ".join(dict.fromkeys(one.name for one in reductions))
     way = f"{names}, {len(buckets)} buckets" if len(buckets) > 1 else names
@@ -218,7 +219,7 @@ def make_exchange(
         if stage in ends:
             exchange.early(ends[stage])
 
-    return exchange, ready if len(buckets) > 1 else None
+    return exchange, Stages(ready, kept.bounds) if len(buckets) > 1 else None
 
 
 def gather_rows(job: Job, workers: Transport) -> GatherRows:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -22,6 +22,15 @@ from hpcps.tables import as_rows
 
 Ready = Callable[[int], None]
 """What a model with ``stages`` calls with the number of a stage whose gradients are final."""
+
+
+class Stages(NamedTuple):
+    """For a model with ``stages``, whose one part is all that the worker computes."""
+
+    ready: Ready
+    kept: Mapping[str, Array]
+    """Which numbers of a parameter's gradient this rank reads itself, (2,): see :class:`hpcps.published.Kept`"""
+
 
 Call = Callable[[], float]
 """Computes a part's gradient; returns its loss"""
@@ -55,7 +64,7 @@ class Lane:
     """Parts of ``sizes`` samples a batch, each from its own of ``supplies``.
 
     Dense gradients go where the ``share`` says, added up as it says. A model that has ``grain_gradients`` computes all
-    parts of a reproducible run in one call; any other is called part by part. ``ready``: for a model with ``stages``.
+    parts of a reproducible run in one call; any other is called part by part. ``stages``: for a model that has them.
     """
 
     def __init__(
@@ -66,9 +75,9 @@ class Lane:
         supplies: Sequence[Supply],
         sizes: Sequence[int],
         share: Share,
-        ready: Ready | None = None,
+        stages: Stages | None = None,
     ) -> None:
-        self._ready = {} if ready is None else {"ready": ready}
+        self._stages = stages
         self._model = model
         self._params = params
         self._tables = how.tables
@@ -145,10 +154,11 @@ class Lane:
 
     def _on_all(self, batch: Batch, out: Params) -> Call:
         """The model's loss and gradient of a batch, by a function that is bound to the arrays if the model has one."""
-        prepare = getattr(self._model, "prepare", None)
+        stages, prepare = self._stages, getattr(self._model, "prepare", None)
         if prepare is not None:
-            return cast(Call, prepare(self._params, batch, out, **self._ready))
-        return partial(self._model.loss_gradient, self._params, batch, out, **self._ready)
+            return cast(Call, prepare(self._params, batch, out, *stages or ()))
+        more = {} if stages is None else {"ready": stages.ready}
+        return partial(self._model.loss_gradient, self._params, batch, out, **more)
 
     def _on_rows(self, batch: Batch, out: Arrays) -> float:
         """The same of a model with tables, which sees the rows that the batch touches."""

@@ -13,7 +13,7 @@ from hpcps.data import Block
 from hpcps.device import HOST, Device
 from hpcps.errors import ModelError, NotFiniteError
 from hpcps.feed import Supply
-from hpcps.lane import AnyLane, Lane, Ready, cause, check_finite
+from hpcps.lane import AnyLane, Lane, Stages, cause, check_finite
 from hpcps.loader import Loader, Loaders
 from hpcps.models import Array, Model
 from hpcps.params import Params
@@ -83,15 +83,15 @@ def lanes(
     plan: parts.Parts,
     supplies: Mapping[int, Supply],
     shares: Sequence[Share],
-    ready: Ready | None = None,
+    stages: Stages | None = None,
 ) -> list[Lane]:
     """The lanes of a worker that computes gradients, one for each of ``shares``.
 
-    ``ready`` is for a model with ``stages`` whose one part is all that the worker computes.
+    ``stages`` is for a model that has them and whose one part is all that the worker computes.
     """
     numbers = [[plan.owned[position] for position in share.parts] for share in shares]
     return [
-        Lane(model, params, how, [supplies[n] for n in own], [plan.size(n) for n in own], share, ready)
+        Lane(model, params, how, [supplies[n] for n in own], [plan.size(n) for n in own], share, stages)
         for own, share in zip(numbers, shares, strict=True)
     ]
 

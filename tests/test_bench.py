@@ -93,9 +93,9 @@ def test_pushes_and_pulls_beside_plain_messages(tmp_path):
 
 def test_parameters_that_other_ranks_read_have_the_same_bits_by_both_ways():
     line = starter.command_line(starter.find(), 3)
-    command = [*line, sys.executable, str(BENCH.with_name("published.py")), "--parameters", "70001"]
+    command = [*line, sys.executable, str(BENCH.with_name("published.py")), "--inputs", "160", "--units", "211"]
     environment = starter.environment(os.environ, 3)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "wrong: 0" in done.stdout
-    assert done.stdout.count(" us |") == 6
+    assert done.stdout.count(" us |") == 10

@@ -38,10 +38,10 @@ def _case(form: str, n: int, inputs: int, units: int) -> Case:
             return [(np.empty((n, units), np.float32), x, weight) for weight in weights]
         if form == "gemm_nn":
             return [(np.empty((n, inputs), np.float32), delta, weight) for weight in weights]
-        return [(np.empty_like(weight), delta, x) for weight in weights]
+        return [(np.empty_like(weight), delta, x, np.array([0, weight.size])) for weight in weights]
 
     def of(matmul: Callable[..., Any]) -> Callable[..., Any]:
-        def call(out: Any, a: Any, b: Any) -> Any:
+        def call(out: Any, a: Any, b: Any, *_: Any) -> Any:
             matmul(a.T if form == "gemm_tn" else a, b.T if form == "gemm_nt" else b, out=out)
             return out
 

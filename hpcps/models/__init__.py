@@ -83,9 +83,10 @@ class Model(Protocol):
     and how rows begin, by their keys. ``init`` is ``hpcps.first.whole`` of it, and a shard makes rows as their keys
     come up.
 
-    A model without tables may have a method ``prepare``, with the arguments of ``loss_gradient``, ``ready`` among them
-    where there are ``stages``: it gives a function
+    A model without tables may have a method ``prepare``, with the arguments of ``loss_gradient``: it gives a function
     without arguments that does what ``loss_gradient`` does with these arrays, each time with what is then in them.
+    Where there are ``stages`` it takes ``ready`` and ``kept``, in this order, too: by parameter which numbers of its
+    gradient other ranks do not read, (2,) int64, see kernel ``gemm_tn``; this may change from call to call.
 
     A model without tables may have a method ``grain_gradients`` (:data:`GrainGradients`). In a reproducible run it is
     called instead of ``loss_gradient``, once for all grains of a thread. It may have ``prepare_grains``, which is to it

@@ -100,9 +100,14 @@ class MLP:
         return loss
 
     def prepare(
-        self, params: Arrays, batch: Batch, gradient_out: Arrays, ready: Callable[[int], None] | None = None
+        self,
+        params: Arrays,
+        batch: Batch,
+        gradient_out: Arrays,
+        ready: Callable[[int], None] | None = None,
+        kept: Arrays | None = None,
     ) -> Callable[[], float]:
-        return self._made(_bound, params, batch, gradient_out, self._new_space(len(batch.samples)), ready)
+        return self._made(_bound, params, batch, gradient_out, self._new_space(len(batch.samples)), ready, kept)
 
     def _made(
         self,
@@ -112,13 +117,15 @@ class MLP:
         gradient_out: Arrays,
         space: _Space,
         ready: Callable[[int], None] | None,
+        kept: Arrays | None = None,
     ) -> Callable[[], float]:
         """What :meth:`loss_gradient` does with these arrays; ``make`` makes its calls of functions and arguments."""
         scores, z = space.out[-1], space.z[-1]
         forward = [make(*call) for call in self._forward_calls(params, batch.samples, space, scores)]
         residual = partial(self._residual, scores, batch.labels, space.labels)
         last = make(self._kernels.activation_gradient, scores, gradient_out[f"bias{self._layers}"], z, z, "identity")
-        stages = [[make(*call) for call in calls] for calls in self._backward_calls(params, batch, space, gradient_out)]
+        backward = self._backward_calls(params, batch, space, gradient_out, kept or {})
+        stages = [[make(*call) for call in calls] for calls in backward]
 
         def loss_gradient() -> float:
             for call in forward:
@@ -225,16 +232,17 @@ class MLP:
         return ("logistic" if self.task == "binary" else "squared", 1.0)
 
     def _backward_calls(
-        self, params: Arrays, batch: Batch, space: _Space, gradient_out: Arrays
+        self, params: Arrays, batch: Batch, space: _Space, gradient_out: Arrays, kept: Arrays
     ) -> Iterator[list[tuple[Any, ...]]]:
         """Functions and their arguments, by stage."""
         delta = space.out[-1]
         for layer in range(self._layers, 0, -1):
             x = space.out[layer - 2] if layer > 1 else batch.samples
-            calls = [self._device.product(gradient_out[f"weight{layer}"], delta.T, x)]
+            name = f"weight{layer}"
+            calls = [self._device.product(gradient_out[name], delta.T, x, kept.get(name))]
             if layer > 1:
                 below, z = space.delta[layer - 2], space.z[layer - 2]
-                calls.append(self._device.product(below, delta, params[f"weight{layer}"]))
+                calls.append(self._device.product(below, delta, params[name]))
                 outs = below, gradient_out[f"bias{layer - 1}"]
                 calls.append((self._kernels.activation_gradient, *outs, z, x, self._activation))
                 delta = below

@@ -17,8 +17,13 @@ def laid_out(matrix: np.ndarray, is_transposed: bool) -> np.ndarray:
 
 def product(form: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     out = np.full((len(a), b.shape[1]), np.nan, a.dtype)
-    getattr(CPU, form)(out, laid_out(a, FORMS[form][0]), laid_out(b, FORMS[form][1]))
+    multiply(form, out, a, b)
     return out
+
+
+def multiply(form: str, out: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+    kept = [np.array([0, out.size])] if form == "gemm_tn" else []
+    getattr(CPU, form)(out, laid_out(a, FORMS[form][0]), laid_out(b, FORMS[form][1]), *kept)
 
 
 @pytest.mark.parametrize("steps", [130, 2048, 3001])
@@ -59,7 +64,21 @@ def test_nothing_is_written_beside_the_product(form) -> None:
     for m, n in [(1, 1), (5, 33), (14, 31), (29, 64), (200, 9)]:
         room = np.full(m * n + 128, 7, np.float32)
         a, b = np.ones((m, 6), np.float32), np.ones((6, n), np.float32)
-        getattr(CPU, form)(
-            room[64 : 64 + m * n].reshape(m, n), laid_out(a, FORMS[form][0]), laid_out(b, FORMS[form][1])
-        )
+        multiply(form, room[64 : 64 + m * n].reshape(m, n), a, b)
         np.testing.assert_array_equal(room, [7] * 64 + [6] * (m * n) + [7] * 64)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("units", [1, 5, 8, 70, 512])  # tiles of every height
+def test_what_is_not_kept_has_the_same_bits_wherever_rows_begin(units, dtype) -> None:
+    rng = np.random.default_rng(2)
+    delta, x = (rng.standard_normal((40, width)).astype(dtype) for width in (units, 96))
+    expected, room = product("gemm_tn", delta.T, x), np.empty(units * 96 + 128, dtype)
+    line = -room.ctypes.data % 64 // room.itemsize
+    for first in (line, line + 64, line + 1):
+        for kept in ((0, 0), (0, units * 48), (units * 48, units * 96), (100, 200), (units * 96, units * 96)):
+            room[:] = 7
+            out = room[first : first + units * 96].reshape(units, 96)
+            CPU.gemm_tn(out, delta, x, np.array(kept))
+            np.testing.assert_array_equal(out, expected)
+            assert np.count_nonzero(room == 7) == 128

@@ -6,7 +6,8 @@ import pytest
 
 from hpcps import optim, published
 from hpcps.config import Optimizer
-from hpcps.published import TRY_EVERY, Published
+from hpcps.params import Params
+from hpcps.published import TRY_EVERY, Kept, Published
 
 KERNELS = hpcps_kernels.load("cpu")
 
@@ -42,7 +43,9 @@ def test_the_faster_way_is_taken_and_the_bits_are_those_of_an_update_in_place(ki
 
         return timed
 
-    update, plain = Published(params, make, KERNELS), optimizer.prepare(expected, expected_state, gradient, 0.5)
+    told = []
+    update = Published(params, make, KERNELS, told.append)
+    plain = optimizer.prepare(expected, expected_state, gradient, 0.5)
     others = []
     for step in range(1, 16 * TRY_EVERY + 1):
         if step == 5 * TRY_EVERY:
@@ -59,3 +62,20 @@ def test_the_faster_way_is_taken_and_the_bits_are_those_of_an_update_in_place(ki
     assert others[:5] == [1] * 5  # one try each
     assert others[8:11] == [TRY_EVERY - 1] * 3
     assert others[14:] == [1] * 2
+    assert told == [True, False]
+
+
+def test_what_others_do_not_read_of_a_bucket_is_told_by_parameter():
+    kept = Kept(Params.zeros({"first": (2, 5), "second": (4,), "third": (3, 2)}, np.float32))
+    assert {name: bounds.tolist() for name, bounds in kept.bounds.items()} == {
+        "first": [0, 10],
+        "second": [0, 4],
+        "third": [0, 6],
+    }
+    kept.change(slice(0, 14), slice(7, 14))
+    assert [bounds.tolist() for bounds in kept.bounds.values()] == [[7, 10], [0, 4], [0, 6]]
+    kept.change(slice(14, 20), slice(14, 17))
+    kept.change(slice(0, 14), slice(0, 7))
+    assert [bounds.tolist() for bounds in kept.bounds.values()] == [[0, 7], [0, 0], [0, 3]]
+    kept.change(slice(0, 14), slice(0, 14))
+    assert [bounds.tolist() for bounds in kept.bounds.values()] == [[0, 10], [0, 4], [0, 3]]

@@ -15,6 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hpcps_kernels.cpu._past import store_past
 from hpcps_kernels.cpu._prefetch import LINE_BYTES, send_for
 from hpcps_kernels.cpu._vectors import FEATURES, VECTOR_BYTES, Loop, Value, indices
 
@@ -23,16 +24,17 @@ _HAS_FEW = FEATURES.get("sse2") and not FEATURES.get("avx512f")
 ROWS, SOME, FEW = (6, 4, 2) if _HAS_FEW else (14, 8, 4)
 VECTORS = 2
 COLUMN_BYTES = VECTORS * VECTOR_BYTES
-STORED, ADDED, FLIPPED = range(3)
+STORED, ADDED, FLIPPED, PAST = range(4)
 
 
 def _tile(rows: int, how: int) -> Any:
     """An intrinsic: sum (r, c) of left[r, k] * panel[k, c] for k < count, for ``rows`` rows and COLUMNS columns.
 
     Addresses and distances are in bytes: ``like`` is an array of the dtype, ``out`` where sum (0, 0) belongs, and rows
-    lie ``out_row`` apart there; STORED or ADDED to what is there, or FLIPPED, with the rows' sums of a column side by
-    side and columns ``out_row`` apart. left[r, k] is at ``left`` + r ``left_row`` + k ``left_step``. Sums go on from
-    those of a tile that was stored, rows COLUMN_BYTES apart, at ``begun``; from 0 if that is 0.
+    lie ``out_row`` apart there; STORED or ADDED to what is there, or PAST the caches, where each row begins with a
+    vector in memory, or FLIPPED, with the rows' sums of a column side by side and columns ``out_row`` apart. left[r, k]
+    is at ``left`` + r ``left_row`` + k ``left_step``. Sums go on from those of a tile that was stored, rows
+    COLUMN_BYTES apart, at ``begun``; from 0 if that is 0.
     """
 
     def typed(
@@ -60,7 +62,7 @@ def _tile(rows: int, how: int) -> Any:
                 with on:
                     for number, slot in enumerate(flat):
                         builder.store(_load(loop, begun, number * VECTOR_BYTES, vector), slot)
-            for place in _places(loop, rows, how, out, out_row):  # other ranks may have read them
+            for place in [] if how == PAST else _places(loop, rows, how, out, out_row):  # others may have read them
                 send_for(builder, builder.inttoptr(place, ir.IntType(8).as_pointer()), is_to_write=True)
             lines = [builder.mul(left_row, loop.constant(r)) for r in range(rows)]
             with cgutils.for_range(builder, count) as each:
@@ -72,7 +74,7 @@ def _tile(rows: int, how: int) -> Any:
                     for x, slot in zip(xs, sums, strict=True):
                         builder.store(loop.multiply_add(factor, x, builder.load(slot)), slot)
             totals = [[builder.load(slot) for slot in line] for line in slots]
-            (_write_flipped if how == FLIPPED else _write)(loop, totals, out, out_row, how == ADDED)
+            (_write_flipped if how == FLIPPED else _write)(loop, totals, out, out_row, how)
             return context.get_dummy_value()
 
         return types.void(like, *[types.intp] * 8), generate
@@ -88,18 +90,21 @@ def _places(loop: Loop, rows: int, how: int, out: Value, out_row: Value) -> list
     return [builder.add(begin, loop.constant(offset)) for begin in begins for offset in offsets]
 
 
-def _write(loop: Loop, totals: list[list[Value]], out: Value, out_row: Value, is_added: bool) -> None:
+def _write(loop: Loop, totals: list[list[Value]], out: Value, out_row: Value, how: int) -> None:
     for r, line in enumerate(totals):
         row = loop.builder.add(out, loop.builder.mul(out_row, loop.constant(r)))
         for v, total in enumerate(line):
-            if is_added:
+            if how == ADDED:
                 total = loop.builder.fadd(_load(loop, row, v * VECTOR_BYTES, total.type), total)
-            _store(loop, total, row, v * VECTOR_BYTES)
+            if how == PAST:
+                store_past(loop.builder, total, _address(loop, row, v * VECTOR_BYTES, total.type))
+            else:
+                _store(loop, total, row, v * VECTOR_BYTES)
 
 
-def _write_flipped(loop: Loop, totals: list[list[Value]], out: Value, out_row: Value, is_added: bool) -> None:
+def _write_flipped(loop: Loop, totals: list[list[Value]], out: Value, out_row: Value, how: int) -> None:
     """Blocks of as many rows as a vector has lanes are transposed in registers."""
-    assert not is_added
+    assert how == FLIPPED
     lanes = totals[0][0].type.count
     for v in range(VECTORS):
         for first in range(0, len(totals), lanes):
@@ -164,21 +169,24 @@ def _copy(rows: int | None) -> Any:
 
 def _load(loop: Loop, place: Value, offset: int, shape: Any, count: int | None = None) -> Value:
     """Load a number or a vector; or its first ``count`` lanes, and 0."""
-    builder = loop.builder
-    address = builder.inttoptr(builder.add(place, loop.constant(offset)), shape.as_pointer())
+    address = _address(loop, place, offset, shape)
     if count is None or count == shape.count:
-        return builder.load(address, align=loop.size)
+        return loop.builder.load(address, align=loop.size)
     return _masked(loop, "load", shape, count, shape, [], address, [ir.Constant(shape, None)])
 
 
 def _store(loop: Loop, value: Value, place: Value, offset: int, count: int | None = None) -> None:
     """Store a number or a vector, or its first ``count`` lanes."""
-    builder, shape = loop.builder, value.type
-    address = builder.inttoptr(builder.add(place, loop.constant(offset)), shape.as_pointer())
+    shape = value.type
+    address = _address(loop, place, offset, shape)
     if count is None or count == shape.count:
-        builder.store(value, address, align=loop.size)
+        loop.builder.store(value, address, align=loop.size)
     else:
         _masked(loop, "store", shape, count, ir.VoidType(), [value], address, [])
+
+
+def _address(loop: Loop, place: Value, offset: int, shape: Any) -> Value:
+    return loop.builder.inttoptr(loop.builder.add(place, loop.constant(offset)), shape.as_pointer())
 
 
 def _masked(
@@ -195,6 +203,7 @@ def _masked(
 
 
 tile, tile_of_some, tile_of_few, tile_of_one = (_tile(rows, STORED) for rows in (ROWS, SOME, FEW, 1))
+past, past_of_some, past_of_few, past_of_one = (_tile(rows, PAST) for rows in (ROWS, SOME, FEW, 1))
 flipped, flipped_of_some, flipped_of_few, flipped_of_one = (_tile(rows, FLIPPED) for rows in (ROWS, SOME, FEW, 1))
 added = _tile(ROWS, ADDED)
 transpose: Any = intrinsic(_transpose)

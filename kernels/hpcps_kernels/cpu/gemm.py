@@ -7,14 +7,21 @@ import numpy as np
 from hpcps_kernels.cpu._gemm_tiles import (
     COLUMN_BYTES,
     FEW,
+    FLIPPED,
+    PAST,
     ROWS,
     SOME,
+    STORED,
     copy_columns,
     copy_rows,
     flipped,
     flipped_of_few,
     flipped_of_one,
     flipped_of_some,
+    past,
+    past_of_few,
+    past_of_one,
+    past_of_some,
     tile,
     tile_of_few,
     tile_of_one,
@@ -23,13 +30,15 @@ from hpcps_kernels.cpu._gemm_tiles import (
 )
 from hpcps_kernels.cpu._jit import kernel, part
 from hpcps_kernels.cpu._memory import LINE_BYTES, address_of, aligned, array_at
+from hpcps_kernels.cpu._past import settle
 from hpcps_kernels.cpu._vectors import VECTOR_BYTES
 from hpcps_kernels.interface import Array
 
 PAGE_BYTES = 4096
 PANELS_BYTES, PANELS = 1 << 19, 4  # packed at a time: half of a usual second-level cache, and so many panels at least
 FAR_BYTES = 1 << 22
-COPIED, STRIDED, TRANSPOSED, FLIPPED = 2, 4, 8, 4  # what these cost a number, in multiply-adds
+ALL = 1 << 56
+COPIED, STRIDED, TRANSPOSED, TURNED = 2, 4, 8, 4  # what these cost a number, in multiply-adds
 
 
 @kernel
@@ -37,9 +46,9 @@ def gemm_nn(out: Array, a: Array, b: Array) -> None:
     m, n, k = a.shape[0], b.shape[1], a.shape[1]
     size = out.itemsize
     if _is_less_flipped(m, n, k, size, COPIED * n, TRANSPOSED * m + STRIDED * n):
-        _product(out, True, address_of(b), size, n * size, address_of(a), size, k * size, n, m, k)
+        _product(out, True, address_of(b), size, n * size, address_of(a), size, k * size, n, m, k, 0, ALL)
     else:
-        _product(out, False, address_of(a), k * size, size, address_of(b), n * size, size, m, n, k)
+        _product(out, False, address_of(a), k * size, size, address_of(b), n * size, size, m, n, k, 0, ALL)
 
 
 @kernel
@@ -47,25 +56,25 @@ def gemm_nt(out: Array, a: Array, b: Array) -> None:
     m, n, k = a.shape[0], b.shape[0], a.shape[1]
     size = out.itemsize
     if _is_less_flipped(m, n, k, size, TRANSPOSED * n, TRANSPOSED * m):
-        _product(out, True, address_of(b), k * size, size, address_of(a), size, k * size, n, m, k)
+        _product(out, True, address_of(b), k * size, size, address_of(a), size, k * size, n, m, k, 0, ALL)
     else:
-        _product(out, False, address_of(a), k * size, size, address_of(b), size, k * size, m, n, k)
+        _product(out, False, address_of(a), k * size, size, address_of(b), size, k * size, m, n, k, 0, ALL)
 
 
 @kernel
-def gemm_tn(out: Array, a: Array, b: Array) -> None:
+def gemm_tn(out: Array, a: Array, b: Array, kept: Array) -> None:
     m, n, k = a.shape[1], b.shape[1], a.shape[0]
     size = out.itemsize
     if _is_less_flipped(m, n, k, size, COPIED * n, COPIED * m):
-        _product(out, True, address_of(b), size, n * size, address_of(a), m * size, size, n, m, k)
+        _product(out, True, address_of(b), size, n * size, address_of(a), m * size, size, n, m, k, kept[0], kept[1])
     else:
-        _product(out, False, address_of(a), size, m * size, address_of(b), n * size, size, m, n, k)
+        _product(out, False, address_of(a), size, m * size, address_of(b), n * size, size, m, n, k, kept[0], kept[1])
 
 
 @part
 def _is_less_flipped(m: int, n: int, k: int, size: int, packing: int, packing_flipped: int) -> bool:
     """Whether vectors along m are less work than along n; in multiply-adds a step."""
-    other = n * _padded(m, size) + packing_flipped + FLIPPED * m * n // max(k, 1)
+    other = n * _padded(m, size) + packing_flipped + TURNED * m * n // max(k, 1)
     is_less: bool = other < m * _padded(n, size) + packing
     return is_less
 
@@ -90,8 +99,13 @@ def _product(
     m: int,
     n: int,
     k: int,
+    low_kept: int,
+    high_kept: int,
 ) -> None:
-    """out, or its transpose if ``flips``, = left (m, k) @ right (k, n), given by addresses and distances in bytes."""
+    """out, or its transpose if ``flips``, = left (m, k) @ right (k, n), given by addresses and distances in bytes.
+
+    Tiles that begin before number ``low_kept`` of out, or not before ``high_kept``, go past the caches if they can.
+    """
     size = out.itemsize
     columns, rows, depth = COLUMN_BYTES // size, rows_of_tiles(m), _depth(k)
     out_row, out_column = (size, out.strides[0]) if flips else (out.strides[0], size)
@@ -101,6 +115,8 @@ def _product(
     lefts = aligned(rows * (depth + LINE_BYTES) if copies_left else 0, out)
     begun = aligned((m + rows) * min(width, _padded(n, size)) if depth < k else 0, out)
     aside = np.empty((rows, columns), out.dtype)
+    can_go_past = not flips and address_of(out) % VECTOR_BYTES == 0 and out.strides[0] % VECTOR_BYTES == 0
+    since_kept, until_kept = (low_kept * size, high_kept * size) if can_go_past else (0, ALL)
     for start in range(0, n, width):
         stop = min(n, start + width)
         for low in range(0, max(k, 1), depth):
@@ -120,15 +136,19 @@ def _product(
                     panel = address_of(panels) + (j - start) * depth * size
                     since = sums if low > 0 else 0
                     if low + count < k:
-                        tile_of(begun, False, rows, sums, COLUMN_BYTES, place, row, step, panel, count, since)
+                        tile_of(begun, STORED, rows, sums, COLUMN_BYTES, place, row, step, panel, count, since)
                     elif n - j < columns:
                         into = address_of(aside)
-                        tile_of(aside, False, rows, into, COLUMN_BYTES, place, row, step, panel, count, since)
+                        tile_of(aside, STORED, rows, into, COLUMN_BYTES, place, row, step, panel, count, since)
                         _put_aside(out, flips, aside, i, j, n - j)
                     else:
-                        into = address_of(out) + i * out_row + j * out_column
-                        tile_of(out, flips, rows, into, out.strides[0], place, row, step, panel, count, since)
+                        at = i * out_row + j * out_column
+                        how = FLIPPED if flips else STORED if since_kept <= at < until_kept else PAST
+                        into = address_of(out) + at
+                        tile_of(out, how, rows, into, out.strides[0], place, row, step, panel, count, since)
                     sums += rows * COLUMN_BYTES
+    if can_go_past:
+        settle()
 
 
 @part
@@ -185,7 +205,7 @@ def rows_of_tiles(m: int) -> int:
 @part
 def tile_of(
     like: Array,
-    flips: bool,
+    how: int,
     rows: int,
     out: int,
     out_row: int,
@@ -197,20 +217,28 @@ def tile_of(
     begun: int,
 ) -> None:
     """The tile for so many rows: see `_gemm_tiles`."""
-    if rows == ROWS and flips:
+    if rows == ROWS and how == FLIPPED:
         flipped(like, out, out_row, left, left_row, left_step, panel, count, begun)
+    elif rows == ROWS and how == PAST:
+        past(like, out, out_row, left, left_row, left_step, panel, count, begun)
     elif rows == ROWS:
         tile(like, out, out_row, left, left_row, left_step, panel, count, begun)
-    elif rows == SOME and flips:
+    elif rows == SOME and how == FLIPPED:
         flipped_of_some(like, out, out_row, left, left_row, left_step, panel, count, begun)
+    elif rows == SOME and how == PAST:
+        past_of_some(like, out, out_row, left, left_row, left_step, panel, count, begun)
     elif rows == SOME:
         tile_of_some(like, out, out_row, left, left_row, left_step, panel, count, begun)
-    elif rows == FEW and flips:
+    elif rows == FEW and how == FLIPPED:
         flipped_of_few(like, out, out_row, left, left_row, left_step, panel, count, begun)
+    elif rows == FEW and how == PAST:
+        past_of_few(like, out, out_row, left, left_row, left_step, panel, count, begun)
     elif rows == FEW:
         tile_of_few(like, out, out_row, left, left_row, left_step, panel, count, begun)
-    elif flips:
+    elif how == FLIPPED:
         flipped_of_one(like, out, out_row, left, left_row, left_step, panel, count, begun)
+    elif how == PAST:
+        past_of_one(like, out, out_row, left, left_row, left_step, panel, count, begun)
     else:
         tile_of_one(like, out, out_row, left, left_row, left_step, panel, count, begun)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpcps_kernels.cpu._gemm_tiles import COLUMN_BYTES, ROWS, added, copy_columns
+from hpcps_kernels.cpu._gemm_tiles import COLUMN_BYTES, ROWS, STORED, added, copy_columns
 from hpcps_kernels.cpu._grain_tiles import push_products
 from hpcps_kernels.cpu._jit import kernel, part
 from hpcps_kernels.cpu._memory import LINE_BYTES, address_of, aligned
@@ -237,7 +237,8 @@ def _add_tile(sums: Array, rows: int, delta: Array, unit: int, panel: Array, bou
             added(sums, address_of(sums[top - 1]), COLUMN_BYTES, left, delta.itemsize, step, right, count, 0)
             top = fold(sums, top, adds[g] - 1, size)
         else:
-            tile_of(sums, False, rows, address_of(sums[top]), COLUMN_BYTES, left, delta.itemsize, step, right, count, 0)
+            to = address_of(sums[top])
+            tile_of(sums, STORED, rows, to, COLUMN_BYTES, left, delta.itemsize, step, right, count, 0)
             top = fold(sums, top + 1, adds[g], size)
 
 

@@ -1,4 +1,4 @@
-"""Copies past the caches, by non-temporal stores of whole vectors."""
+"""Copies past the caches."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from hpcps_kernels.cpu._jit import kernel
 from hpcps_kernels.cpu._memory import address_of
-from hpcps_kernels.cpu._vectors import FEATURES, VECTOR_BYTES
+from hpcps_kernels.cpu._past import settle, store_past
+from hpcps_kernels.cpu._vectors import VECTOR_BYTES
 from hpcps_kernels.interface import Array
 
 
@@ -23,43 +23,23 @@ def stream(out: Array, x: Array) -> None:
     for i in range(first):
         out[i] = x[i]
     for i in range(first, stop, lanes):
-        _store_past(out, x, i)
+        _copy_past(out, x, i)
     for i in range(stop, n):
         out[i] = x[i]
-    _settle()
+    settle()
 
 
-def _store(typing_context: Any, out: Any, x: Any, i: Any) -> Any:
+def _copy(typing_context: Any, out: Any, x: Any, i: Any) -> Any:
     """Copy the vector at i, which begins with a vector in ``out``'s memory, to there."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         to, of = (context.make_array(signature.args[k])(context, builder, arguments[k]) for k in range(2))
         shape = ir.VectorType(context.get_data_type(x.dtype), VECTOR_BYTES // (x.dtype.bitwidth // 8))
         places = [builder.bitcast(builder.gep(one.data, [arguments[2]]), shape.as_pointer()) for one in (of, to)]
-        stored = builder.store(builder.load(places[0], align=x.dtype.bitwidth // 8), places[1], align=VECTOR_BYTES)
-        past = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-        stored.set_metadata("nontemporal", past)
+        store_past(builder, builder.load(places[0], align=x.dtype.bitwidth // 8), places[1])
         return context.get_dummy_value()
 
     return types.void(out, x, types.intp), generate
 
 
-def _fence(typing_context: Any) -> Any:
-    """What was stored, in whatever way, is seen before what will be."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if FEATURES.get("sse2"):
-            kind = ir.FunctionType(ir.VoidType(), [])
-            function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
-                builder.module, kind, "llvm.x86.sse.sfence"
-            )
-            builder.call(function, [])
-        else:
-            builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-_store_past: Any = intrinsic(_store)
-_settle: Any = intrinsic(_fence)
+_copy_past: Any = intrinsic(_copy)

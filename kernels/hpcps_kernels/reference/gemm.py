@@ -21,8 +21,12 @@ def gemm_nt(out: Array, a: Array, b: Array) -> None:
     _product(out, a, b.T)
 
 
-def gemm_tn(out: Array, a: Array, b: Array) -> None:
-    """out = a.T @ b. out (m, n), a (k, m), b (k, n) F."""
+def gemm_tn(out: Array, a: Array, b: Array, kept: Array) -> None:
+    """out = a.T @ b. out (m, n), a (k, m), b (k, n) F, kept (2,) int64.
+
+    ``kept``: the numbers of out, row after row, from kept[0] to kept[1] - 1 are read by the caller's core. Others are
+    read by other cores: they may be stored past the caches, so that no copy of them there has to be given up.
+    """
     _product(out, a.T, b)
 
 
