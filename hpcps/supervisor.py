@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
+import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 from hpcps import hosts, report, starter
 from hpcps.comm.launcher import BEGINNING_VARIABLE, ENDING, MET, PLACE_VARIABLE, told_status
@@ -31,6 +33,9 @@ LAUNCHING_S = 300.0
 """Until ranks on several hosts have met, the launcher's start and theirs taken together, at the most."""
 MISSING_S = 2.0
 """How long a job is waited for that has lost a rank before all have met: it may be about to say why."""
+MEMORY = Path("/dev/shm")
+LEFT_S = 60.0
+"""How long nothing new has come to a folder of a job that is removed when nobody holds it."""
 SEGMENTS_VARIABLE = "OMPI_MCA_btl_sm_backing_directory"
 
 
@@ -115,12 +120,32 @@ def _written(path: Path) -> int | None:
 
 @contextmanager
 def _place() -> Iterator[Path]:
-    """A folder of a job: also for what launchers and ranks that are killed leave behind, of Open MPI's own."""
-    memory = Path("/dev/shm")
-    with TemporaryDirectory(
-        prefix=f"hpcps-{os.getpid()}-", dir=memory if memory.is_dir() else None, ignore_cleanup_errors=True
-    ) as place:
+    """A folder of a job: also for what launchers and ranks that are killed leave behind, of Open MPI's own. Folders
+    whose supervisors were killed are removed."""
+    parent = MEMORY if MEMORY.is_dir() else Path(gettempdir())
+    for folder in parent.glob("hpcps-*-*"):
+        _remove_if_left(folder)
+    prefix = f"hpcps-{os.getpid()}-"
+    with TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as place, _opened(place) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as long as this process lives
         yield Path(place)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove a job's folder that nobody holds any more, unless it may be a new one that nobody holds yet."""
+    with suppress(OSError), _opened(folder) as found:  # held, another user's, or gone
+        if time.time() - os.fstat(found).st_mtime > LEFT_S:
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def _opened(folder: Path | str) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _begins_here(on: Sequence[Host]) -> bool:
