@@ -144,22 +144,38 @@ class GpuSums:
             raise self._failed(error) from error
 
     def _joined(self, unique_id: bytes) -> Any:
-        """This rank's end of the communicator: made by a thread that nobody waits for if a peer does not come."""
+        """This rank's end of the communicator: made by a thread that nobody waits for if a peer does not come. One that
+        is made when nobody waits for it is aborted."""
         made: list[Any] = []
+        errors: list[BaseException] = []
+        is_wanted, lock = True, threading.Lock()
 
         def make() -> None:
             try:
                 with self._device.below as below:
-                    made.append(below.nccl().communicator(self._workers.size, unique_id, self._workers.rank))
+                    end = below.nccl().communicator(self._workers.size, unique_id, self._workers.rank)
+                    with lock:
+                        made.append(end)
+                        is_late = not is_wanted
+                    if is_late:
+                        end.abort()
             except BaseException as error:
-                made.append(error)
+                errors.append(error)
 
         threading.Thread(target=make, daemon=True, name="nccl").start()
-        self.wait(lambda: bool(made), "make a communicator")
-        if isinstance(made[0], RuntimeError):
-            raise self._failed(made[0]) from made[0]
-        if isinstance(made[0], BaseException):
-            raise made[0]
+        try:
+            self.wait(lambda: bool(made or errors), "make a communicator")
+        except CommError:
+            with lock:
+                is_wanted = False
+                unwanted = list(made)
+            for end in unwanted:
+                _abort(end.abort)
+            raise
+        for error in errors:
+            if isinstance(error, RuntimeError):
+                raise self._failed(error) from error
+            raise error
         return made[0]
 
     def _failed(self, error: RuntimeError) -> CommError:
@@ -170,9 +186,14 @@ class GpuSums:
     def _give_up(self) -> None:
         """End what is under way, so that the GPU is free and nothing that waits for it hangs."""
         if self._communicator is not None:
-            thread = threading.Thread(target=self._end, daemon=True, name="nccl-abort")
-            thread.start()
-            thread.join(ABORT_S)
+            _abort(self._end)
+
+
+def _abort(end: Callable[[], object]) -> None:
+    """Call what may hang."""
+    thread = threading.Thread(target=end, daemon=True, name="nccl-abort")
+    thread.start()
+    thread.join(ABORT_S)
 
 
 class GpuSum:

@@ -197,7 +197,34 @@ def test_what_the_transport_knows_ends_it_too(linked) -> None:
     assert type(first) is PeerLost
     assert str(first) == "rank 1 failed: out of order"
     (ends,) = nccl_on_cpu.MADE.values()
-    assert min(ends, key=lambda one: one.rank).is_aborted
+    own = min(ends, key=lambda one: one.rank)
+    late = time.monotonic() + 10
+    while not own.is_aborted and time.monotonic() < late:  # by the thread that has made it, if nobody waited any more
+        time.sleep(0.01)
+    assert own.is_aborted
+
+
+def test_a_communicator_that_is_made_when_nobody_waits_any_more_is_aborted(linked, monkeypatch) -> None:
+    devices = linked(2)
+    real = Nccl.communicator
+
+    def late(self, size, unique_id, rank):
+        end = real(self, size, unique_id, rank)
+        if rank == 0:
+            time.sleep(1)
+        return end
+
+    monkeypatch.setattr(Nccl, "communicator", late)
+
+    def work(transport):
+        sums = nccl.GpuSums(Gpu(Table(devices[transport.rank])), transport)
+        time.sleep(2)
+        return sums
+
+    found = on_ranks(2, work, 0.2)
+    assert [type(one) for one in found] == [CommTimeout, nccl.GpuSums]
+    (ends,) = nccl_on_cpu.MADE.values()
+    assert [one.is_aborted for one in sorted(ends, key=lambda one: one.rank)] == [True, False]
 
 
 def test_a_peer_that_does_not_come_to_the_communicator_is_waited_for_no_longer(linked, monkeypatch) -> None:
