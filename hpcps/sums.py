@@ -89,6 +89,7 @@ class Decoder:
         self.add_into: Callable[[Array, Array], None] = kernels.add_into
         self.gather_rows: Callable[[Array, Array, Array], None] = kernels.gather_rows
         self.scatter_rows: Callable[[Array, Array, Array], None] = kernels.scatter_rows
+        self.stream: Callable[[Array, Array], None] = kernels.stream
         self.exact = exact
         self._from_fixed = kernels.from_fixed
 

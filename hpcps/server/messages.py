@@ -84,7 +84,7 @@ who has taken it over: that is at an end when its own shard is.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -116,6 +116,10 @@ _FLOAT32: np.dtype[Any] = np.dtype("<f4")
 CODES = np.dtype(np.uint8)
 _ENCODINGS = [_FLOAT32, np.dtype("<f8"), np.dtype("<i8"), CODES]
 _CODES = {dtype: code for code, dtype in enumerate(_ENCODINGS)}
+
+
+Copy = Callable[[Array, Array], None]
+"""Overwrites an array with another of the same shape and dtype."""
 
 
 class Kind(IntEnum):
@@ -248,11 +252,11 @@ def more_bytes(follow: Sequence[Array]) -> int:
     return sum(padded(section.nbytes) for section in follow)
 
 
-def pack(out: Array, follow: Sequence[Array]) -> None:
+def pack(out: Array, follow: Sequence[Array], copy: Copy = np.copyto) -> None:
     """Put sections one after the other into ``out`` (uint8)."""
     start = 0
     for section in follow:
-        out[start : start + section.nbytes] = section.reshape(-1).view(np.uint8)
+        copy(out[start : start + section.nbytes], section.reshape(-1).view(np.uint8))
         start += padded(section.nbytes)
 
 

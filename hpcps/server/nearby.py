@@ -9,6 +9,7 @@ import numpy as np
 from hpcps.comm.memory import Lent, Memory, array_at
 from hpcps.comm.transport import Array
 from hpcps.errors import CommError
+from hpcps.server.messages import Copy
 
 Place = tuple[int, int]
 """The number of a region, from 1, and the offset in bytes in a rank's piece of it: as in a letter's header."""
@@ -64,6 +65,18 @@ class Lending:
             except CommError:  # then they travel
                 self._is_out, room = True, None
         return room
+
+
+def past_the_caches(stream: Copy) -> Copy:
+    """Copies bytes, (n,) uint8, by the kernel ``stream``: to write where another core has read takes up to twenty times
+    as long through the caches, and about as long where the cores share one."""
+
+    def copy(out: Array, x: Array) -> None:
+        whole = len(x) // 4 * 4
+        stream(out[:whole].view(np.float32), x[:whole].view(np.float32))
+        out[whole:] = x[whole:]
+
+    return copy
 
 
 class Borrowed:

@@ -20,6 +20,7 @@ from hpcps.server.messages import (
     FRONT_BYTES,
     HEADER_BYTES,
     STEP_OFFSET,
+    Copy,
     Header,
     more_bytes,
     pack,
@@ -187,7 +188,7 @@ class Inbox:
 class Outbox:
     """Letters to ``peer``. Sections that travel may not be changed before :meth:`flush`, or the next letter, has been
     called; dense ones that both see (``nearby``) do not travel, nor do long ones of keys and rows where the peer can
-    borrow ``memory``. ``wait``: how to wait for messages, if not by the transport."""
+    borrow ``memory``, to which ``copy`` copies them. ``wait``: how to wait for messages, if not by the transport."""
 
     def __init__(
         self,
@@ -197,8 +198,10 @@ class Outbox:
         nearby: Nearby | None = None,
         wait: Callable[..., None] | None = None,
         memory: Memory | None = None,
+        copy: Copy = np.copyto,
     ) -> None:
         self._lending = None if memory is None else Lending(memory)
+        self._copy = copy
         self._transport = transport
         self._peer = peer
         self._tag = tag
@@ -224,7 +227,7 @@ class Outbox:
         if follow is not self._lent or not follow:
             self._place = self._room_for(header.more) if may_lend else None
             if self._place is not None:
-                pack(self._place.array, follow)
+                pack(self._place.array, follow, self._copy)
         if self._place is not None:
             header.is_lent, follow = True, [self._place.ticket]
         front, size_bytes = self._front, header.dense_bytes

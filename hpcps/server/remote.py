@@ -16,6 +16,7 @@ from hpcps.server import messages
 from hpcps.server.client import Traffic
 from hpcps.server.filters import Encoder
 from hpcps.server.messages import CODES, SAME_KEYS, SOME_KEYS, Counts, Header, Kind
+from hpcps.server.nearby import past_the_caches
 from hpcps.server.post import Form, Letter
 from hpcps.server.serve import Server
 from hpcps.server.sharding import keys_of_shard
@@ -62,7 +63,8 @@ class RemoteClient:
         self._server = server
         self._decoder = decoder
         self._targets = [self._dense[shard] for shard in shards]
-        self._ways = Ways(transport, servers, self._targets, server, memory, letters, copies)
+        past = past_the_caches(decoder.stream)
+        self._ways = Ways(transport, servers, self._targets, server, memory, letters, copies, past)
         self._outboxes, self._numbers = self._ways.outboxes, self._ways.numbers
         self._encoders = [Encoder(code, len(target), decoder.dtype) for target in self._targets] if code else []
         self._fresh: list[Letter | None] = [None] * len(servers)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import PeerLost
-from hpcps.server.messages import ANSWER_TAG, COPY_TAGS, REQUEST_TAG
+from hpcps.server.messages import ANSWER_TAG, COPY_TAGS, REQUEST_TAG, Copy
 from hpcps.server.nearby import letter_memory, nearby
 from hpcps.server.post import Inbox, Letter, Outbox
 from hpcps.server.serve import Server
@@ -22,7 +24,7 @@ class Ways:
     """Letters to the shards on the ranks ``servers``, and their answers: dense sections of up to ``targets[s]`` are
     written there. ``server``: the shard on this rank, if there is one: it is served while there is something to wait
     for. ``memory``, ``letters``: as of :class:`hpcps.server.remote.RemoteClient`. ``copies``: the ranks that serve the
-    shards when theirs are lost, and spared; empty: none does."""
+    shards when theirs are lost, and spared; empty: none does. ``copy``: as of :class:`hpcps.server.post.Outbox`."""
 
     def __init__(
         self,
@@ -33,6 +35,7 @@ class Ways:
         memory: Memory | None,
         letters: Memory | None,
         copies: Sequence[int] = (),
+        copy: Copy = np.copyto,
     ) -> None:
         self.numbers = range(len(servers))
         self.turned: set[int] = set()
@@ -44,7 +47,7 @@ class Ways:
         self._server = server
         self._servers = list(servers)
         self._targets = targets
-        self._copies = copies
+        self._copies, self._copy = copies, copy
         self._memory, self._letters = memory, letters
         self._all: list[tuple[Outbox, Inbox]] = []
         for number in self.numbers:
@@ -119,7 +122,7 @@ class Ways:
         transport, rank, target = self._transport, self._servers[number], self._targets[number]
         near, letters = nearby(self._memory, rank), letter_memory(self._letters, rank)
         wait = transport.wait if self._server is None else self._wait_serving
-        outbox = Outbox(transport, rank, request_tag, near, wait, letters)
+        outbox = Outbox(transport, rank, request_tag, near, wait, letters, self._copy)
         inbox = Inbox(transport, rank, answer_tag, target.dtype, len(target), target, near, letters)
         self._all.append((outbox, inbox))
         return outbox, inbox

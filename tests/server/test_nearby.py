@@ -13,7 +13,7 @@ from hpcps.first import FirstRows
 from hpcps.params import Params
 from hpcps.rows import Merger, PulledRows, Rows
 from hpcps.server import sharding
-from hpcps.server.nearby import TRAVELS, Borrowed, Nearby, nearby
+from hpcps.server.nearby import TRAVELS, Borrowed, Nearby, nearby, past_the_caches
 from hpcps.server.remote import RemoteClient
 from hpcps.server.serve import Server
 from hpcps.server.store import Shard
@@ -211,3 +211,12 @@ def test_what_is_borrowed_is_checked():
     assert len(Borrowed(memory, 3).section(lent.ticket, 100)) == 100
     with pytest.raises(CommError, match="rank 3 lends 100 bytes for a section of 101"):
         Borrowed(memory, 3).section(lent.ticket, 101)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 3, 4, 63, 80_001])
+def test_bytes_are_copied_past_the_caches_whatever_they_mean(size_bytes):
+    x = np.random.default_rng(0).integers(0, 256, size_bytes).astype(np.uint8)
+    room = np.full(size_bytes + 64, 7, np.uint8)
+    past_the_caches(KERNELS.stream)(room[:size_bytes], x)
+    np.testing.assert_array_equal(room[:size_bytes], x)
+    assert (room[size_bytes:] == 7).all()
