@@ -30,12 +30,16 @@ class Bucket:
         kept: Kept | None = None,
     ) -> None:
         mine, given = params[where][reduction.part], gradient[..., where]
-        summed = (given if given.ndim == 1 else given[0])[reduction.part]
-        self._sum = reduction.prepare(given)
         self._mine, self._state = mine, optimizer.init(mine)
+        apart, together = optimizer.prepare, optimizer.prepare_summed
+        shown = reduction.show(given, is_wanted=together is not None)
+        self._sum = reduction.prepare(given) if shown is None else shown.start
 
         def make(array: Array) -> Update:
-            return optimizer.prepare(array, self._state, summed, gradient_scale)
+            if together is None or shown is None:
+                summed = (given if given.ndim == 1 else given[0])[reduction.part]
+                return apart(array, self._state, summed, gradient_scale)
+            return together(array, self._state, shown.gradients, shown.column, gradient_scale)
 
         self._where, self._start, self._residuals = where, where.start + reduction.part.start, reduction.residuals
         self._kept = kept
@@ -72,7 +76,7 @@ class Bucket:
                 snapshot.fill(residual, "residual.sum", at)
 
     def start(self) -> None:
-        """Begin the sum of the bucket's part of the gradient."""
+        """Begin the sum of the bucket's part of the gradient, or to wait for that of others."""
         self.pending = self._sum()
 
     def update(self, step: int) -> Pending:

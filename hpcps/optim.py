@@ -21,7 +21,9 @@ Array = np.ndarray[Any, Any]
 State = dict[str, Array]
 Init = Callable[[Array], State]
 Update = Callable[[Array, State, Array, float, int], None]
-Prepare = Callable[[Array, State, Array, float], Callable[[int], None]]
+Bound = Callable[[int], None]
+Prepare = Callable[[Array, State, Array, float], Bound]
+PrepareSummed = Callable[[Array, State, Array, int, float], Bound]
 UpdateRows = Callable[[Array, State, Array, Array, float, int], None]
 UpdatePacked = Callable[[Array, Array, Array, float, int], None]
 Numbers = Callable[[int], tuple[float, ...]]
@@ -31,6 +33,8 @@ Numbers = Callable[[int], tuple[float, ...]]
 class Optimizer:
     """``init(params) -> state``, ``update(params, state, gradient, gradient_scale, step)``,
     ``prepare(params, state, gradient, gradient_scale) -> update(step)`` where the arrays are the same in every step,
+    ``prepare_summed(params, state, gradients, column, gradient_scale) -> update(step)`` where the gradient is to be
+    summed: it is that of the rows of ``gradients`` (P, N), n columns from ``column`` on,
     ``update_rows(params, state, gradient, index, gradient_scale, step)`` and
     ``update_packed(table, gradient, index, gradient_scale, step)``.
 
@@ -40,12 +44,14 @@ class Optimizer:
     on these rows; the others stay as they are. ``update_packed`` does the same where each row of ``table`` (N, P) holds
     W parameters and then W numbers of each array of ``state``, in its order. All write in place; the gradient is
     multiplied by ``gradient_scale`` (1 / batch turns a sum into a mean); ``step`` counts from 1. Clipping by the norm
-    is ``update``'s alone: rows do not know the norm of the whole gradient.
+    is ``update``'s alone: rows do not know the norm of the whole gradient. ``prepare_summed`` is None where the sum is
+    to be there at once: the norm is taken of it, threads share it out, the user's own optimiser gets it.
     """
 
     init: Init
     update: Update
     prepare: Prepare
+    prepare_summed: PrepareSummed | None
     update_rows: UpdateRows
     update_packed: UpdatePacked
 
@@ -67,11 +73,12 @@ def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
     """The optimiser that the options name, on a back end's kernels; large updates are shared out over threads."""
     if ":" in options.kind:
         own = OwnOptimizer(options.kind)
-        return Optimizer(own.init, own.update, own.prepare, own.update_rows, own.update_packed)
+        return Optimizer(own.init, own.update, own.prepare, None, own.update_rows, own.update_packed)
     rule = _rule(options)
     dense, by_rows = getattr(kernels, rule.kernel), getattr(kernels, f"{rule.kernel}_rows")
     packed = getattr(kernels, f"{rule.kernel}_packed") if rule.states else by_rows
     here = device.of(kernels)
+    is_bound = not options.clip_norm and threads == 1
 
     def init(params: Array) -> State:
         return {name: here.zeros(params.shape, params.dtype) for name in rule.states}
@@ -79,15 +86,22 @@ def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
     def update(params: Array, state: State, gradient: Array, gradient_scale: float, step: int) -> None:
         dense(params, *[state[s] for s in rule.states], gradient, *rule.numbers(step), gradient_scale, threads=threads)
 
-    def prepare(params: Array, state: State, gradient: Array, gradient_scale: float) -> Callable[[int], None]:
-        if options.clip_norm or threads > 1:
-            return partial(change, params, state, gradient, gradient_scale)
-        arrays = params, *[state[s] for s in rule.states], gradient
+    def bound(kernel: Any, params: Array, state: State, gradient: tuple[Any, ...], gradient_scale: float) -> Bound:
+        """The kernel with all that is the same in every step."""
+        given = params, *[state[s] for s in rule.states], *gradient
         if rule.counts_steps:
-            bound = dense.bind(*arrays)
-            return lambda step: bound(*rule.numbers(step), gradient_scale)
-        same = dense.bind(*arrays, *rule.numbers(0), gradient_scale)
+            call = kernel.bind(*given)
+            return lambda step: call(*rule.numbers(step), gradient_scale)
+        same = kernel.bind(*given, *rule.numbers(0), gradient_scale)
         return lambda step: same()
+
+    def prepare(params: Array, state: State, gradient: Array, gradient_scale: float) -> Bound:
+        if is_bound:
+            return bound(dense, params, state, (gradient,), gradient_scale)
+        return partial(change, params, state, gradient, gradient_scale)
+
+    def prepare_summed(params: Array, state: State, gradients: Array, column: int, gradient_scale: float) -> Bound:
+        return bound(getattr(kernels, f"{rule.kernel}_summed"), params, state, (gradients, column), gradient_scale)
 
     def update_rows(
         params: Array, state: State, gradient: Array, index: Array, gradient_scale: float, step: int
@@ -100,7 +114,7 @@ def make(options: Options, kernels: Any, threads: int = 1) -> Optimizer:
 
     change = _clipped(update, options.clip_norm, kernels.square_norm) if options.clip_norm else update
     start = _ftrl_init(options, here) if options.kind == "ftrl" else init
-    return Optimizer(start, change, prepare, update_rows, update_packed)
+    return Optimizer(start, change, prepare, prepare_summed if is_bound else None, update_rows, update_packed)
 
 
 def _rule(o: Options) -> _Rule:

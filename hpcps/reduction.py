@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from hpcps.collectives.engine import Engine, Start, pieces_program
 from hpcps.collectives.pending import Finished, Pending
 from hpcps.comm.codes import Residuals
+from hpcps.comm.meeting import Meeting
 from hpcps.comm.order import Order
 from hpcps.comm.topology import chunk_bounds
 from hpcps.comm.transport import Array
@@ -17,6 +20,17 @@ SHARDED_BYTES = 256 << 10
 
 Prepare = Callable[[Array], Start]
 NOTHING: Residuals = {}
+
+
+class Shown(NamedTuple):
+    """All workers' gradients of a bucket, for an update that adds them up itself."""
+
+    start: Start
+    """Begins to wait until all have theirs. None may be changed until the parameters have been spread"""
+    gradients: Array
+    """(workers, N)"""
+    column: int
+    """Where the numbers of this worker's ``part`` begin"""
 
 
 class Reduction(Protocol):
@@ -32,6 +46,10 @@ class Reduction(Protocol):
     def prepare(self, x: Array) -> Start:
         """A function that begins a sum of all workers' ``x``, (n,); when that is done ``x[part]`` is the sum. In a
         reproducible run ``x`` holds pieces, (m, n), and ``x[0, part]`` is."""
+
+    def show(self, x: Array, is_wanted: bool) -> Shown | None:
+        """What takes the place of :meth:`prepare` where this worker's update could add up all workers' ``x`` itself;
+        None, on all workers, where that is impossible, or one does not want it. A collective."""
 
     def prepare_spread(self, params: Array) -> Start:
         """A function that begins to bring the bucket's parameters, (n,), of which this worker has updated ``part``, to
@@ -49,22 +67,40 @@ class Whole:
         self.residuals = residuals
         self.part = slice(0, count)
 
+    def show(self, x: Array, is_wanted: bool) -> Shown | None:
+        return None
+
     def prepare_spread(self, params: Array) -> Start:
         return Finished
 
 
 class Sharded:
-    """Each worker gets the sum of a chunk, updates it, and hands the parameters out: the update is shared, too."""
+    """Each worker gets the sum of a chunk, updates it, and hands the parameters out: the update is shared, too.
+
+    ``is_by_rank``: the sum is that of the workers' arrays, added in their order.
+    """
 
     residuals = NOTHING
 
-    def __init__(self, name: str, prepare: Prepare, count: int, engine: Engine) -> None:
+    def __init__(self, name: str, prepare: Prepare, count: int, engine: Engine, is_by_rank: bool) -> None:
         self.name = f"{name}, update sharded"
+        self._engine, self._is_shown = engine, is_by_rank and engine.layout.is_one_memory
         self.prepare = prepare
         self.prepare_spread = engine.prepare_all_gather
         self.is_read = engine.layout.is_one_memory
         bounds, rank = chunk_bounds(count, engine.layout.ranks), engine.transport.rank
         self.part = slice(bounds[rank], bounds[rank + 1])
+
+    def show(self, x: Array, is_wanted: bool) -> Shown | None:
+        if not self._is_shown:
+            return None
+        given = x if x.ndim == 1 else x[0]
+        found = self._engine.transport.memory.beside(given) if is_wanted else None
+        rows, column = found or (None, -1)
+        columns = Meeting(self._engine.transport).gather(np.array([column]))
+        if rows is None or (columns != column).any():
+            return None
+        return Shown(self._engine.prepare_meeting(given), rows, column + self.part.start)
 
 
 def started_by(start: Callable[[Array], Pending]) -> Prepare:
@@ -82,14 +118,15 @@ def of_sums(engine: Engine, count: int, itemsize: int, shards: bool) -> Reductio
     """For gradients of ``count`` numbers, each worker's added up."""
     name = engine.name(count * itemsize)
     if shards and can_shard(engine, count * itemsize):
-        return Sharded(name, engine.prepare_reduce_scatter, count, engine)
+        return Sharded(name, engine.prepare_reduce_scatter, count, engine, is_by_rank=True)
     return Whole(name, engine.prepare, count)
 
 
 def of_pieces(engine: Engine, order: Order, count: int, itemsize: int, shards: bool) -> Reduction | None:
     """For the pieces of a reproducible run, added in ``order``; None where that takes messages of its own."""
     is_sharded = shards and can_shard(engine, count * itemsize)
-    if order.counts in ([1], [1, 1]):  # the only sum of two arrays is the same by any all-reduce
+    is_by_rank = order.counts in ([1], [1, 1])
+    if is_by_rank:  # the only sum of two arrays is the same by any all-reduce
         sums: Prepare = engine.prepare_reduce_scatter if is_sharded else engine.prepare
         name = engine.name(count * itemsize)
 
@@ -104,4 +141,4 @@ def of_pieces(engine: Engine, order: Order, count: int, itemsize: int, shards: b
 
     else:
         return None
-    return Sharded(name, prepare, count, engine) if is_sharded else Whole(name, prepare, count)
+    return Sharded(name, prepare, count, engine, is_by_rank) if is_sharded else Whole(name, prepare, count)

@@ -17,7 +17,7 @@ from hpcps.collectives.engine import Engine, Start
 from hpcps.collectives.pending import Pending
 from hpcps.device import Array, Gpu
 from hpcps.exchange import Keys, ServerExchange
-from hpcps.reduction import Reduction, Whole
+from hpcps.reduction import Reduction, Shown, Whole
 from hpcps.rows import PulledRows, Rows
 from hpcps.sums import Summed
 
@@ -83,6 +83,9 @@ class Staged:
         self.part, self.residuals = inner.part, inner.residuals
         self.prepare_spread = inner.prepare_spread
         self._inner, self._device, self._visible = inner, device, visible
+
+    def show(self, x: Array, is_wanted: bool) -> Shown | None:
+        return None
 
     def prepare(self, x: Array) -> Start:
         here = self._visible(math.prod(x.shape), x.dtype).reshape(x.shape)

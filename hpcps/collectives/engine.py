@@ -104,6 +104,11 @@ class Engine:
         ``layout.is_one_memory``."""
         return self._in_memory(x, count, SCATTER if scatters else SUM, program=program)
 
+    def prepare_meeting(self, x: Array) -> Start:
+        """A function that begins to wait until all ranks have come as far, so that what each had written to its ``x``
+        before is there for the others. Only where ``layout.is_one_memory``."""
+        return self._in_memory(x[:0], 0, SUM)
+
     def chunk(self, count: int, bounds: Sequence[int] | None = None) -> slice:
         """This rank's part of ``count`` elements."""
         cut = bounds if bounds is not None else chunk_bounds(count, self.layout.ranks)

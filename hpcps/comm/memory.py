@@ -46,7 +46,7 @@ class Lent(NamedTuple):
 
 class Memory(ABC):
     """What the ranks of ``transport`` share on their nodes. Making one is a collective, and so are its methods but
-    :meth:`lend` and :meth:`borrow`.
+    :meth:`beside`, :meth:`lend` and :meth:`borrow`.
 
     ``nodes``: the ranks of each node, nodes in the order of their first ranks; ``node``: this rank's among them;
     ``near``: a transport over the ranks of this node; ``regions``: where all that was allocated lies.
@@ -57,21 +57,50 @@ class Memory(ABC):
         self.node = next(i for i, ranks in enumerate(self.nodes) if transport.rank in ranks)
         self.near = transport.group(self.nodes[self.node])
         self.regions: list[Region] = []
+        self._kept: list[Array] = []  # regions are addresses: what they tell of must not go away
+        self._rows: list[Array] = []  # what :meth:`empty` has made, (ranks of the node, bytes) each
 
-    @abstractmethod
     def pieces(self, size_bytes: int) -> list[Array]:
         """Zeroed memory of ``size_bytes`` for each rank of this node: everybody's, (size_bytes,) uint8 each, by rank of
         ``near``. It stays for as long as this object. Raises CommError on all ranks of the node."""
+        return list(self._shares(size_bytes)[:, :size_bytes])
 
-    @abstractmethod
     def empty(self, count: int, dtype: DTypeLike) -> Array:
         """An array of ``count`` elements, the same on all ranks of the node, that the others see; zero at first. Where
         there is too little memory of that kind it is the rank's own. It stays for as long as this object."""
+        size_bytes = count * np.dtype(dtype).itemsize
+        try:
+            shares = self._shares(size_bytes)
+        except CommError as error:
+            if not error.known_to_all:
+                raise
+            return aligned.zeros(count, dtype)
+        self._rows.append(shares)
+        self._tell(size_bytes, [share.ctypes.data for share in shares])
+        return shares[self.near.rank, :size_bytes].view(dtype)
 
-    @abstractmethod
     def common(self, count: int, dtype: DTypeLike) -> Array | None:
         """One array of ``count`` elements, zero at first, for all ranks of the node together: what one writes the
         others read. None, on all of them, where there is too little memory. It stays for as long as this object."""
+        size_bytes = count * np.dtype(dtype).itemsize
+        try:
+            whole = self._shares(-(-size_bytes // self.near.size)).reshape(-1)
+        except CommError as error:
+            if not error.known_to_all:
+                raise
+            return None
+        self._kept.append(whole)
+        self._tell(size_bytes, [whole.ctypes.data] * self.near.size)
+        return whole[:size_bytes].view(dtype)
+
+    def beside(self, x: Array) -> tuple[Array, int] | None:
+        """What the ranks of the node have where this one has ``x``, (n,), part of an array from :meth:`empty`: an array
+        (ranks of the node, N) of which n columns from the given one on are meant; None for another ``x``."""
+        for rows in self._rows:
+            offset = x.ctypes.data - rows[self.near.rank].ctypes.data
+            if 0 <= offset <= rows.shape[1] - x.nbytes:
+                return rows.view(x.dtype), offset // x.itemsize
+        return None
 
     @property
     @abstractmethod
@@ -86,43 +115,22 @@ class Memory(ABC):
     def borrow(self, ticket: Array) -> Array:
         """The memory of another rank of this node. Raises CommError."""
 
+    @abstractmethod
+    def _whole(self, share_bytes: int) -> Array:
+        """Zeroed memory that all ranks of the node see, (ranks * share_bytes,) uint8, each share taken by its rank: on
+        a machine of several memories it is then near the rank. Raises CommError on all ranks of the node."""
+
+    def _shares(self, size_bytes: int) -> Array:
+        """Memory of at least ``size_bytes`` for each rank of the node, (ranks, bytes)."""
+        padded = max(1, -(-size_bytes // PAGE_BYTES)) * PAGE_BYTES
+        return self._whole(padded).reshape(self.near.size, padded)
+
+    def _tell(self, size_bytes: int, addresses: list[int]) -> None:
+        self.regions.append((size_bytes, addresses))
+
 
 class ProcessMemory(Memory):
     """Memory shared by processes of one node."""
-
-    def __init__(self, transport: Transport) -> None:
-        super().__init__(transport)
-        self._kept: list[list[Array]] = []  # regions are addresses: what they tell of must not go away
-
-    def pieces(self, size_bytes: int) -> list[Array]:
-        padded = max(1, -(-size_bytes // PAGE_BYTES)) * PAGE_BYTES
-        whole = _map_together(self.near, padded * self.near.size)
-        return [whole[r * padded : r * padded + size_bytes] for r in range(self.near.size)]
-
-    def empty(self, count: int, dtype: DTypeLike) -> Array:
-        size_bytes = count * np.dtype(dtype).itemsize
-        try:
-            pieces = self.pieces(size_bytes)
-        except CommError as error:
-            if not error.known_to_all:
-                raise
-            return aligned.zeros(count, dtype)
-        self._kept.append(pieces)
-        self.regions.append((size_bytes, [piece.ctypes.data for piece in pieces]))
-        return pieces[self.near.rank].view(dtype)
-
-    def common(self, count: int, dtype: DTypeLike) -> Array | None:
-        size_bytes = count * np.dtype(dtype).itemsize
-        try:
-            share = max(1, -(-size_bytes // (PAGE_BYTES * self.near.size))) * PAGE_BYTES
-            whole = _map_together(self.near, share * self.near.size)
-        except CommError as error:
-            if not error.known_to_all:
-                raise
-            return None
-        self._kept.append([whole])
-        self.regions.append((size_bytes, [whole.ctypes.data] * self.near.size))
-        return whole[:size_bytes].view(dtype)
 
     @cached_property
     def is_shared(self) -> bool:
@@ -134,10 +142,17 @@ class ProcessMemory(Memory):
             return False
         return True
 
+    def _whole(self, share_bytes: int) -> Array:
+        return _map_together(self.near, share_bytes)
+
     def lend(self, size_bytes: int) -> Lent:
         name = f"hpcps-{secrets.token_hex(8)}"
         file = _create(name, size_bytes)
-        array = _open(f"/proc/self/fd/{file}", name, size_bytes)
+        try:
+            array = _open(f"/proc/self/fd/{file}", name, size_bytes, (0, size_bytes))
+        except CommError:
+            os.close(file)
+            raise
         weakref.finalize(array, os.close, file)
         return Lent(array, _ticket(os.getpid(), file, size_bytes, name))
 
@@ -149,28 +164,31 @@ class ProcessMemory(Memory):
 class ThreadMemory(Memory):
     """Memory of threads of one process, which see all of it.
 
-    Pieces are put into ``kept``, a list that lives as long as any of the threads: one may still look at what another,
-    which has finished, had shared.
+    It is put into ``kept``, a list that lives as long as any of the threads: one may still look at what another, which
+    has finished, had shared.
     """
+
+    is_shared = True
 
     def __init__(self, transport: Transport, kept: list[Array]) -> None:
         super().__init__(transport)
         self.regions.append((ALL_MEMORY_BYTES, [0] * self.near.size))
         self._kept = kept
 
-    def pieces(self, size_bytes: int) -> list[Array]:
-        mine = aligned.zeros(size_bytes, np.uint8)
-        self._kept.append(mine)
-        addresses = Meeting(self.near).gather(np.array([mine.ctypes.data]))
-        return [array_at(int(address), size_bytes) for address in addresses]
+    def _whole(self, share_bytes: int) -> Array:
+        meeting, rank = Meeting(self.near), self.near.rank
 
-    def empty(self, count: int, dtype: DTypeLike) -> Array:
-        return aligned.zeros(count, dtype)
+        def make() -> Array:
+            self._kept.append(aligned.empty(share_bytes * self.near.size, np.uint8))
+            return np.array([self._kept[-1].ctypes.data])
 
-    def common(self, count: int, dtype: DTypeLike) -> Array | None:
-        return self.pieces(count * np.dtype(dtype).itemsize)[0].view(dtype)
+        whole = array_at(int(meeting.once(make)[0]), share_bytes * self.near.size)
+        whole[rank * share_bytes : (rank + 1) * share_bytes] = 0
+        meeting.gather(np.empty(0, np.uint8))
+        return whole
 
-    is_shared = True
+    def _tell(self, size_bytes: int, addresses: list[int]) -> None:
+        """It lies in the one region that there is."""
 
     def lend(self, size_bytes: int) -> Lent:
         array = aligned.empty(size_bytes, np.uint8)
@@ -201,9 +219,9 @@ def nodes_of(transport: Transport) -> list[list[int]]:
     return list(by_name.values())
 
 
-def _map_together(near: Transport, size_bytes: int) -> Array:
-    """Zeroed memory that all ranks see, (size_bytes,) uint8. Rank 0 makes it."""
-    meeting = Meeting(near)
+def _map_together(near: Transport, share_bytes: int) -> Array:
+    """Zeroed memory that all ranks see, (ranks * share_bytes,) uint8. Rank 0 makes it; each rank takes its share."""
+    meeting, size_bytes = Meeting(near), share_bytes * near.size
     made: list[int] = []
 
     def make() -> Array:
@@ -211,9 +229,12 @@ def _map_together(near: Transport, size_bytes: int) -> Array:
         made.append(_create(name, size_bytes))
         return np.frombuffer(f"{os.getpid()} {made[0]} {name}".encode(), np.uint8)
 
+    def open_it() -> Array:
+        return _open(f"/proc/{process}/fd/{file}", name, size_bytes, (near.rank * share_bytes, share_bytes))
+
     try:
         process, file, name = meeting.once(make).tobytes().decode().split()
-        memory = agree(meeting, lambda: _open(f"/proc/{process}/fd/{file}", name, size_bytes))
+        memory = agree(meeting, open_it)
     finally:
         for number in made:
             os.close(number)
@@ -222,30 +243,36 @@ def _map_together(near: Transport, size_bytes: int) -> Array:
 
 
 def _create(name: str, size_bytes: int) -> int:
-    """Make the file and take its memory now, for to run out of it later would be a bus error."""
     try:
         file = os.memfd_create(name, os.MFD_CLOEXEC)
-        try:
-            os.posix_fallocate(file, 0, size_bytes)
-        except OSError:
-            os.close(file)
-            raise
+        os.truncate(file, size_bytes)
     except OSError as error:
-        raise CommError(f"cannot take {size_bytes} bytes of shared memory: {error.strerror}") from error
+        raise CommError(f"cannot make shared memory: {error.strerror}") from error
     return file
 
 
-def _open(path: str, name: str, size_bytes: int) -> Array:
+def _open(path: str, name: str, size_bytes: int, taken: tuple[int, int] = (0, 0)) -> Array:
+    """Memory of that name, of which this rank takes so many bytes from a place on."""
     try:
         if name not in os.readlink(path):  # of a process of the same number, in another container or on another host
             raise CommError(f"{path} is no memory of this job: ranks that name the same node do not share it")
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
+            if taken[1]:
+                _take(file, *taken)
             return np.frombuffer(mmap.mmap(file, size_bytes), np.uint8)
         finally:
             os.close(file)
     except (OSError, ValueError) as error:
         raise CommError(f"{path}: shared memory of another rank cannot be used here: {error}") from error
+
+
+def _take(file: int, start: int, size_bytes: int) -> None:
+    """Take memory for a part of a file now, for to run out of it later would be a bus error."""
+    try:
+        os.posix_fallocate(file, start, size_bytes)
+    except OSError as error:
+        raise CommError(f"cannot take {size_bytes} bytes of shared memory: {error.strerror}") from error
 
 
 def _check_is_shared(meeting: Meeting, memory: Array) -> None:

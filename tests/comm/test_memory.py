@@ -68,6 +68,32 @@ def test_an_array_lies_in_a_region_where_all_find_it(on_ranks, kind, count, dtyp
     on_ranks(3, body)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint16"])
+def test_what_the_others_have_lies_beside_it(on_ranks, kind, dtype):
+    def body(transport):
+        shared = kind(transport)
+        arrays = [shared.empty(count, dtype) for count in (3000, 0, 10)]
+        for array in arrays:
+            array[:] = np.arange(len(array)) + 100 * transport.rank
+        transport.barrier()
+        for array in arrays:
+            for part in (array, array[3:], array[2:9]):
+                rows, column = shared.beside(part)
+                assert rows.dtype == dtype
+                assert rows.flags.c_contiguous
+                assert len(rows) == transport.size
+                first = 0 if part is array or not len(part) else int(part[0]) - 100 * transport.rank
+                for rank, row in enumerate(rows):
+                    there = row[column : column + len(part)]
+                    np.testing.assert_array_equal(there, (first + np.arange(len(part)) + 100 * rank).astype(dtype))
+        for other in (np.zeros(10, dtype), shared.common(10, dtype), np.empty(0, dtype)):
+            assert shared.beside(other) is None
+        transport.barrier()
+
+    on_ranks(3, body)
+
+
 def test_ranks_of_other_nodes_see_nothing(on_ranks):
     def body(transport):
         shared = ProcessMemory(transport)
@@ -108,12 +134,11 @@ def test_too_little_memory_is_an_error_on_all_ranks_and_arrays_are_then_private(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hpcps.comm.memory.os.posix_fallocate", full)
-    _, errors = on_ranks.run(3, lambda transport: ProcessMemory(transport).pieces(100))
-    assert [type(error) for error in errors] == [CommError] * 3
-    assert "cannot take 12288 bytes of shared memory: No space left" in str(errors[0])
 
     def body(transport):
         shared = ProcessMemory(transport)
+        with pytest.raises(CommError, match="cannot take 4096 bytes of shared memory: No space left"):
+            shared.pieces(100)
         x = shared.empty(10, np.float32)
         assert shared.regions == []
         x[:] = transport.rank
@@ -132,6 +157,6 @@ def test_a_file_of_another_process_is_not_touched(on_ranks, monkeypatch, tmp_pat
 
 
 def test_ranks_that_see_different_memory_are_an_error(on_ranks, monkeypatch):
-    monkeypatch.setattr("hpcps.comm.memory._open", lambda path, name, size: np.zeros(size, np.uint8))
+    monkeypatch.setattr("hpcps.comm.memory._open", lambda path, name, size, taken: np.zeros(size, np.uint8))
     _, errors = on_ranks.run(2, lambda transport: ProcessMemory(transport).pieces(10))
     assert all("do not see the same memory" in str(error) for error in errors)

@@ -39,6 +39,29 @@ def test_every_kind_goes_to_the_minimum(name):
 
 
 @EACH
+def test_an_update_that_adds_up_itself_has_the_bits_of_a_sum_and_an_update(name):
+    gradients = np.random.default_rng(2).normal(size=(3, 60)).astype(np.float32)
+    found = []
+    for is_summed in (False, True):
+        params, optimizer, state = start(name, (50,))
+        if is_summed:
+            update = optimizer.prepare_summed(params, state, gradients, 7, 0.25)
+        else:
+            update = optimizer.prepare(params, state, sum(gradients[:, 7:57]), 0.25)
+        for step in (1, 2, 3):
+            update(step)
+        found.append((params, state))
+    assert found[0][0].tobytes() == found[1][0].tobytes()
+    assert all(found[0][1][key].tobytes() == found[1][1][key].tobytes() for key in found[0][1])
+
+
+def test_what_needs_the_sum_at_once_is_not_made_without():
+    clipped = msgspec.structs.replace(OPTIONS["sgd"], clip_norm=1.0)
+    assert optim.make(clipped, CPU).prepare_summed is None
+    assert optim.make(OPTIONS["sgd"], CPU, threads=2).prepare_summed is None
+
+
+@EACH
 def test_rows_change_as_the_dense_update_changes_them_and_no_others(name):
     params, optimizer, state = start(name)
     dense, dense_state = params.copy(), {key: value.copy() for key, value in state.items()}

@@ -10,6 +10,7 @@ from hpcps.config import from_tree
 from hpcps.joining import BUCKET_BYTES, bucket_bounds
 from hpcps.params import Params
 from hpcps.published import Kept
+from hpcps.reduction import Sharded
 
 MODEL = {"kind": "mlp", "hidden": [512, 256]}  # 670 KB in float32
 
@@ -47,6 +48,26 @@ def test_what_others_read_has_the_same_bits_written_past_the_caches(tmp_path, mo
     assert found[0]["params_sha256"] == found[1]["params_sha256"]
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_an_update_that_adds_up_itself_has_the_bits_of_a_sum_and_an_update(tmp_path, monkeypatch, ranks, reproducible):
+    shown, show = [], Sharded.show
+
+    def shows(self, x, is_wanted):
+        shown.append(show(self, x, is_wanted))
+        return shown[-1]
+
+    how = {"algorithm": "memory", "reproducible": reproducible, **({"grains": ranks} if reproducible else {})}
+    monkeypatch.setattr(Sharded, "show", shows)
+    together = train(tmp_path / "together", ranks, **how)
+    assert len(shown) == ranks
+    assert all(shown) == (not reproducible or ranks == 2)  # the tree of three adds in another order
+    monkeypatch.setattr(Sharded, "show", lambda self, x, is_wanted: None)
+    apart = train(tmp_path / "apart", ranks, **how)
+    assert together["params_sha256"] == apart["params_sha256"]
+    assert together["exchange"] == apart["exchange"]
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 def test_reproducible_runs_share_out_the_update_and_keep_the_bits(tmp_path, ranks):
     alone = train(tmp_path, 1, reproducible=True, grains=8)
@@ -67,6 +88,7 @@ def test_workers_of_which_one_has_more_threads_send_one_bucket(tmp_path, monkeyp
     tree = {"data": {"path": "digits"}, "model": MODEL, "train": {"epochs": 1, "batch": 96}, "run": {"timeout_s": 20}}
     summary = hpcps.train(from_tree(tree), ranks=2, out=tmp_path / "uneven").summary
     assert "buckets" not in summary["exchange"]
+    assert "update sharded" in summary["exchange"]  # of a sum, which threads share out: so do those that have none
     assert summary["accuracy"] > 0.8
 
 

@@ -22,6 +22,7 @@ LEFT_OUT = {
     "online": "it learns from one sample after the other, and a GPU has nothing to do side by side",
     "sketch": "keys are counted one after the other, where the table of rows is",
     "stream": "no core reads the memory of a GPU",
+    "summed": "gradients lie beside each other in the memory of a node",
     "text": "text is parsed on the host",
 }
 

@@ -23,6 +23,7 @@ from hpcps_kernels.specs import (
     sketch,
     sparse,
     stream,
+    summed,
     text,
     update,
 )
@@ -47,6 +48,7 @@ FAMILIES = (
     sketch,
     sparse,
     stream,
+    summed,
     text,
     update,
 )
