@@ -52,16 +52,18 @@ def agree(together: Together, work: Callable[[], T]) -> T:
     All ranks raise the message of the lowest failing rank. Blocks until every rank has finished its work.
     """
     caught: HpcpsError | None = None
+    results: list[T] = []
     try:
-        result = work()
+        results.append(work())
     except HpcpsError as error:
         caught = error
     told = together.gather(np.frombuffer(_encode(caught), np.uint8)).tobytes()
     if told:
         shared = _decode(told)
         shared.known_to_all = True
+        results.clear()  # or the error's traceback would keep it
         raise shared from caught
-    return result
+    return results[0]
 
 
 def _encode(error: HpcpsError | None) -> bytes:

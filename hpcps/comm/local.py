@@ -61,7 +61,8 @@ class LocalWorld:
         self.lost: list[int] = []
         """Ranks that have failed, and were spared"""
         self.spared: set[int] = set()
-        self.kept: list[Array] = []
+        self.shared: dict[int, Array] = {}
+        """See :class:`hpcps.comm.memory.ThreadMemory`"""
         self._failing = threading.Lock()
 
     def transports(self) -> list[LocalTransport]:
@@ -164,7 +165,7 @@ class LocalTransport(Transport):
             raise PeerLost(f"rank {rank} failed: {error}")
 
     def make_memory(self) -> Memory:
-        return ThreadMemory(self, self.world.kept)
+        return ThreadMemory(self, self.world.shared)
 
     def _hand_over(self, send: LocalTicket, receive: LocalTicket) -> None:
         """Copy, then tell both sides."""

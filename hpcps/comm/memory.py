@@ -164,27 +164,31 @@ class ProcessMemory(Memory):
 class ThreadMemory(Memory):
     """Memory of threads of one process, which see all of it.
 
-    It is put into ``kept``, a list that lives as long as any of the threads: one may still look at what another, which
-    has finished, had shared.
+    They hand each other what they make together in ``shared``, by address. What one lends stays there as long as any
+    of them: others may still look at it when the lender has finished.
     """
 
     is_shared = True
 
-    def __init__(self, transport: Transport, kept: list[Array]) -> None:
+    def __init__(self, transport: Transport, shared: dict[int, Array]) -> None:
         super().__init__(transport)
         self.regions.append((ALL_MEMORY_BYTES, [0] * self.near.size))
-        self._kept = kept
+        self._shared = shared
 
     def _whole(self, share_bytes: int) -> Array:
-        meeting, rank = Meeting(self.near), self.near.rank
+        meeting, start = Meeting(self.near), self.near.rank * share_bytes
 
         def make() -> Array:
-            self._kept.append(aligned.empty(share_bytes * self.near.size, np.uint8))
-            return np.array([self._kept[-1].ctypes.data])
+            made = aligned.empty(share_bytes * self.near.size, np.uint8)
+            self._shared[made.ctypes.data] = made
+            return np.array([made.ctypes.data])
 
-        whole = array_at(int(meeting.once(make)[0]), share_bytes * self.near.size)
-        whole[rank * share_bytes : (rank + 1) * share_bytes] = 0
+        address = int(meeting.once(make)[0])
+        whole = self._shared[address]
+        whole[start : start + share_bytes] = 0
         meeting.gather(np.empty(0, np.uint8))
+        if self.near.rank == 0:
+            del self._shared[address]
         return whole
 
     def _tell(self, size_bytes: int, addresses: list[int]) -> None:
@@ -192,7 +196,7 @@ class ThreadMemory(Memory):
 
     def lend(self, size_bytes: int) -> Lent:
         array = aligned.empty(size_bytes, np.uint8)
-        self._kept.append(array)
+        self._shared[array.ctypes.data] = array
         return Lent(array, _ticket(array.ctypes.data, size_bytes))
 
     def borrow(self, ticket: Array) -> Array:
@@ -243,11 +247,16 @@ def _map_together(near: Transport, share_bytes: int) -> Array:
 
 
 def _create(name: str, size_bytes: int) -> int:
+    """An open file of so many bytes, none of which is taken."""
     try:
         file = os.memfd_create(name, os.MFD_CLOEXEC)
-        os.truncate(file, size_bytes)
+        try:
+            os.truncate(file, size_bytes)
+        except OSError:
+            os.close(file)
+            raise
     except OSError as error:
-        raise CommError(f"cannot make shared memory: {error.strerror}") from error
+        raise CommError(f"cannot make {size_bytes} bytes of shared memory: {error.strerror}") from error
     return file
 
 

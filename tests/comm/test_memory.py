@@ -10,7 +10,7 @@ import pytest
 
 from hpcps.comm import memory
 from hpcps.comm.local import LocalTransport
-from hpcps.comm.memory import ProcessMemory
+from hpcps.comm.memory import TICKET_BYTES, ProcessMemory
 from hpcps.errors import CommError
 
 KINDS = [ProcessMemory, LocalTransport.make_memory]  # of processes; of threads
@@ -118,8 +118,47 @@ def test_what_a_thread_shared_outlives_it(on_ranks):
 
     (theirs, world), _ = on_ranks(2, body)
     gc.collect()
-    assert any(np.shares_memory(theirs, kept) for kept in world.kept)
     assert (theirs == 7).all()
+    assert not world.shared
+
+
+def test_what_a_thread_lent_outlives_it(on_ranks):
+    def body(transport):
+        if transport.rank == 1:
+            lent = transport.memory.lend(1000)
+            lent.array[:] = 7
+            ticket = lent.ticket.copy()
+        else:
+            transport.memory  # noqa: B018  (to make it is a collective)
+            ticket = np.empty(TICKET_BYTES, np.uint8)
+        transport.wait(transport.isend(ticket, 0, 1) if transport.rank else transport.irecv(ticket, 1, 1))
+        return transport.memory, ticket
+
+    (memory, ticket), _ = on_ranks(2, body)
+    gc.collect()
+    assert (memory.borrow(ticket) == 7).all()
+
+
+def test_memory_that_cannot_be_taken_everywhere_is_given_back(on_ranks, monkeypatch):
+    """A rank may have taken its share when another cannot."""
+    allocate = os.posix_fallocate
+
+    def full_but_first(file, start, size):
+        if start:
+            raise OSError(28, "No space left on device")
+        allocate(file, start, size)
+
+    class Mapped(memory.mmap.mmap):
+        pass
+
+    monkeypatch.setattr("hpcps.comm.memory.os.posix_fallocate", full_but_first)
+    monkeypatch.setattr("hpcps.comm.memory.mmap.mmap", Mapped)
+    gc.disable()
+    try:
+        on_ranks(2, lambda transport: ProcessMemory(transport).empty(10, np.float32))
+        assert not [found for found in gc.get_objects() if isinstance(found, Mapped)]
+    finally:
+        gc.enable()
 
 
 def test_nothing_is_left_behind(on_ranks):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from hpcps import optim
+from hpcps.comm.local import LocalWorld
 from hpcps.comm.memory import ThreadMemory
 from hpcps.comm.order import in_turn
 from hpcps.config import Optimizer
@@ -205,8 +206,7 @@ def test_what_is_borrowed_is_checked():
     borrowed = Borrowed(None, 3)
     with pytest.raises(CommError, match="rank 3 lends memory of its own, which is not seen here"):
         borrowed.section(np.zeros(96, np.uint8), 8)
-    memory = ThreadMemory.__new__(ThreadMemory)
-    memory._kept = []
+    memory = LocalWorld(1).transports()[0].memory
     lent = memory.lend(100)
     assert len(Borrowed(memory, 3).section(lent.ticket, 100)) == 100
     with pytest.raises(CommError, match="rank 3 lends 100 bytes for a section of 101"):
