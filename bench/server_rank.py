@@ -27,6 +27,7 @@ from hpcps.first import FirstRows
 from hpcps.rows import Merger, PulledRows, Rows
 from hpcps.server.remote import RemoteClient
 from hpcps.server.serve import Server
+from hpcps.server.shown import Viewer
 from hpcps.server.store import Shard
 from hpcps.server.table import Table
 from hpcps.sums import Decoder, Summed
@@ -55,11 +56,13 @@ def start(
     """The worker's client; on the other rank serves until the worker has finished, and then None."""
     decoder, count = Decoder(False, np.float32, KERNELS), len(dense)
     optimizer = optim.make(Optimizer(kind="sgd", learning_rate=RATE), KERNELS)
-    if transport.rank == 0:
-        return RemoteClient(transport, dense, rows, [slice(0, count)], [1], 0, decoder, memory=memory, letters=letters)
     widths = {} if rows is None else rows.widths
     firsts = {name: FirstRows((ROWS, width), seed=0) for name, width in widths.items()}
-    tables = {name: Table(first, np.float32, optimizer, KERNELS) for name, first in firsts.items()}
+    if transport.rank == 0:
+        viewer = None if letters is None else Viewer(firsts, np.float32, KERNELS, letters)
+        rest, shared = ([slice(0, count)], [1], 0, decoder), {"memory": memory, "letters": letters}
+        return RemoteClient(transport, dense, rows, *rest, **shared, workers=1, viewer=viewer)
+    tables = {name: Table(first, np.float32, optimizer, KERNELS, memory=letters) for name, first in firsts.items()}
     shard = Shard(dense, optimizer, decoder, Merger(KERNELS), in_turn(1), 1.0, tables)
     Server(transport, shard, 0, [0], decoder, [1], memory=memory, letters=letters).run()
     return None

@@ -34,15 +34,15 @@ class Picked(NamedTuple):
 class Found:
     """Where a table has found the rows of ``keys``: for who comes with these keys again, in this array."""
 
-    __slots__ = ("is_whole", "keys", "slots", "version")
+    __slots__ = ("is_whole", "keys", "layout", "slots")
 
-    def __init__(self, keys: Array) -> None:
+    def __init__(self, keys: Array, slots: Array | None = None, is_whole: bool = False, layout: int = 0) -> None:
         self.keys = keys
-        self.slots: Array | None = None
+        self.slots = slots
         """(k,) int64, -1 where there was no row; None: nobody has looked"""
-        self.is_whole = False
+        self.is_whole = is_whole
         """Whether there was a row of each key"""
-        self.version = 0
+        self.layout = layout
         """Of the table, when it was looked at"""
 
 

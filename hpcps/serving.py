@@ -33,6 +33,7 @@ from hpcps.server.remote import RemoteClient
 from hpcps.server.replica import Replication
 from hpcps.server.serve import AsTheyCome, Server, Turns
 from hpcps.server.sharding import Roles, roles, shard_slices
+from hpcps.server.shown import Viewer
 from hpcps.server.store import Shard
 from hpcps.server.table import Table
 from hpcps.server.turns import Recorded, file_name
@@ -237,7 +238,8 @@ def make_server(
     and what serves it. ``keep`` takes its record, if there is to be one, ``keep_pieces`` its state for a checkpoint."""
     dense = held.flat[where]
     is_shared = held.shared is not None and held.shared.begin is not None
-    shard = _make_shard(job, dense if is_shared else dense.copy(), held.elsewhere)
+    visible = held.letters if _are_shown(job) else None
+    shard = _make_shard(job, dense if is_shared else dense.copy(), held.elsewhere, visible)
     _go_on(shard, held, where, shards, number)
     workers, options = range(job.roles.workers), job.config.server
 
@@ -305,7 +307,15 @@ def _make_client(
     memory = None if held.shared is None else held.shared.memory
     copies = [planned.server_rank((shard + 1) % len(ranks)) for shard in range(len(ranks))] if job.takes_over else []
     rest = decoder(job), server, memory, _make_code(job), held.letters, job.roles.workers, copies
-    return RemoteClient(job.transport, dense, held.rows, where, ranks, rank, *rest)
+    viewer = None
+    if held.letters is not None and _are_shown(job):
+        viewer = Viewer(held.elsewhere, held.params.flat.dtype, job.kernels, held.letters)
+    return RemoteClient(job.transport, dense, held.rows, where, ranks, rank, *rest, viewer)
+
+
+def _are_shown(job: Job) -> bool:
+    """Whether workers may look at the tables of shards on their node: rows may not change while they do."""
+    return job.slack == 0 and not job.config.train.backup
 
 
 def _make_code(job: Job) -> Code | None:
@@ -316,8 +326,8 @@ def _make_code(job: Job) -> Code | None:
     return codes.make(compress.kind, compress.block, compress.fraction, job.config.train.dtype, job.kernels)
 
 
-def _make_shard(job: Job, params: Array, tables: Mapping[str, FirstRows]) -> Shard:
-    """A shard of these dense parameters and of tables that begin so."""
+def _make_shard(job: Job, params: Array, tables: Mapping[str, FirstRows], visible: Memory | None = None) -> Shard:
+    """A shard of these dense parameters and of tables that begin so. ``visible``: memory by which others see rows."""
     options, dtype = job.config.server, job.config.train.dtype
     optimizer = optim.make(job.config.optimizer, job.kernels, job.threads)
     delay: Delay = Undelayed()
@@ -336,6 +346,7 @@ def _make_shard(job: Job, params: Array, tables: Mapping[str, FirstRows]) -> Sha
             admit_after=options.admit_after,
             tracks_use=options.evict_after > 0,
             threads=job.threads,
+            memory=visible,
         )
         for name, first in tables.items()
     }

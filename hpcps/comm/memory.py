@@ -44,9 +44,18 @@ class Lent(NamedTuple):
     """(TICKET_BYTES,) uint8: what they borrow it by"""
 
 
+class Reserved(NamedTuple):
+    """Memory of a rank that others of its node may borrow, as long as the rank keeps ``memory``; a page of it is taken
+    when it is first written to."""
+
+    memory: mmap.mmap
+    ticket: Array
+    """(TICKET_BYTES,) uint8: what they borrow it by"""
+
+
 class Memory(ABC):
     """What the ranks of ``transport`` share on their nodes. Making one is a collective, and so are its methods but
-    :meth:`beside`, :meth:`lend` and :meth:`borrow`.
+    :meth:`beside`, :meth:`lend`, :meth:`reserve` and :meth:`borrow`.
 
     ``nodes``: the ranks of each node, nodes in the order of their first ranks; ``node``: this rank's among them;
     ``near``: a transport over the ranks of this node; ``regions``: where all that was allocated lies.
@@ -112,6 +121,11 @@ class Memory(ABC):
         """Memory of this rank for others to look at. Raises CommError where there is too little of that kind."""
 
     @abstractmethod
+    def reserve(self, size_bytes: int) -> Reserved:
+        """Memory of this rank for others to look at, zero at first, more than the machine may have. Raises
+        CommError."""
+
+    @abstractmethod
     def borrow(self, ticket: Array) -> Array:
         """The memory of another rank of this node. Raises CommError."""
 
@@ -156,6 +170,17 @@ class ProcessMemory(Memory):
         weakref.finalize(array, os.close, file)
         return Lent(array, _ticket(os.getpid(), file, size_bytes, name))
 
+    def reserve(self, size_bytes: int) -> Reserved:
+        name = f"hpcps-{secrets.token_hex(8)}"
+        file = _create(name, size_bytes)
+        try:
+            memory = mmap.mmap(file, size_bytes)
+        except (OSError, ValueError) as error:
+            os.close(file)
+            raise CommError(f"cannot reserve {size_bytes} bytes of shared memory: {error}") from error
+        weakref.finalize(memory, os.close, file)
+        return Reserved(memory, _ticket(os.getpid(), file, size_bytes, name))
+
     def borrow(self, ticket: Array) -> Array:
         process, file, size_bytes, name = ticket.tobytes().decode().split()
         return _open(f"/proc/{int(process)}/fd/{int(file)}", name, int(size_bytes))
@@ -198,6 +223,13 @@ class ThreadMemory(Memory):
         array = aligned.empty(size_bytes, np.uint8)
         self._shared[array.ctypes.data] = array
         return Lent(array, _ticket(array.ctypes.data, size_bytes))
+
+    def reserve(self, size_bytes: int) -> Reserved:
+        try:
+            memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, ValueError) as error:
+            raise CommError(f"cannot reserve {size_bytes} bytes of memory: {error}") from error
+        return Reserved(memory, _ticket(np.frombuffer(memory, np.uint8).ctypes.data, size_bytes))
 
     def borrow(self, ticket: Array) -> Array:
         address, size_bytes = ticket.tobytes().decode().split()

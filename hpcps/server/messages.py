@@ -1,4 +1,4 @@
-"""The messages between workers and shards, version 9.
+"""The messages between workers and shards, version 10.
 
 A *letter* is a header of 128 bytes and up to three sections: numbers of dense parameters, keys, and rows of tables. All
 numbers are little-endian. A letter of up to FRONT_BYTES is one message: the header, then the sections one after the
@@ -11,7 +11,7 @@ where it lies.
 offset type    name         meaning
 ====== ======= ============ =========================================================================
 0      4 bytes magic        ``HPPS``
-4      u16     version      9
+4      u16     version      10
 6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull, 5 meet, 6 keep;
                             shard to worker: 16 parameters, 17 counts (answers finish), 18 met (answers meet, keep);
                             between shards: 32 update, 33 followed (answers update), 2 finish
@@ -33,7 +33,10 @@ offset type    name         meaning
 80     u32     lent         0: keys and rows travel; 1: they lie in memory that the sender lends
 84     u32     late         parameters: 1: this worker's push came when its step had been applied, and was dropped
 88     i64     ahead        parameters: how many steps they contain beyond that of the pull
-96             24 bytes     zero
+96     i64     layout       pull: the layout of the shard's tables that the worker knows; 0: none; -1: it looks at none;
+                            parameters: the layout there is; 0: this worker does not see them; push: of which slots
+                            come with the keys; 0: none do
+104            16 bytes     zero
 120    i64     step         push: the step of the gradient, from 1; pull: the last step of this worker;
                             parameters: as in the pull
 ====== ======= ============ =========================================================================
@@ -49,6 +52,13 @@ A *region* is what ``hpcps/comm/memory.py`` calls so: ranks of one node number t
 its place may be read, and added to, by the shard until the worker has the answer that contains its step. Parameters
 that are may be read by the worker until its next push; so a shard names its own only where all pushes are added up, and
 it refuses one that is to be applied at once. Where the worker's parameters are the shard's nothing is copied at all.
+
+Tables may be *shown* to workers on the node of their shard: these look at them where they lie, between the answer that
+contains all workers' steps and their next push (``hpcps/server/shown.py``). The answer to a pull that knows another
+layout than there is tells where index and rows lie, behind the rows of the answer: two tickets and an i64 for each
+table. A shard that shows its tables refuses a push that is to be applied at once. A worker that has looked may push the
+slots of its rows along with the keys, i64 in a section behind them, -1 for a row that was not there: where the layout
+is still that one, the shard does not look for them.
 
 The dense section of a push is the worker's gradient; in a reproducible run it is the worker's pieces, one after the
 other: the subtrees of grains that it owns whole (``hpcps/comm/order.py``). The shard adds the pieces of all workers in
@@ -96,7 +106,7 @@ from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 
 MAGIC = b"HPPS"
-VERSION = 9
+VERSION = 10
 HEADER_BYTES = 128
 FRONT_BYTES = 8192
 ALIGNMENT_BYTES = 64
@@ -109,8 +119,9 @@ COPY_TAGS = 20, 21
 UNBOUNDED = -1
 SAME_KEYS = -1
 SOME_KEYS = -2
+NO_LOOK = -1
 
-_HEADER = struct.Struct("<4sHHIIqHHIdqqqIIqIIq24xq")
+_HEADER = struct.Struct("<4sHHIIqHHIdqqqIIqIIqq16xq")
 STEP_OFFSET = 120
 _FLOAT32: np.dtype[Any] = np.dtype("<f4")
 CODES = np.dtype(np.uint8)
@@ -118,6 +129,8 @@ _ENCODINGS = [_FLOAT32, np.dtype("<f8"), np.dtype("<i8"), CODES]
 _CODES = {dtype: code for code, dtype in enumerate(_ENCODINGS)}
 
 
+Section = Array | tuple[Array, ...]
+"""An array, or several that come to lie one behind the other"""
 Copy = Callable[[Array, Array], None]
 """Overwrites an array with another of the same shape and dtype."""
 
@@ -163,6 +176,7 @@ class Header:
     is_lent: bool = False
     is_late: bool = False
     ahead: int = 0
+    layout: int = 0
 
     @property
     def dense_bytes(self) -> int:
@@ -184,15 +198,15 @@ def write(buffer: Array, header: Header) -> None:
     """Put the header in front of ``buffer`` (uint8)."""
     h = header
     dense = h.worker, h.shard, h.count, _CODES[h.dtype], _CODES[h.rows_dtype], h.pieces
-    rest = h.scale, h.keys, h.slack, h.more, h.at_once, h.region, h.offset, h.is_lent, h.is_late, h.ahead, h.step
-    _HEADER.pack_into(buffer.data, 0, MAGIC, VERSION, h.kind, *dense, *rest)
+    rest = h.scale, h.keys, h.slack, h.more, h.at_once, h.region, h.offset, h.is_lent, h.is_late, h.ahead
+    _HEADER.pack_into(buffer.data, 0, MAGIC, VERSION, h.kind, *dense, *rest, h.layout, h.step)
 
 
 def read(buffer: Array) -> Header:
     """The header in front of a message that has arrived. Raises CommError if it is not one of ours."""
     fields = _HEADER.unpack_from(buffer.data)
     magic, version, kind, worker, shard, count, encoding, rows, pieces, scale, keys, *rest = fields
-    slack, more, at_once, region, offset, is_lent, is_late, ahead, step = rest
+    slack, more, at_once, region, offset, is_lent, is_late, ahead, layout, step = rest
     if magic != MAGIC or version != VERSION:
         raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
     if kind not in _KINDS or encoding >= len(_ENCODINGS) or rows >= _CODES[CODES] or keys < SOME_KEYS:
@@ -201,7 +215,8 @@ def read(buffer: Array) -> Header:
         raise CommError(f"{count} numbers came in {pieces} pieces, with {keys} keys in {more} bytes, {ahead} ahead")
     encodings = _ENCODINGS[encoding], _ENCODINGS[rows]
     sizes = step, count, *encodings, pieces, scale, keys, slack, more
-    return Header(_KINDS[kind], worker, shard, *sizes, at_once == 1, region, offset, is_lent == 1, is_late == 1, ahead)
+    flags = at_once == 1, region, offset, is_lent == 1, is_late == 1
+    return Header(_KINDS[kind], worker, shard, *sizes, *flags, ahead, layout)
 
 
 @dataclass
@@ -242,22 +257,33 @@ def padded(size_bytes: int) -> int:
     return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def sections(keys: Array | None, rows: Sequence[Array]) -> list[Array]:
-    """What follows the dense section: the keys and each table's rows, those that there are."""
-    return [section for section in ([] if keys is None else [keys]) + list(rows) if section.size]
+def sections(keys: Sequence[Section], rows: Sequence[Array]) -> list[Section]:
+    """What follows the dense section: what tells the keys, and each table's rows, those that there are."""
+    return [section for section in (*keys, *rows) if _bytes(section)]
 
 
-def more_bytes(follow: Sequence[Array]) -> int:
+def more_bytes(follow: Sequence[Section]) -> int:
     """Bytes of these sections."""
-    return sum(padded(section.nbytes) for section in follow)
+    return sum(padded(_bytes(section)) for section in follow)
 
 
-def pack(out: Array, follow: Sequence[Array], copy: Copy = np.copyto) -> None:
+def pack(out: Array, follow: Sequence[Section], copy: Copy = np.copyto) -> None:
     """Put sections one after the other into ``out`` (uint8)."""
     start = 0
     for section in follow:
-        copy(out[start : start + section.nbytes], section.reshape(-1).view(np.uint8))
-        start += padded(section.nbytes)
+        end = start
+        for part in _parts(section):
+            copy(out[end : end + part.nbytes], np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+            end += part.nbytes
+        start += padded(end - start)
+
+
+def _parts(section: Section) -> tuple[Array, ...]:
+    return section if isinstance(section, tuple) else (section,)
+
+
+def _bytes(section: Section) -> int:
+    return sum(part.nbytes for part in _parts(section))
 
 
 def section(buffer: Array, count: int) -> tuple[Array, Array]:
@@ -274,6 +300,12 @@ def unpack(buffer: Array, header: Header, tables: int) -> tuple[list[Array], Arr
         return [np.empty(0, np.int64)] * tables, buffer
     keys, behind = section(buffer, header.keys)
     return unpack_keys(keys, tables), behind
+
+
+def unpack_slots(buffer: Array, keys: Sequence[Array]) -> tuple[list[Array], Array]:
+    """The slots of the keys of each table, and the bytes behind them: views. Raises CommError if there are fewer."""
+    slots, behind = section(buffer, sum(map(len, keys)))
+    return np.split(slots, np.cumsum([len(own) for own in keys])[:-1]), behind
 
 
 def pack_picked(are_in: Sequence[Array]) -> Array:
@@ -306,9 +338,9 @@ def take_rows(buffer: Array, counts: Sequence[int], widths: Sequence[int], dtype
     return rows
 
 
-def pack_keys(keys: Sequence[Array], out: Array | None = None) -> Array:
-    """The section of keys: one array (k,) int64 for each table. Written to ``out``, if given."""
-    return np.concatenate([np.array([len(own) for own in keys], np.int64), *keys], out=out)
+def keys_section(keys: Sequence[Array]) -> tuple[Array, ...]:
+    """The section of keys: one array (k,) int64 for each table."""
+    return np.array([len(own) for own in keys], np.int64), *keys
 
 
 def unpack_keys(section: Array, tables: int) -> list[Array]:

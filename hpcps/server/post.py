@@ -22,6 +22,7 @@ from hpcps.server.messages import (
     STEP_OFFSET,
     Copy,
     Header,
+    Section,
     more_bytes,
     pack,
     padded,
@@ -209,7 +210,7 @@ class Outbox:
         self._wait = wait or transport.wait
         self._front = aligned.empty(FRONT_BYTES, np.uint8)
         self._more = _NOTHING
-        self._lent: Sequence[Array] = ()
+        self._lent: Sequence[Section] = ()
         self._place: Lent | None = None
         self._tickets: list[Ticket] = []
         self._kept: list[Array] = []
@@ -217,7 +218,7 @@ class Outbox:
         self.letters = 0
 
     def send(
-        self, header: Header, dense: Array = _NOTHING, follow: Sequence[Array] = (), may_lend: bool = True
+        self, header: Header, dense: Array = _NOTHING, follow: Sequence[Section] = (), may_lend: bool = True
     ) -> None:
         """Start to send a letter: the ``dense`` section and those that ``follow``; sets their sizes in the header.
         ``may_lend``: the peer will have answered this letter before the one after the next."""
@@ -295,7 +296,7 @@ class Outbox:
         """What sends ``message`` each time it is called."""
         return self._transport.repeated_send(message, self._peer, self._tag)
 
-    def _describe(self, header: Header, dense: Array, follow: Sequence[Array]) -> None:
+    def _describe(self, header: Header, dense: Array, follow: Sequence[Section]) -> None:
         """Put sizes and places of the sections into the header."""
         header.count, header.more = dense.size, more_bytes(follow) if follow else 0
         header.region, header.offset = TRAVELS if self._nearby is None else self._nearby.place_of(dense)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -15,17 +15,17 @@ from hpcps.rows import Picked, PulledRows, Rows
 from hpcps.server import messages
 from hpcps.server.client import Traffic
 from hpcps.server.filters import Encoder
-from hpcps.server.messages import CODES, SAME_KEYS, SOME_KEYS, Counts, Header, Kind
+from hpcps.server.messages import CODES, SAME_KEYS, SOME_KEYS, Counts, Header, Kind, Section
 from hpcps.server.nearby import past_the_caches
 from hpcps.server.post import Form, Letter
 from hpcps.server.serve import Server
 from hpcps.server.sharding import keys_of_shard
+from hpcps.server.shown import Looks, Viewer
 from hpcps.server.ways import Again, Ways
 from hpcps.snapshot import Flat, Pieces, Snapshot, in_memory
 from hpcps.sums import Decoder, Summed
 
 NO_KEYS: Mapping[str, Array] = {}
-_KEYS_DTYPE = np.dtype(np.int64)
 
 
 class RemoteClient:
@@ -37,6 +37,7 @@ class RemoteClient:
     if arrays are to be named that lie there; ``code``: what gradients are pushed as; ``letters``: memory for keys and
     rows that need not travel in the node. The shards have all three, too. ``workers``: how many there are, of which
     this is number ``worker``. ``copies``: the ranks that serve the shards when theirs are lost, and spared.
+    ``viewer``: how to look at tables that shards of this node show, instead of asking for rows.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class RemoteClient:
         letters: Memory | None = None,
         workers: int = 0,
         copies: Sequence[int] = (),
+        viewer: Viewer | None = None,
     ) -> None:
         self._workers = workers
+        self._looks = Looks(viewer, len(servers))
         self._dense = dense
         self._rows = rows
         self._shards = shards
@@ -79,8 +82,8 @@ class RemoteClient:
         self._reached = [0] * len(servers)
         self._dropped = self._skipped = 0
         self._forms: list[Form] = []
-        self._asking: dict[tuple[int, int], Form] = {}
-        """Pulls of no rows, by shard and slack"""
+        self._asking: dict[tuple[int, int, int], Form] = {}
+        """Pulls of no rows, by shard, slack and layout"""
         self._step = 0
         self._is_settled = True
         self._asked = NO_KEYS
@@ -91,14 +94,15 @@ class RemoteClient:
     def push(self, step: int, gradient: Summed, slack: int = 0) -> None:
         self._last = step, gradient, slack
         self._may_lack = [True] * len(self._shards)
+        self._looks.pushed()
         if self._rows is None and not self._is_prepared(gradient, slack):
             self._prepare(gradient, slack)
-        are_known = self._rows is not None and self._are_asked(gradient.picked or gradient.rows)
+        is_asked = self._rows is not None and self._are_asked(gradient.picked or gradient.rows)
         for number in self._numbers:
             if self._encoders:
                 self._encoders[number].encode(gradient.dense[..., self._shards[number]])
             try:
-                self._send_push(number, step, gradient, slack, are_known)
+                self._send_push(number, step, gradient, slack, is_asked)
             except PeerLost as error:
                 self._turn_to_copy(number, error)
         self._is_settled = slack != 0  # such a push is applied as it comes
@@ -107,7 +111,7 @@ class RemoteClient:
         started = time.perf_counter()
         self._step = step
         if self._rows is None:  # the push has asked
-            self._take_up(step, NO_KEYS, self._turn_and_push)
+            self._take_up(step, NO_KEYS, slack, self._turn_and_push, self._numbers, {})
         if self._rows is not None or (keys is None and slack != 0):
             self._get(step, keys or NO_KEYS, 0 if keys is None else slack)
         if self._server is not None and slack == 0:
@@ -182,6 +186,7 @@ class RemoteClient:
         it is not lost, or there is no copy."""
         self._ways.turn_to_copy(number, error)
         self._fresh[number], self._knows_keys[number] = None, False
+        self._looks.forget(number)
         self._asking.clear()  # of ways that are given up
         if self._last is None:
             return
@@ -189,7 +194,7 @@ class RemoteClient:
         if self._rows is None:
             self._forms[number] = self._form(number, gradient, slack)
         if self._may_lack[number]:
-            self._send_push(number, step, gradient, slack, are_known=False)
+            self._send_push(number, step, gradient, slack, is_asked=False)
 
     def _turn_and_push(self, number: int, error: PeerLost) -> bool:
         self._turn_to_copy(number, error)
@@ -225,15 +230,14 @@ class RemoteClient:
         """Where what is pushed to a shard lies."""
         return self._encoders[number].message if self._encoders else gradient.dense[..., self._shards[number]]
 
-    def _send_push(self, number: int, step: int, gradient: Summed, slack: int, are_known: bool) -> None:
-        """Start to push to a shard what has been encoded for it, if it is coded. ``are_known``: the keys, to all shards
-        that had the last pull."""
+    def _send_push(self, number: int, step: int, gradient: Summed, slack: int, is_asked: bool) -> None:
+        """Start to push to a shard what has been encoded for it, if it is coded. ``is_asked``: as of `_follow`."""
         if self._rows is None:
             self._forms[number].send(step)
             return
         header = self._push_header(Kind.PUSH, number, gradient, slack)
         header.step = step
-        follow = self._follow(header, gradient, number, are_known and self._knows_keys[number])
+        follow = self._follow(header, gradient, number, is_asked)
         self._outboxes[number].send(header, self._place_of(gradient, number), follow, may_lend=self._is_settled)
 
     def _push_header(self, kind: Kind, number: int, gradient: Summed, slack: int) -> Header:
@@ -252,54 +256,113 @@ class RemoteClient:
             and all(own.keys is asked[name] or np.array_equal(own.keys, asked[name]) for name, own in rows.items())
         )
 
-    def _follow(self, header: Header, gradient: Summed, number: int, are_known: bool) -> list[Array]:
-        """The keys and rows for one shard, or the rows alone if it knows the keys."""
+    def _follow(self, header: Header, gradient: Summed, number: int, is_asked: bool) -> list[Section]:
+        """The keys and rows for one shard, or the rows alone if it knows the keys. ``is_asked``: whether they are of
+        the keys of the last pull."""
         rows = self._split(gradient.rows, number)
         if not rows:
             return []
-        if are_known and gradient.picked:
+        if is_asked and self._knows_keys[number] and gradient.picked:
             header.keys = SOME_KEYS
-            picked = [own.are_in[self._of_shard(own.keys, number)] for own in gradient.picked.values()]
-            return messages.sections(messages.pack_picked(picked), [own.values for own in rows])
-        if are_known:
+            return messages.sections([messages.pack_picked(self._kept(gradient, number))], [own.values for own in rows])
+        if is_asked and self._knows_keys[number]:
             header.keys = SAME_KEYS
-            return messages.sections(None, [own.values for own in rows])
-        keys = messages.pack_keys([own.keys for own in rows])
-        header.keys = len(keys)
-        return messages.sections(keys, [own.values for own in rows])
+            return messages.sections([], [own.values for own in rows])
+        keys = messages.keys_section([own.keys for own in rows])
+        header.keys = sum(map(len, keys))
+        told, found = [keys], self._looks.slots(number)
+        if found is not None and is_asked and self._workers == 1:  # else rows of several workers are merged first
+            header.layout, slots = found
+            if gradient.picked:
+                slots = [own[kept] for own, kept in zip(slots, self._kept(gradient, number), strict=True)]
+            told.append(tuple(slots))
+        return messages.sections(told, [own.values for own in rows])
+
+    def _kept(self, gradient: Summed, number: int) -> list[Array]:
+        """Which of the rows of a shard that were asked for a push is of, (k,) bool for each table."""
+        return [own.are_in[self._of_shard(own.keys, number)] for own in gradient.picked.values()]
 
     def _get(self, step: int, keys: Mapping[str, Array], slack: int, numbers: Sequence[int] | None = None) -> None:
-        """Ask for fresh parameters, and the rows of these keys, and wait for them. ``numbers``: these shards alone."""
+        """Ask for fresh parameters, and the rows of these keys, and wait for them. ``numbers``: these shards alone.
+        Rows that are shown are not asked for, nor parameters that are fresh."""
         self._asked = keys or self._asked
         self._is_settled |= slack == 0
+        numbers = self._numbers if numbers is None else numbers
+        looks = {number for number in numbers if keys and slack == 0 and self._looks.can(number)}
+        rooms: dict[str, Array] = {}
+
+        def ask(number: int) -> None:
+            self._ask(number, step, NO_KEYS if number in looks else keys, slack)
 
         def ask_again(number: int, error: PeerLost) -> bool:
             self._turn_to_copy(number, error)
-            self._ask(number, step, keys, slack)
+            looks.discard(number)
+            ask(number)
             return True
 
-        for number in self._numbers if numbers is None else numbers:
-            try:
-                self._ask(number, step, keys, slack)
-            except PeerLost as error:
-                ask_again(number, error)
-        self._take_up(step, keys, ask_again, numbers)
+        def get(asked: Sequence[int]) -> None:
+            for number in asked:
+                try:
+                    ask(number)
+                except PeerLost as error:
+                    ask_again(number, error)
+            if asked:
+                self._take_up(step, keys, slack, ask_again, asked, rooms, looks)
+
+        get([number for number in numbers if number not in looks or not self._looks.is_fresh(number, step)])
+        hidden = [number for number in looks if not self._looks.can(number)]
+        if hidden:  # by now
+            looks.difference_update(hidden)
+            get(hidden)
+        for number in looks:
+            self._look(number, keys, rooms)
+        for name, room in rooms.items():
+            assert self._rows is not None
+            self._rows.put(name, keys[name], room)
+
+    def _look(self, number: int, keys: Mapping[str, Array], rooms: dict[str, Array]) -> None:
+        """Pick the rows of these keys out of the tables that a shard shows."""
+        self._make_rooms(rooms, keys)
+        self._knows_keys[number] = False
+        if len(self._shards) == 1:
+            self._looks.read(number, list(keys.items()), list(rooms.values()))
+            return
+        places = [self._of_shard(own, number) for own in keys.values()]
+        wanted = [(name, own[place]) for (name, own), place in zip(keys.items(), places, strict=True)]
+        parts = [np.empty((len(own), rooms[name].shape[1]), self._dense.dtype) for name, own in wanted]
+        self._looks.read(number, wanted, parts)
+        self._scatter(rooms, parts, places)
+
+    def _scatter(self, rooms: Mapping[str, Array], parts: Sequence[Array], places: Sequence[Array | slice]) -> None:
+        """Put a shard's rows where their keys stand among all that were asked for."""
+        for room, place, values in zip(rooms.values(), places, parts, strict=True):
+            if isinstance(place, slice):
+                room[place] = values
+            else:
+                self._decoder.scatter_rows(room, values, place)
+
+    def _make_rooms(self, rooms: dict[str, Array], keys: Mapping[str, Array]) -> None:
+        """Memory where the rows of these keys come together, unless there is."""
+        assert self._rows is not None
+        if not rooms:
+            rooms.update({name: self._rows.room(name, len(own)) for name, own in keys.items()})
 
     def _ask(self, number: int, step: int, keys: Mapping[str, Array], slack: int) -> None:
         outbox = self._outboxes[number]
+        layout = self._looks.known(number, slack)
         if not keys:
-            asking = number, slack
+            asking = number, slack, layout
             if asking not in self._asking:
-                self._asking[asking] = outbox.form(Header(Kind.PULL, self._worker, number, slack=slack))
+                self._asking[asking] = outbox.form(Header(Kind.PULL, self._worker, number, slack=slack, layout=layout))
             self._asking[asking].send(step)
             return
         wanted = [own[self._of_shard(own, number)] for own in keys.values()]
-        header = Header(Kind.PULL, self._worker, number, step, slack=slack)
-        header.keys = len(wanted) + sum(map(len, wanted))
-        section = outbox.lend([(header.keys, 1)], _KEYS_DTYPE)
-        messages.pack_keys(wanted, section[0].reshape(-1))
+        header = Header(Kind.PULL, self._worker, number, step, slack=slack, layout=layout)
+        section = messages.keys_section(wanted)
+        header.keys = sum(map(len, section))
         self._knows_keys[number] = True
-        outbox.send(header, follow=section)
+        self._looks.asked(number)
+        outbox.send(header, follow=[section])
 
     def _of_shard(self, keys: Array, number: int) -> Array | slice:
         return keys_of_shard(keys, number, len(self._shards))
@@ -313,11 +376,17 @@ class RemoteClient:
         return found
 
     def _take_up(
-        self, step: int, keys: Mapping[str, Array], again: Again, numbers: Sequence[int] | None = None
+        self,
+        step: int,
+        keys: Mapping[str, Array],
+        slack: int,
+        again: Again,
+        numbers: Sequence[int],
+        rooms: dict[str, Array],
+        looks: Collection[int] = (),
     ) -> None:
-        """Copy each shard's answer into the parameters, and the rows of these keys to where rows go, as it comes.
-        ``numbers``: the shards that were asked, if not all."""
-        rooms: dict[str, Array] = {}
+        """Copy each shard's answer into the parameters, as it comes, and the rows of these keys into ``rooms``.
+        ``numbers``: the shards that were asked; ``looks``: those that were not asked for rows."""
 
         def take(number: int, letter: Letter) -> None:
             self._expect(letter, Kind.PARAMETERS, step, number)
@@ -326,13 +395,12 @@ class RemoteClient:
             if letter.header.is_late:
                 self._take_back(number)
             self._refresh(number, letter)
-            if keys:
+            if keys and number not in looks:
                 self._place(rooms, keys, number, letter)
+            if slack == 0:
+                self._looks.answered(number, step, letter.header.layout, letter.more)
 
         self._ways.receive(take, again, numbers)
-        for name, room in rooms.items():
-            assert self._rows is not None
-            self._rows.put(name, keys[name], room)
 
     def _take_back(self, number: int) -> None:
         """A shard has dropped the last push: what that held of earlier gradients is to be pushed later."""
@@ -352,13 +420,8 @@ class RemoteClient:
         if letter.header.is_lent and len(self._shards) == 1:
             rooms.update(zip(keys, rows, strict=True))
             return
-        if not rooms:
-            rooms.update({name: self._rows.room(name, len(own)) for name, own in keys.items()})
-        for room, place, values in zip(rooms.values(), places, rows, strict=True):
-            if isinstance(place, slice):
-                room[place] = values
-            else:
-                self._decoder.scatter_rows(room, values, place)
+        self._make_rooms(rooms, keys)
+        self._scatter(rooms, rows, places)
 
     def _refresh(self, number: int, letter: Letter) -> None:
         """Copy a shard's dense parameters, unless they have come to where they are to be: as a long letter's do, and

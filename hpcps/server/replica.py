@@ -18,7 +18,7 @@ from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError, PeerLost
 from hpcps.rows import Rows
 from hpcps.server import messages
-from hpcps.server.messages import FOLLOWED_TAG, UPDATE_TAG, Header, Kind
+from hpcps.server.messages import FOLLOWED_TAG, UPDATE_TAG, Header, Kind, Section
 from hpcps.server.post import Inbox, Letter, Outbox
 from hpcps.server.store import Shard, Update
 
@@ -137,14 +137,14 @@ class Replication:
         """Send the follower an update, which may be changed afterwards."""
         header = Header(Kind.UPDATE, 0, self._number, update.number, dtype=update.dense.dtype)
         header.rows_dtype, header.scale = update.dense.dtype, update.scale
-        follow = [np.array(update.clocks, np.int64)]
+        follow: list[Section] = [np.array(update.clocks, np.int64)]
         if update.rows:
-            keys = messages.pack_keys([update.rows[name].keys for name in self._own.tables])
+            keys = np.concatenate(messages.keys_section([update.rows[name].keys for name in self._own.tables]))
             header.keys = len(keys)
-            follow += messages.sections(keys, [update.rows[name].values for name in self._own.tables])
+            follow += messages.sections([keys], [update.rows[name].values for name in self._own.tables])
         self._tell_follower(header, update.dense.copy(), follow)
 
-    def _tell_follower(self, header: Header, dense: Array = NOTHING, follow: Sequence[Array] = ()) -> None:
+    def _tell_follower(self, header: Header, dense: Array = NOTHING, follow: Sequence[Section] = ()) -> None:
         if self._follower_ended:
             return
         try:
@@ -187,7 +187,7 @@ class _Letters:
         self._way = transport, peer, tag
         self._boxes: list[Outbox] = []
 
-    def send(self, header: Header, dense: Array = NOTHING, follow: Sequence[Array] = ()) -> None:
+    def send(self, header: Header, dense: Array = NOTHING, follow: Sequence[Section] = ()) -> None:
         """Start to send a letter; its sections are this object's from now on."""
         for box in self._boxes:
             if box.has_left():

@@ -14,16 +14,19 @@ from hpcps.comm.transport import Array, Ticket, Transport
 from hpcps.errors import CommError, CommTimeout, PeerLost
 from hpcps.rows import Found, Rows
 from hpcps.server import messages
-from hpcps.server.messages import ANSWER_TAG, CODES, REQUEST_TAG, SAME_KEYS, Counts, Header, Kind
+from hpcps.server.messages import ANSWER_TAG, CODES, NO_LOOK, REQUEST_TAG, SAME_KEYS, Counts, Header, Kind
 from hpcps.server.nearby import letter_memory, nearby
 from hpcps.server.post import Form, Inbox, Letter, Outbox
 from hpcps.server.replica import Replication
+from hpcps.server.shown import NOT_SHOWN, Shown
+from hpcps.server.shown import pack as pack_shown
 from hpcps.server.store import Shard
 from hpcps.sums import NO_ROWS, NOT_FOUND, Decoder, Summed
 
 Wanted = Mapping[str, Array]
 """The rows of each table that a worker asked for."""
 NOTHING: Wanted = {}
+NOTHING_TOLD = np.empty(0, np.uint8)
 
 
 class Turns(Protocol):
@@ -60,7 +63,8 @@ class Server:
     ``copies``: some pushes will ask for that, so that parameters may change while an answer is under way: answers are
     copies, as they are after the first such push anyway, and where the shard does not wait for all workers.
     ``replication``: of this shard, and of another on this rank. ``code``: what gradients are pushed as; ``letters``:
-    memory for keys and rows that need not travel, as the workers'. ``keep``: called when all workers have asked for a
+    memory for keys and rows that need not travel, as the workers'; tables that are shown are so to workers which have
+    it, where no push may ask to be applied at once. ``keep``: called when all workers have asked for a
     checkpoint. ``tags``: of the letters that come, and of the answers.
     """
 
@@ -101,13 +105,15 @@ class Server:
             Outbox(transport, rank, tags[1], one, memory=letter_memory(letters, rank))
             for rank, one in zip(workers, near, strict=True)
         ]
-        self._answers: dict[int, Form] = {}
+        self._sees_tables = [letter_memory(letters, rank) is not None for rank in workers]
+        self._layout, self._shown = NOT_SHOWN, list[Shown]()
+        self._answers: dict[int, tuple[int, Form]] = {}
         self._repeated: list[Letter | None] = [None] * len(workers)
         self._gradients: dict[int, Summed] = {}
         self._open = list(range(len(workers)))
         self._ranks = list(workers)
         self._kept: list[tuple[Inbox, Letter]] = []
-        self._waiting: dict[int, tuple[int, int, Wanted]] = {}
+        self._waiting: dict[int, tuple[Header, Wanted]] = {}
         self._copies: dict[int, Array] = {}
         self._may_change = copies or not shard.waits_for_all
         self._met = [0] * len(workers)
@@ -193,7 +199,7 @@ class Server:
         self._shard.push(worker, step, self._gradients[worker])
         self._met[worker] = step
         self._shard.seen(worker)
-        self._answers[worker].send(step)
+        self._answers[worker][1].send(step)
         inbox.give_back(letter)
         inbox.listen()
 
@@ -248,19 +254,24 @@ class Server:
         if header.worker != worker or header.shard != self._number:
             raise CommError(f"shard {self._number} got worker {header.worker}'s message for shard {header.shard}")
         if header.kind is Kind.PULL:
-            self._waiting[worker] = header.step, header.slack, self._wanted(worker, letter) if header.keys else NOTHING
+            asked = Header(header.kind, worker, self._number, header.step, slack=header.slack, layout=header.layout)
+            self._waiting[worker] = asked, self._wanted(worker, letter) if header.keys else NOTHING
             return False
         keys, behind = self._keys(worker, letter)
+        found = self._found[worker] if header.keys == SAME_KEYS else NOT_FOUND
+        if header.layout:
+            slots, behind = messages.unpack_slots(behind, keys)
+            found = self._looked_up(header.layout, keys, slots)
         dense = self._dense(worker, letter)
         rows = self._rows(letter, keys, behind) if header.keys else NO_ROWS
-        if header.at_once and self._is_seen:
+        if header.at_once and (self._is_seen or self._shown):
             raise CommError(f"worker {worker} pushed to be applied at once to parameters that others may be reading")
         self._may_change |= header.at_once
-        found = self._found[worker] if header.keys == SAME_KEYS else NOT_FOUND
         gradient = self._gradients[worker] = Summed(dense, header.scale, rows, found=found)
         is_kept = self._shard.push(worker, header.step, gradient, header.at_once)
         if header.kind is Kind.PUSH_PULL:
-            self._waiting[worker] = header.step, header.slack, NOTHING
+            asked = Header(header.kind, worker, self._number, header.step, slack=header.slack, layout=NO_LOOK)
+            self._waiting[worker] = asked, NOTHING
         return is_kept
 
     def _keys(self, worker: int, letter: Letter) -> tuple[list[Array], Array]:
@@ -295,12 +306,12 @@ class Server:
         """Answer the workers that wait for what the parameters contain now."""
         if self._waiting and (self._replication is None or self._replication.is_followed()):
             contains = self._shard.contains
-            ready = [worker for worker, (step, slack, _) in self._waiting.items() if contains(step, slack)]
+            ready = [worker for worker, (asked, _) in self._waiting.items() if contains(asked.step, asked.slack)]
             for worker in ready:
-                step, slack, wanted = self._waiting.pop(worker)
-                if slack == 0:
-                    self._met[worker] = step
-                self._answer(worker, step, slack, wanted)
+                asked, wanted = self._waiting.pop(worker)
+                if asked.slack == 0:
+                    self._met[worker] = asked.step
+                self._answer(worker, asked, wanted)
 
     def _rows(self, letter: Letter, keys: list[Array], behind: Array) -> dict[str, Rows]:
         """The rows' gradients of a push."""
@@ -310,35 +321,62 @@ class Server:
         values = messages.take_rows(behind, [len(own) for own in keys], self._widths, dtype)
         return {name: Rows(*pair) for name, *pair in zip(self._shard.tables, keys, values, strict=True)}
 
-    def _answer(self, worker: int, step: int, slack: int, wanted: Wanted) -> None:
-        """Send fresh parameters to a worker. They are copied where they may change before they have left: unless all
-        workers' pushes are added up, and none can be without this worker's next."""
-        shard, outbox = self._shard, self._outboxes[worker]
+    def _answer(self, worker: int, asked: Header, wanted: Wanted) -> None:
+        """Send fresh parameters to a worker, and tell where tables are. Parameters are copied where they may change
+        before they have left: unless all workers' pushes are added up, and none can be without this worker's next."""
+        shard, outbox, step = self._shard, self._outboxes[worker], asked.step
         shard.seen(worker)
-        params = shard.params
-        if self._may_change or slack != 0:
+        params, layout = shard.params, self._layout_for(worker)
+        tells = layout != NOT_SHOWN and asked.layout not in (layout, NO_LOOK)
+        if self._may_change or asked.slack != 0:
             outbox.flush()
             if worker not in self._copies:
                 self._copies[worker] = np.empty_like(params)
             self._copies[worker][:] = params
             params = self._copies[worker]
-        elif not wanted:
-            if worker not in self._answers:
-                self._answers[worker] = outbox.form(self._answer_header(worker, 0), params)
-            self._answers[worker].send(step)
+        elif not wanted and not tells:
+            if self._answers.get(worker, (None,))[0] != layout:
+                outbox.flush()
+                self._answers[worker] = layout, outbox.form(self._answer_header(worker, 0, layout), params)
+            self._answers[worker][1].send(step)
             return
-        rows = self._rows_for(outbox, wanted, self._found[worker]) if wanted else ()
-        outbox.send(self._answer_header(worker, step), params, rows)
+        follow = self._follow(outbox, worker, wanted, pack_shown(self._shown) if tells else NOTHING_TOLD)
+        outbox.send(self._answer_header(worker, step, layout), params, follow)
 
-    def _answer_header(self, worker: int, step: int) -> Header:
+    def _answer_header(self, worker: int, step: int, layout: int) -> Header:
         shard, dtype = self._shard, self._shard.params.dtype
-        header = Header(Kind.PARAMETERS, worker, self._number, step, dtype=dtype, rows_dtype=dtype)
+        header = Header(Kind.PARAMETERS, worker, self._number, step, dtype=dtype, rows_dtype=dtype, layout=layout)
         header.is_late, header.ahead = shard.take_late(worker), shard.ahead(step)
         return header
 
-    def _rows_for(self, outbox: Outbox, wanted: Wanted, found: Mapping[str, Found]) -> Sequence[Array]:
-        """The rows that a worker asked for, in memory of its outbox."""
-        tables = self._shard.tables
-        rows = outbox.lend([(len(own), tables[name].width) for name, own in wanted.items()], self._shard.params.dtype)
-        self._shard.gather(rows, wanted, found)
-        return rows
+    def _follow(self, outbox: Outbox, worker: int, wanted: Wanted, told: Array) -> Sequence[Array]:
+        """The rows that a worker asked for, and what it is told of tables, in memory of its outbox."""
+        if not wanted and not len(told):
+            return ()
+        tables, dtype = self._shard.tables, self._shard.params.dtype
+        shapes = [(len(own), tables[name].width) for name, own in wanted.items()]
+        sections = outbox.lend([*shapes, (1, len(told) // dtype.itemsize)], dtype)
+        if wanted:
+            self._shard.gather(sections[:-1], wanted, self._found[worker])
+        sections[-1].reshape(-1).view(np.uint8)[:] = told
+        return sections
+
+    def _layout_for(self, worker: int) -> int:
+        """The layout of the tables, if the worker sees them, and may look at them."""
+        if self._may_change or not self._sees_tables[worker] or not self._widths:
+            return NOT_SHOWN
+        layout = self._shard.layout
+        if layout != self._layout:
+            shown = [table.shown() for table in self._shard.tables.values()]
+            self._layout, self._shown = layout, [one for one in shown if one is not None and None not in shown]
+        return layout if self._shown else NOT_SHOWN
+
+    def _looked_up(self, layout: int, keys: Sequence[Array], slots: Sequence[Array]) -> Mapping[str, Found]:
+        """Where a worker has found the rows of these keys, unless they may lie elsewhere by now."""
+        if layout != self._shard.layout:
+            return NOT_FOUND
+        found = {}
+        for (name, table), own, its_slots in zip(self._shard.tables.items(), keys, slots, strict=True):
+            is_whole = not len(own) or bool(its_slots.min() >= 0)
+            found[name] = Found(own, its_slots if is_whole else its_slots.copy(), is_whole, table.layout)
+        return found

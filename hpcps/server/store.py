@@ -172,6 +172,11 @@ class Shard:
         except IndexError as error:
             raise CommError(f"a worker asked for a row that the shard does not have: {error}") from error
 
+    @property
+    def layout(self) -> int:
+        """Changes when a row of a table gets another slot, or an index another place; never 0 where there are rows."""
+        return sum(table.layout for table in self.tables.values())
+
     def seen(self, worker: int) -> None:
         """A worker gets the parameters as they are."""
         self._seen[worker] = self.updates

@@ -6,6 +6,7 @@ what one large array updated by the same calls would see done to it, to the last
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -13,12 +14,14 @@ import numpy as np
 from hpcps_kernels.row_index import RowIndex
 from numpy.typing import DTypeLike
 
+from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array
-from hpcps.errors import CheckpointError
+from hpcps.errors import CheckpointError, CommError
 from hpcps.first import FirstRows
 from hpcps.optim import Optimizer
 from hpcps.rows import Found
-from hpcps.server.growing import GrowingRows
+from hpcps.server.growing import GrowingRows, take
+from hpcps.server.shown import Reader, Shown
 from hpcps.snapshot import Block, Flat, Pieces, Snapshot, TableRows, in_memory
 
 BLOCK = 1 << 16
@@ -26,7 +29,7 @@ BLOCK = 1 << 16
 SKETCH_ROWS = 4
 MOST_PUSHES_COUNTED = 65535
 PUSHES, LAST_STEP = 0, 1
-NONE = np.empty(0, np.int64)
+KEY_BYTES = 8
 
 
 class Table:
@@ -35,7 +38,8 @@ class Table:
     ``first``: how rows begin. ``admit_after``: so many pushes of a key are dropped before its row is made; they are
     counted in ``sketch_cells`` (a power of two) times 8 bytes whatever the number of keys, at times too high, which
     makes a row early, and from 0 again after an eviction. ``tracks_use``: keep what `evict` asks for, 16 bytes a row.
-    ``capacity``: how many rows there is an index for at first; it grows. ``threads`` share large pulls.
+    ``capacity``: how many rows there is an index for at first; it grows. ``threads`` share large pulls. ``memory``:
+    of the ranks that are to see index and rows, see :meth:`shown`.
 
     A row and its state lie side by side: one place in memory, which is what a row picked at random costs. Not safe to
     call from several threads.
@@ -53,23 +57,27 @@ class Table:
         capacity: int = 1024,
         sketch_cells: int = 1 << 20,
         threads: int = 1,
+        memory: Memory | None = None,
     ) -> None:
         if not 0 <= admit_after < MOST_PUSHES_COUNTED:
             raise ValueError(f"a row is admitted after 0 to {MOST_PUSHES_COUNTED - 1} pushes, not {admit_after}")
         self.width, self.dtype = first.width, np.dtype(dtype)
         self.dropped = 0
         """Rows of pushes that were dropped, over all pushes."""
-        self._first, self._optimizer, self._kernels, self._threads = first, optimizer, kernels, threads
+        self._first, self._optimizer, self._kernels = first, optimizer, kernels
+        self._reader, self._memory = Reader(first, kernels, threads), memory
         self.states = tuple(optimizer.init(np.empty((0, self.width), dtype)))
         """The names of the arrays of state, in the order in which they lie behind a row"""
-        self._packed = GrowingRows(self.width * (1 + len(self.states)), dtype)
+        self._packed = GrowingRows(self.width * (1 + len(self.states)), dtype, memory)
         self._keys = GrowingRows(1, np.int64)
         self._uses = GrowingRows(2, np.int64) if tracks_use else None
-        self._index = RowIndex(kernels, capacity)
+        self.layout = 0
+        """Changes when rows get other slots, or their index another place"""
+        self._cells: Array | None = None
+        """The ticket of the index's memory"""
+        self._index = RowIndex(kernels, capacity, self._cells_of)
         self._admit_after = admit_after
         self._sketch = np.zeros((SKETCH_ROWS, sketch_cells), np.uint16) if admit_after else None
-        self._version = 0
-        """Changes when rows get other slots"""
 
     def __len__(self) -> int:
         return len(self._index)
@@ -84,24 +92,19 @@ class Table:
         """The rows (k, W) of keys (k,) int64, any values: a copy, or written to ``out``. Where they are is noted in
         ``found``, of these keys, for a push of them."""
         rows = np.empty((len(keys), self.width), self.dtype) if out is None else out
-        if not len(keys):
-            return rows
-        slots = self._index.find(keys)
-        is_whole = bool(slots.min() >= 0)
-        if found is not None:
-            found.slots, found.is_whole, found.version = slots, is_whole, self._version
-        missing = NONE if is_whole else np.flatnonzero(slots < 0)
-        if len(missing) == len(keys):
-            self._first.fill(rows, keys, self._kernels)
-            return rows
-        if not is_whole:
-            slots = np.maximum(slots, 0)
-        self._kernels.gather_leading(rows, self._packed.array, slots, threads=self._threads)
-        if len(missing):
-            made = np.empty((len(missing), self.width), self.dtype)
-            self._first.fill(made, keys[missing], self._kernels)
-            self._kernels.scatter_rows(rows, made, missing)
+        if len(keys):
+            slots = self._index.find(keys)
+            is_whole = self._reader.read(rows, keys, slots, self._packed.array)
+            if found is not None:
+                found.slots, found.is_whole, found.layout = slots, is_whole, self.layout
         return rows
+
+    def shown(self) -> Shown | None:
+        """Where ranks of the node find index and rows; None where they do not see them. It is so until the layout
+        changes. They may look at rows while nothing is pushed."""
+        if self._cells is None or self._packed.ticket is None:
+            return None
+        return Shown(self._cells, self._packed.ticket, self.width * (1 + len(self.states)))
 
     def push(self, keys: Array, gradient: Array, gradient_scale: float, step: int, found: Found | None = None) -> None:
         """Update the rows of keys (k,) int64, all distinct, by a gradient (k, W); see `optim.Optimizer`. ``found``: of
@@ -135,9 +138,9 @@ class Table:
             count += len(kept)
         for column in self._columns():
             column.give_back(count)
-        self._version += 1
+        self.layout += 1
         del self._index  # before another one takes memory
-        self._index = RowIndex(self._kernels, max(count, 1))
+        self._index = RowIndex(self._kernels, max(count, 1), self._cells_of)
         for start in range(0, count, BLOCK):
             self._index.insert(self._keys.array[start : min(start + BLOCK, count), 0])
         if self._sketch is not None:
@@ -205,6 +208,17 @@ class Table:
             np.minimum(sketch, MOST_PUSHES_COUNTED - own, out=sketch)
             sketch += own
 
+    def _cells_of(self, numbers: int) -> Array:
+        """Memory for the cells of an index, which ranks of the node see if they see the rows."""
+        self.layout += 1
+        self._cells, size_bytes = None, numbers * KEY_BYTES
+        if self._memory is not None and self._packed.ticket is not None:
+            with contextlib.suppress(CommError):  # then nobody sees it
+                memory, self._cells = self._memory.reserve(size_bytes)
+                take(memory, 0, size_bytes)
+                return np.frombuffer(memory, np.int64)
+        return np.empty(numbers, np.int64)
+
     def _columns(self) -> list[GrowingRows]:
         return [self._packed, self._keys, *([] if self._uses is None else [self._uses])]
 
@@ -214,7 +228,7 @@ class Table:
 
     def _found(self, keys: Array, found: Found | None) -> Array:
         """The slots of keys, of which some may have been found before; rows are made for new ones."""
-        known = None if found is None or found.keys is not keys or found.version != self._version else found.slots
+        known = None if found is None or found.keys is not keys or found.layout != self.layout else found.slots
         if found is None or known is None:
             return self._insert(keys)
         if not found.is_whole:
@@ -275,7 +289,7 @@ class Table:
 class WholeTable:
     """A table of keys 0 .. R - 1 that is there whole: ``rows`` (R, W), changed in place."""
 
-    dropped = 0
+    dropped = layout = 0
 
     def __init__(self, rows: Array, optimizer: Optimizer, kernels: Any, threads: int = 1) -> None:
         self.width, self.dtype = rows.shape[1], rows.dtype
@@ -295,6 +309,10 @@ class WholeTable:
         rows = np.empty((len(keys), self.width), self.dtype) if out is None else out
         self._kernels.gather_rows(rows, self._rows, keys, threads=self._threads)
         return rows
+
+    def shown(self) -> Shown | None:
+        """None: a whole table is not shown."""
+        return None
 
     def push(self, keys: Array, gradient: Array, gradient_scale: float, step: int, found: Found | None = None) -> None:
         """As of `Table`. Raises IndexError for a key outside 0 .. R - 1; nothing has changed then."""

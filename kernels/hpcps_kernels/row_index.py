@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from hpcps_kernels.interface import Array, Kernels
@@ -13,12 +15,15 @@ class RowIndex:
     """A map from int64 keys to slots 0, 1, 2, ... in order of first insertion; the same on every back end.
 
     `capacity` keys fit before it first grows; it then doubles. Its memory is 32 to 64 bytes a key, and once half as
-    much more while it grows. Not safe to call from several threads, except for `find` while nothing is inserted.
+    much more while it grows. `empty` gives memory for so many int64. Not safe to call from several threads, except for
+    `find` while nothing is inserted.
     """
 
-    def __init__(self, kernels: Kernels, capacity: int = 1024) -> None:
-        self._kernels, self._count = kernels, 0
-        self._table = np.empty((1 << max(LOAD * capacity - 1, 7).bit_length(), 2), np.int64)
+    def __init__(
+        self, kernels: Kernels, capacity: int = 1024, empty: Callable[[int], Array] = lambda n: np.empty(n, np.int64)
+    ) -> None:
+        self._kernels, self._count, self._empty = kernels, 0, empty
+        self._table = self._cells(1 << max(LOAD * capacity - 1, 7).bit_length())
         kernels.index_clear(self._table)
 
     def __len__(self) -> int:
@@ -39,9 +44,7 @@ class RowIndex:
 
     def find(self, keys: Array) -> Array:
         """The slots (m,) int64 of keys (m,) int64, -1 for one that was never inserted."""
-        slots = np.empty(len(keys), np.int64)
-        self._kernels.index_find(slots, self._table, keys)
-        return slots
+        return find(self._kernels, self._table, keys)
 
     def insert(self, keys: Array) -> Array:
         """The slots (m,) int64 of keys (m,) int64; new keys get the next ones, in order of first occurrence."""
@@ -58,6 +61,17 @@ class RowIndex:
         return slots
 
     def _grow(self) -> None:
-        larger = np.empty((2 * len(self._table), 2), np.int64)
+        larger = self._cells(2 * len(self._table))
         self._kernels.index_grow(larger, self._table)
         self._table = larger
+
+    def _cells(self, count: int) -> Array:
+        return self._empty(2 * count).reshape(count, 2)
+
+
+def find(kernels: Kernels, cells: Array, keys: Array) -> Array:
+    """The slots (m,) int64 of keys (m,) int64 in the memory of an index, (cells, 2) int64; -1 for one that is not
+    there."""
+    slots = np.empty(len(keys), np.int64)
+    kernels.index_find(slots, cells, keys)
+    return slots

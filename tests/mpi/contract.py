@@ -32,6 +32,7 @@ from hpcps.server.backup import BackupShard
 from hpcps.server.remote import RemoteClient
 from hpcps.server.serve import Server
 from hpcps.server.sharding import roles, shard_slices
+from hpcps.server.shown import Viewer
 from hpcps.server.store import Shard
 from hpcps.server.table import Table
 from hpcps.sums import Decoder, Summed
@@ -297,15 +298,17 @@ def serve_and_work(t, rows, letters):
         return Summed(dense, 1.0, {"table": Rows(keys, rng.normal(size=(len(keys), 2)).astype(np.float32))})
 
     params = Params.zeros({"dense": (count,), "table": (rows, 2)}, np.float32, ("table",))
+    first = FirstRows((rows, 2), seed=0)
     if t.rank >= workers:
         number = t.rank - workers
-        stored = {"table": Table(FirstRows((rows, 2), seed=0), np.float32, optimizer, KERNELS)}
+        stored = {"table": Table(first, np.float32, optimizer, KERNELS, memory=letters)}
         shard = Shard(params["dense"][slices[number]].copy(), optimizer, decoder, merger, in_turn(workers), 0.5, stored)
         Server(t, shard, number, list(range(workers)), decoder, [1] * workers, letters=letters).run()
         return
     pulled, every = PulledRows({"table": 2}, np.float32, KERNELS), {"table": np.arange(rows)}
     rest = slices, list(range(workers, t.size)), t.rank, decoder
-    client = RemoteClient(t, params["dense"], pulled, *rest, letters=letters)
+    viewer = None if letters is None else Viewer({"table": first}, np.float32, KERNELS, letters)
+    client = RemoteClient(t, params["dense"], pulled, *rest, letters=letters, workers=workers, viewer=viewer)
     for step in range(1, 6):
         client.push(step, gradient(step, t.rank))
         client.pull(step, {"table": np.arange(0, rows, 2)} if step < 5 else None)

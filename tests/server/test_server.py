@@ -200,7 +200,7 @@ def test_rows_that_are_not_there_are_refused():
 
 def test_keys_survive_the_wire():
     keys = [np.array([5, 3]), np.empty(0, np.int64), np.array([2**40])]
-    packed = messages.pack_keys(keys)
+    packed = np.concatenate(messages.keys_section(keys))
     assert [found.tolist() for found in messages.unpack_keys(packed, 3)] == [[5, 3], [], [2**40]]
     for broken in (packed[:-1], np.array([-1, 1, 0]), np.array([2**62, 0, 0])):
         with pytest.raises(CommError, match=r"section of \d keys came for 3 tables"):

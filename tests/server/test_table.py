@@ -1,5 +1,6 @@
 """Tables of a shard against a dict of rows that the reference kernels update: the same bits, whatever happens."""
 
+import gc
 import json
 import mmap
 import subprocess
@@ -200,6 +201,7 @@ def resident_bytes():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_stays_bounded_where_rows_come_and_go():
     table, gradient = adagrad_table(tracks_use=True), np.ones((50_000, 16), np.float32)
+    gc.collect()  # of what tests before have left
     seen = []
     for step in range(1, 25):
         table.push(np.arange(50_000) + step * 1_000_003, gradient, 1.0, step)
