@@ -48,10 +48,12 @@ class GrowingRows:
 
         Raises MemoryError.
         """
-        if self.ticket is not None:
+        if rows > len(self.array):
+            self._grow(rows)
+        if self._taken < rows * self.row_bytes:
             self._take(rows * self.row_bytes)
-        if rows <= len(self.array):
-            return
+
+    def _grow(self, rows: int) -> None:
         if self.ticket is not None:
             raise MemoryError(f"no room for {rows} rows of {self.row_bytes} bytes")
         del self.array
@@ -71,12 +73,11 @@ class GrowingRows:
             self._taken = min(self._taken, start)
 
     def _take(self, size_bytes: int) -> None:
-        """Take the pages of memory that others see, and some more. Raises MemoryError."""
-        if self._taken < size_bytes <= len(self._memory):
-            ahead = min(self._taken // 8, MOST_AHEAD_BYTES)
-            end = min(-(-(size_bytes + ahead) // mmap.PAGESIZE) * mmap.PAGESIZE, len(self._memory))
-            take(self._memory, self._taken, end)
-            self._taken = end
+        """Take the pages of so many bytes, and some more. Raises MemoryError."""
+        ahead = min(self._taken // 8, MOST_AHEAD_BYTES)
+        end = min(-(-(size_bytes + ahead) // mmap.PAGESIZE) * mmap.PAGESIZE, len(self._memory))
+        take(self._memory, self._taken, end)
+        self._taken = end
 
     def _view(self) -> None:
         _advise(self._memory, "MADV_DONTFORK")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
-from hpcps_kernels.row_index import RowIndex
+from hpcps_kernels.row_index import RowIndex, in_lines
 from numpy.typing import DTypeLike
 
 from hpcps.comm.memory import Memory
@@ -217,7 +217,7 @@ class Table:
                 memory, self._cells = self._memory.reserve(size_bytes)
                 take(memory, 0, size_bytes)
                 return np.frombuffer(memory, np.int64)
-        return np.empty(numbers, np.int64)
+        return in_lines(numbers)
 
     def _columns(self) -> list[GrowingRows]:
         return [self._packed, self._keys, *([] if self._uses is None else [self._uses])]

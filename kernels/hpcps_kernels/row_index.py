@@ -9,20 +9,19 @@ import numpy as np
 from hpcps_kernels.interface import Array, Kernels
 
 LOAD = 2  # cells a key, at least, between calls
+LINE = 8  # int64 in a cache line
 
 
 class RowIndex:
     """A map from int64 keys to slots 0, 1, 2, ... in order of first insertion; the same on every back end.
 
     `capacity` keys fit before it first grows; it then doubles. Its memory is 32 to 64 bytes a key, and once half as
-    much more while it grows. `empty` gives memory for so many int64. Not safe to call from several threads, except for
-    `find` while nothing is inserted.
+    much more while it grows. `empty` gives memory for so many int64, in whole cache lines. Not safe to call from
+    several threads, except for `find` while nothing is inserted.
     """
 
-    def __init__(
-        self, kernels: Kernels, capacity: int = 1024, empty: Callable[[int], Array] = lambda n: np.empty(n, np.int64)
-    ) -> None:
-        self._kernels, self._count, self._empty = kernels, 0, empty
+    def __init__(self, kernels: Kernels, capacity: int = 1024, empty: Callable[[int], Array] | None = None) -> None:
+        self._kernels, self._count, self._empty = kernels, 0, empty or in_lines
         self._table = self._cells(1 << max(LOAD * capacity - 1, 7).bit_length())
         kernels.index_clear(self._table)
 
@@ -67,6 +66,13 @@ class RowIndex:
 
     def _cells(self, count: int) -> Array:
         return self._empty(2 * count).reshape(count, 2)
+
+
+def in_lines(numbers: int) -> Array:
+    """Memory for so many int64 that begins with a cache line."""
+    room = np.empty(numbers + LINE - 1, np.int64)
+    start = -room.ctypes.data // room.itemsize % LINE
+    return room[start : start + numbers]
 
 
 def find(kernels: Kernels, cells: Array, keys: Array) -> Array:

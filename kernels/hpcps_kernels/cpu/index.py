@@ -1,6 +1,7 @@
 """A hash table from int64 keys to row numbers: one probe, one cache line, sent for before it is needed.
 
-Lookups in tables beyond the caches are bound by how many cache misses a core keeps under way.
+Lookups in tables beyond the caches are bound by how many cache misses a core keeps under way, others by instructions:
+the cells of a group are compared all at once.
 """
 
 from __future__ import annotations
@@ -8,13 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from hpcps_kernels.cpu._jit import kernel, part
 from hpcps_kernels.cpu._prefetch import prefetch
+from hpcps_kernels.cpu._vectors import indices, spread
 from hpcps_kernels.interface import Array
 
-BLOCK = 1 << 14  # keys whose first cells are computed at a time
-AHEAD = 48  # keys between the one that is looked up and the one whose cell is sent for
+BLOCK = 1 << 14  # keys whose groups are computed at a time
+AHEAD = 80  # keys between the one that is looked up and the one whose group is sent for
+GROUP = 4  # cells: a cache line
 
 
 @kernel
@@ -32,12 +39,12 @@ def index_find(slots: Array, table: Array, keys: Array) -> None:
 
 @part
 def _find(slots: Array, table: Array, keys: Array) -> None:
-    m = keys.shape[0]
+    m, has_groups = keys.shape[0], table.shape[0] >= GROUP
     _first_cells(slots, table, keys)
     for i in range(m):
         if i + AHEAD < m:
-            _send_for(slots[i + AHEAD], table)
-        slot = _likely_slot(slots[i], table, keys[i])
+            prefetch(table, slots[i + AHEAD], 0)
+        slot = _slot_in_group(table, slots[i], keys[i]) if has_groups else -1
         if slot < 0:
             cell = _cell_from(slots[i], table, keys[i])
             slot = -1 if cell < 0 else table[cell, 1]
@@ -61,11 +68,12 @@ def index_insert(slots: Array, table: Array, keys: Array, count: int) -> int:
 def _insert(slots: Array, table: Array, keys: Array, count: int) -> tuple[int, int]:
     """How many keys were there, or could be inserted, until the table was full; and how many it holds then."""
     m, most = keys.shape[0], table.shape[0] - table.shape[0] // 8
+    has_groups = table.shape[0] >= GROUP
     _first_cells(slots, table, keys)
     for i in range(m):
         if i + AHEAD < m:
-            _send_for(slots[i + AHEAD], table)
-        slot = _likely_slot(slots[i], table, keys[i])
+            prefetch(table, slots[i + AHEAD], 0)
+        slot = _slot_in_group(table, slots[i], keys[i]) if has_groups else -1
         if slot < 0:
             cell = _cell_from(slots[i], table, keys[i])
             if cell < 0 or table[cell, 1] < 0:
@@ -81,19 +89,13 @@ def _insert(slots: Array, table: Array, keys: Array, count: int) -> tuple[int, i
 
 @part
 def _first_cells(slots: Array, table: Array, keys: Array) -> None:
-    """The keys' first cells, where their slots will be; the first AHEAD of them are sent for. In vectors: key by key it
-    takes as long as the rest of a look-up."""
-    last = np.uint64(table.shape[0] - 1)
+    """The first cells of the keys' groups, where their slots will be; the first AHEAD of them are sent for. In vectors:
+    key by key it takes as long as the rest of a look-up."""
+    firsts = np.uint64(table.shape[0] - min(GROUP, table.shape[0]))
     for i in range(keys.shape[0]):
-        slots[i] = np.int64(_hash(keys[i]) & last)
+        slots[i] = np.int64(_hash(keys[i]) & firsts)
     for i in range(min(AHEAD, keys.shape[0])):
-        _send_for(slots[i], table)
-
-
-@part
-def _send_for(cell: Any, table: Array) -> None:
-    prefetch(table, cell, 0)
-    prefetch(table, np.int64((np.uint64(cell) + np.uint64(1)) & np.uint64(table.shape[0] - 1)), 0)  # may begin a line
+        prefetch(table, slots[i], 0)
 
 
 @part
@@ -139,21 +141,8 @@ def _cell(table: Array, key: Any) -> Any:
 
 
 @part
-def _likely_slot(cell: Any, table: Array, key: Any) -> Any:
-    """The key's slot, if it is in one of the three cells from ``cell`` on; -1 where it is not.
-
-    Where keys differ is a coin toss, and a branch that is guessed wrong costs as much as the look-up: most keys are in
-    their first three cells, and there all are looked at. A key is in one cell at most.
-    """
-    near, last = np.uint64(cell), np.uint64(table.shape[0] - 1)
-    near = (near + np.uint64(table[near, 0] != key)) & last
-    near = (near + np.uint64(table[near, 0] != key)) & last
-    return table[near, 1] if table[near, 0] == key else -1
-
-
-@part
 def _cell_from(cell: Any, table: Array, key: Any) -> Any:
-    """The same, from the key's first cell on."""
+    """The same, from the first cell of the key's group on."""
     last = table.shape[0] - 1
     for _ in range(table.shape[0]):
         if table[cell, 1] < 0 or table[cell, 0] == key:
@@ -164,7 +153,32 @@ def _cell_from(cell: Any, table: Array, key: Any) -> Any:
 
 @part
 def _first_cell(key: Any, table: Array) -> Any:
-    return np.int64(_hash(key) & np.uint64(table.shape[0] - 1))
+    return np.int64(_hash(key) & np.uint64(table.shape[0] - min(GROUP, table.shape[0])))
+
+
+def _slot_in(typing_context: Any, table: Any, cell: Any, key: Any) -> Any:
+    """The key's slot, if it is in one of the GROUP cells from ``cell`` on; -1 where it is not. A key is in one cell at
+    most, and an empty one has the slot -1: so the largest of the slots where the key is found, or -1, is the answer,
+    without a branch that could be guessed wrong."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        cells = context.make_array(signature.args[0])(context, builder, arguments[0])
+        number = ir.IntType(64)
+        both, one = ir.VectorType(number, 2 * GROUP), ir.VectorType(number, GROUP)
+        first = builder.gep(cells.data, [builder.mul(arguments[1], ir.Constant(number, 2))])
+        group = builder.load(builder.bitcast(first, both.as_pointer()), align=8)
+        keys, slots = (builder.shuffle_vector(group, group, indices(range(side, 2 * GROUP, 2))) for side in (0, 1))
+        is_found = builder.icmp_signed("==", keys, spread(builder, arguments[2], one))
+        found = builder.select(is_found, slots, ir.Constant(one, [-1] * GROUP))
+        largest = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
+            builder.module, ir.FunctionType(number, [one]), f"llvm.vector.reduce.smax.v{GROUP}i64"
+        )
+        return builder.call(largest, [found])
+
+    return types.int64(table, types.int64, types.int64), generate
+
+
+_slot_in_group: Any = intrinsic(_slot_in)
 
 
 @part

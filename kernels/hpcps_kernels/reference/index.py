@@ -1,9 +1,10 @@
-"""A hash table from int64 keys to row numbers ("slots"): open addressing with linear probing.
+"""A hash table from int64 keys to row numbers ("slots"): open addressing, linear probing by groups of four cells.
 
 A table is (C, 2) int64, C a power of two: column 0 holds keys, column 1 their slots, -1 where a cell is empty (its
-key is then 0). A key's search begins at cell fmix64(key) modulo C, where fmix64 is the 64-bit finaliser of
-MurmurHash3 (Austin Appleby, https://github.com/aappleby/smhasher), and goes on cell by cell to its key or an empty
-cell. Every kernel raises ValueError for a C that is not a power of two, before it writes anything.
+key is then 0). Cell fmix64(key) modulo C is in the key's group, where fmix64 is the 64-bit finaliser of MurmurHash3
+(Austin Appleby, https://github.com/aappleby/smhasher); the search begins at the first cell of the group and goes on
+cell by cell to the key or an empty cell. A group is a cache line, where memory begins with one. Every kernel raises
+ValueError for a C that is not a power of two, before it writes anything.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from hpcps_kernels.interface import Array
+
+GROUP = 4
 
 
 def index_clear(table: Array) -> None:
@@ -77,13 +80,14 @@ def _cell(table: Array, key: int, first: int) -> int:
 
 
 def _first_cells(keys: Array, table: Array) -> Array:
-    """fmix64(keys) modulo C."""
+    """The first cells of the groups of fmix64(keys) modulo C."""
     h = keys.astype(np.uint64)
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         h ^= h >> np.uint64(33)
         h *= np.uint64(factor)
     h ^= h >> np.uint64(33)
-    return h % np.uint64(len(table))
+    cells = h % np.uint64(len(table))
+    return cells - cells % np.uint64(min(GROUP, len(table)))
 
 
 def _check_capacity(table: Array) -> None:
