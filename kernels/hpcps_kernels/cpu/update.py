@@ -180,11 +180,23 @@ def _dense_2(step: Callable[..., Any]) -> Kernel:
 
 
 def _rows_0(step: Callable[..., Any]) -> Kernel:
+    @part
+    def narrow(params: Array, gradient: Array, index: Array, l1: Number, l2: Number, numbers: Numbers) -> None:
+        scale, last = params.dtype.type(numbers[0]), index.shape[0] - 1
+        for i in range(index.shape[0]):
+            prefetch(params, index[min(i + AHEAD_MAX, last)], 0)
+            at = np.uintp(index[i])
+            p = params[at, 0]
+            params[at, 0] = step(p, _penalised(gradient[i, 0] * scale, p, l1, l2), numbers)
+
     def rows(params: Array, gradient: Array, index: Array, numbers: Numbers) -> None:
         _check_index(index, params.shape[0])
         to, width, ahead = params.dtype.type, np.uintp(params.shape[1]), _ahead(params)
         line = LINE_BYTES // params.itemsize
         scale, l1, l2 = to(numbers[0]), to(numbers[1]), to(numbers[2])
+        if width == 1 and l1 == 0 and l2 == 0:
+            narrow(params, gradient, index, to(0), to(0), numbers)
+            return
         p, g = params.reshape(params.size), gradient.reshape(gradient.size)
         for i in range(index.shape[0]):
             soon = index[min(i + ahead, index.shape[0] - 1)]
