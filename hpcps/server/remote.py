@@ -82,8 +82,8 @@ class RemoteClient:
         self._reached = [0] * len(servers)
         self._dropped = self._skipped = 0
         self._forms: list[Form] = []
-        self._asking: dict[tuple[int, int, int], Form] = {}
-        """Pulls of no rows, by shard, slack and layout"""
+        self._asking: dict[tuple[int, int], tuple[int, Form]] = {}
+        """Pulls of no rows, and the layout that they tell, by shard and slack"""
         self._step = 0
         self._is_settled = True
         self._asked = NO_KEYS
@@ -351,10 +351,12 @@ class RemoteClient:
         outbox = self._outboxes[number]
         layout = self._looks.known(number, slack)
         if not keys:
-            asking = number, slack, layout
-            if asking not in self._asking:
-                self._asking[asking] = outbox.form(Header(Kind.PULL, self._worker, number, slack=slack, layout=layout))
-            self._asking[asking].send(step)
+            told, form = self._asking.get((number, slack), (None, None))
+            if form is None or told != layout:
+                outbox.flush()
+                form = outbox.form(Header(Kind.PULL, self._worker, number, slack=slack, layout=layout))
+                self._asking[number, slack] = layout, form
+            form.send(step)
             return
         wanted = [own[self._of_shard(own, number)] for own in keys.values()]
         header = Header(Kind.PULL, self._worker, number, step, slack=slack, layout=layout)
