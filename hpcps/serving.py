@@ -238,7 +238,8 @@ def make_server(
     and what serves it. ``keep`` takes its record, if there is to be one, ``keep_pieces`` its state for a checkpoint."""
     dense = held.flat[where]
     is_shared = held.shared is not None and held.shared.begin is not None
-    visible = held.letters if _are_shown(job) else None
+    near = [] if held.letters is None else held.letters.nodes[held.letters.node]
+    visible = held.letters if _are_shown(job) and min(near, default=job.roles.workers) < job.roles.workers else None
     shard = _make_shard(job, dense if is_shared else dense.copy(), held.elsewhere, visible)
     _go_on(shard, held, where, shards, number)
     workers, options = range(job.roles.workers), job.config.server

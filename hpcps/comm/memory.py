@@ -13,7 +13,7 @@ import secrets
 import weakref
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -194,6 +194,8 @@ class ThreadMemory(Memory):
     """
 
     is_shared = True
+    _reserved: ClassVar[weakref.WeakValueDictionary[int, mmap.mmap]] = weakref.WeakValueDictionary()
+    """What any threads have reserved, by address: it is there as long as somebody holds it"""
 
     def __init__(self, transport: Transport, shared: dict[int, Array]) -> None:
         super().__init__(transport)
@@ -229,11 +231,18 @@ class ThreadMemory(Memory):
             memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, ValueError) as error:
             raise CommError(f"cannot reserve {size_bytes} bytes of memory: {error}") from error
-        return Reserved(memory, _ticket(np.frombuffer(memory, np.uint8).ctypes.data, size_bytes))
+        address = np.frombuffer(memory, np.uint8).ctypes.data
+        self._reserved[address] = memory
+        return Reserved(memory, _ticket(address, size_bytes))
 
     def borrow(self, ticket: Array) -> Array:
-        address, size_bytes = ticket.tobytes().decode().split()
-        return array_at(int(address), int(size_bytes))
+        address, size_bytes = map(int, ticket.tobytes().decode().split())
+        reserved = self._reserved.get(address)
+        if reserved is not None:
+            return np.frombuffer(reserved, np.uint8)
+        if address not in self._shared:
+            raise CommError(f"{size_bytes} bytes of another thread are not there any more")
+        return array_at(address, size_bytes)
 
 
 def _ticket(*words: object) -> Array:

@@ -1,4 +1,4 @@
-"""Rows that grow without being copied: their addresses are reserved, and memory comes as rows are first written."""
+"""Rows that grow without being copied: their addresses are reserved, and memory comes as they are taken."""
 
 from __future__ import annotations
 
@@ -48,12 +48,8 @@ class GrowingRows:
 
         Raises MemoryError.
         """
-        if rows > len(self.array):
-            self._grow(rows)
-        if self._taken < rows * self.row_bytes:
-            self._take(rows * self.row_bytes)
-
-    def _grow(self, rows: int) -> None:
+        if rows <= len(self.array):
+            return
         if self.ticket is not None:
             raise MemoryError(f"no room for {rows} rows of {self.row_bytes} bytes")
         del self.array
@@ -72,8 +68,12 @@ class GrowingRows:
             _advise(self._memory, "MADV_REMOVE", start)  # of memory that processes share; of other it is refused
             self._taken = min(self._taken, start)
 
-    def _take(self, size_bytes: int) -> None:
-        """Take the pages of so many bytes, and some more. Raises MemoryError."""
+    def take(self, rows: int) -> None:
+        """Take the pages of so many rows, for which there is room, and some more: they come faster than when they are
+        first written. Raises MemoryError."""
+        size_bytes = rows * self.row_bytes
+        if size_bytes <= self._taken:
+            return
         ahead = min(self._taken // 8, MOST_AHEAD_BYTES)
         end = min(-(-(size_bytes + ahead) // mmap.PAGESIZE) * mmap.PAGESIZE, len(self._memory))
         take(self._memory, self._taken, end)

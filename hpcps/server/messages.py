@@ -56,9 +56,10 @@ it refuses one that is to be applied at once. Where the worker's parameters are 
 Tables may be *shown* to workers on the node of their shard: these look at them where they lie, between the answer that
 contains all workers' steps and their next push (``hpcps/server/shown.py``). The answer to a pull that knows another
 layout than there is tells where index and rows lie, behind the rows of the answer: two tickets and an i64 for each
-table. A shard that shows its tables refuses a push that is to be applied at once. A worker that has looked may push the
-slots of its rows along with the keys, i64 in a section behind them, -1 for a row that was not there: where the layout
-is still that one, the shard does not look for them.
+table. If such a pull was of no rows, the worker pulls once more, with rows if it cannot look: before that it is served.
+A shard that shows its tables refuses a push that is to be applied at once. A worker that has looked may push the slots
+of its rows along with the keys, i64 in a section behind them, -1 for a row that was not there: where the layout is
+still that one, the shard does not look for them.
 
 The dense section of a push is the worker's gradient; in a reproducible run it is the worker's pieces, one after the
 other: the subtrees of grains that it owns whole (``hpcps/comm/order.py``). The shard adds the pieces of all workers in

@@ -288,8 +288,10 @@ class RemoteClient:
         self._asked = keys or self._asked
         self._is_settled |= slack == 0
         numbers = self._numbers if numbers is None else numbers
-        looks = {number for number in numbers if keys and slack == 0 and self._looks.can(number)}
+        may_look = bool(keys) and slack == 0 and (self._last is None or self._last[0] <= step)
+        looks = {number for number in numbers if may_look and self._looks.can(number)}
         rooms: dict[str, Array] = {}
+        told: list[int] = []
 
         def ask(number: int) -> None:
             self._ask(number, step, NO_KEYS if number in looks else keys, slack)
@@ -307,13 +309,13 @@ class RemoteClient:
                 except PeerLost as error:
                     ask_again(number, error)
             if asked:
-                self._take_up(step, keys, slack, ask_again, asked, rooms, looks)
+                self._take_up(step, keys, slack, ask_again, asked, rooms, looks, told)
 
         get([number for number in numbers if number not in looks or not self._looks.is_fresh(number, step)])
-        hidden = [number for number in looks if not self._looks.can(number)]
-        if hidden:  # by now
-            looks.difference_update(hidden)
-            get(hidden)
+        if told:
+            again = told.copy()
+            looks.difference_update([number for number in again if not self._looks.can(number)])
+            get(again)
         for number in looks:
             self._look(number, keys, rooms)
         for name, room in rooms.items():
@@ -386,9 +388,11 @@ class RemoteClient:
         numbers: Sequence[int],
         rooms: dict[str, Array],
         looks: Collection[int] = (),
+        told: list[int] | None = None,
     ) -> None:
         """Copy each shard's answer into the parameters, as it comes, and the rows of these keys into ``rooms``.
-        ``numbers``: the shards that were asked; ``looks``: those that were not asked for rows."""
+        ``numbers``: the shards that were asked; ``looks``: those that were not asked for rows; ``told`` gets those that
+        told of another layout, and not in an answer with rows."""
 
         def take(number: int, letter: Letter) -> None:
             self._expect(letter, Kind.PARAMETERS, step, number)
@@ -397,10 +401,12 @@ class RemoteClient:
             if letter.header.is_late:
                 self._take_back(number)
             self._refresh(number, letter)
-            if keys and number not in looks:
+            has_rows = keys and number not in looks
+            if has_rows:
                 self._place(rooms, keys, number, letter)
-            if slack == 0:
-                self._looks.answered(number, step, letter.header.layout, letter.more)
+            is_new = slack == 0 and self._looks.answered(number, step, letter.header.layout, letter.more)
+            if is_new and not has_rows and told is not None:
+                told.append(number)
 
         self._ways.receive(take, again, numbers)
 

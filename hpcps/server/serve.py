@@ -309,8 +309,8 @@ class Server:
             ready = [worker for worker, (asked, _) in self._waiting.items() if contains(asked.step, asked.slack)]
             for worker in ready:
                 asked, wanted = self._waiting.pop(worker)
-                if asked.slack == 0:
-                    self._met[worker] = asked.step
+                if asked.slack == 0 and (wanted or asked.layout in (NO_LOOK, self._layout_for(worker))):
+                    self._met[worker] = asked.step  # else it comes again, for it may not be able to look
                 self._answer(worker, asked, wanted)
 
     def _rows(self, letter: Letter, keys: list[Array], behind: Array) -> dict[str, Rows]:

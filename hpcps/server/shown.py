@@ -128,6 +128,7 @@ class Looks:
         self._views: list[View | None] = [None] * shards
         self._steps: list[int | None] = [None] * shards
         self._slots: list[tuple[int, list[Array]] | None] = [None] * shards
+        self._blind: set[int] = set()
 
     def can(self, number: int) -> bool:
         """Whether rows of a shard can be looked at, as far as is known."""
@@ -135,7 +136,7 @@ class Looks:
 
     def known(self, number: int, slack: int) -> int:
         """What a pull tells the shard that the worker knows."""
-        if self._viewer is None or slack != 0:
+        if self._viewer is None or slack != 0 or number in self._blind:
             return NO_LOOK
         view = self._views[number]
         return NOT_SHOWN if view is None else view.layout
@@ -152,19 +153,19 @@ class Looks:
         """A shard is lost."""
         self._views[number] = self._steps[number] = self._slots[number] = None
 
-    def answered(self, number: int, step: int, layout: int, more: Array) -> None:
+    def answered(self, number: int, step: int, layout: int, more: Array) -> bool:
         """A shard has answered that it has all workers' steps up to ``step``, and its tables this layout, of which
-        ``more`` tells at its end if it is another one."""
+        ``more`` tells at its end if it is another one. Returns whether it is."""
         self._steps[number] = step
-        view = self._views[number]
-        if self._viewer is None or (view is not None and view.layout == layout):
-            return
+        if self._viewer is None or self.known(number, 0) in (NO_LOOK, layout):
+            return False
         self._views[number] = None
         if layout != NOT_SHOWN:
             try:
                 self._views[number] = self._viewer.view(layout, more[-padded(self._viewer.told_bytes) :])
-            except CommError:  # its memory cannot be had here: then rows come in letters, of all shards
-                self._viewer, self._views = None, [None] * len(self._views)
+            except CommError:  # its memory cannot be had here: then rows come in letters
+                self._blind.add(number)
+        return True
 
     def asked(self, number: int) -> None:
         """A shard is asked for rows, and will know their keys."""

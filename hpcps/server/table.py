@@ -110,7 +110,8 @@ class Table:
         """Update the rows of keys (k,) int64, all distinct, by a gradient (k, W); see `optim.Optimizer`. ``found``: of
         the last pull of these keys, if there was one.
 
-        Raises MemoryError where new rows do not fit; nothing has changed then.
+        Raises MemoryError where there are no addresses for new rows; nothing has changed then. Where there is no memory
+        for them, it raises MemoryError, too, and the table is of no use any more.
         """
         self._reserve(len(self) + len(keys))
         if self._sketch is None:
@@ -174,6 +175,8 @@ class Table:
             slots = self._index.insert(keys)
             if len(self) != before + len(keys):
                 raise CheckpointError(f"{snapshot.source}: {name} has a key twice")
+            for column in self._columns():
+                column.take(len(self))
             self._packed.array[slots] = packed
             self._keys.array[slots, 0] = keys
             if self._uses is not None:
@@ -210,14 +213,17 @@ class Table:
 
     def _cells_of(self, numbers: int) -> Array:
         """Memory for the cells of an index, which ranks of the node see if they see the rows."""
-        self.layout += 1
-        self._cells, size_bytes = None, numbers * KEY_BYTES
+        cells, ticket, size_bytes = None, None, numbers * KEY_BYTES
         if self._memory is not None and self._packed.ticket is not None:
             with contextlib.suppress(CommError):  # then nobody sees it
-                memory, self._cells = self._memory.reserve(size_bytes)
+                memory, ticket = self._memory.reserve(size_bytes)
                 take(memory, 0, size_bytes)
-                return np.frombuffer(memory, np.int64)
-        return in_lines(numbers)
+                cells = np.frombuffer(memory, np.int64)
+        if cells is None:
+            cells = in_lines(numbers)
+        self._cells = ticket
+        self.layout += 1
+        return cells
 
     def _columns(self) -> list[GrowingRows]:
         return [self._packed, self._keys, *([] if self._uses is None else [self._uses])]
@@ -246,6 +252,8 @@ class Table:
         return slots
 
     def _make(self, keys: Array, where: slice) -> None:
+        for column in self._columns():
+            column.take(where.stop)
         packed = self._packed.array[where]
         rows = np.empty((len(keys), self.width), self.dtype) if self.states else packed
         self._first.fill(rows, keys, self._kernels)

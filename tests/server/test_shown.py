@@ -1,5 +1,7 @@
 """Tables that workers look at where they lie."""
 
+import gc
+
 import hpcps_kernels
 import numpy as np
 import pytest
@@ -122,7 +124,7 @@ def test_nothing_is_asked_for_where_parameters_are_fresh(on_ranks):
         assert client.traffic().requests == asked
         assert np.array_equal(rows.rows("factors", keys["factors"]), before)
         client.push(2, gradient(2, 0, keys))
-        client.fetch(keys)
+        client.pull(2, keys)
         assert client.traffic().requests == asked + 2
         assert not np.array_equal(rows.rows("factors", keys["factors"]), before)
         client.finish()
@@ -146,7 +148,7 @@ def test_rows_that_a_worker_has_found_are_not_looked_up_by_the_shard(on_ranks, m
         client, rows = client_on(transport, 1, 1)
         known, mixed = drawn(1, 0, 400), drawn(2, 0, 400)
         client.push(1, gradient(1, 0, known))
-        client.fetch(known)  # by letters: the worker does not know yet where rows are
+        client.pull(1, known)  # by letters: the worker does not know yet where rows are
         looked.clear()
         for step, keys in ((2, known), (3, mixed)):
             client.fetch(keys)
@@ -160,7 +162,7 @@ def test_rows_that_a_worker_has_found_are_not_looked_up_by_the_shard(on_ranks, m
                 picked = {name: Picked(own, are_in[name]) for name, own in keys.items()}
                 pushed = pushed._replace(rows=part, picked=picked)
             client.push(step, pushed)
-            client.fetch(keys)
+            client.pull(step, keys)
             changed = (rows.rows("factors", keys["factors"]) != before).any(axis=1)
             values = gradient(step, 0, keys).rows["factors"].values.any(axis=1)
             assert np.array_equal(changed, values & are_in["factors"] if is_picked else values)
@@ -182,15 +184,15 @@ def test_slots_of_another_layout_are_not_used(on_ranks):
         client, rows = client_on(transport, 1, 1)
         keys = [drawn(step, 0, 300) for step in range(6)]
         client.push(1, gradient(1, 0, keys[1]))
-        client.fetch(keys[2])
+        client.pull(1, keys[2])
         client.push(2, gradient(2, 0, keys[2]))
-        client.fetch(keys[2])
+        client.pull(2, keys[2])
         layout = client._looks.slots(0)[0]
         before = rows.rows("factors", keys[2]["factors"]).copy()
         client._looks._slots[0] = layout - 1, [np.zeros(300, np.int64)] * 2
         pushed = gradient(3, 0, keys[2])
         client.push(3, pushed)
-        client.fetch(keys[2])
+        client.pull(3, keys[2])
         changed = (rows.rows("factors", keys[2]["factors"]) != before).any(axis=1)
         assert np.array_equal(changed, pushed.rows["factors"].values.any(axis=1))
         client.finish()
@@ -237,7 +239,7 @@ def test_a_push_to_be_applied_at_once_is_refused_where_others_may_look(on_ranks)
             return shard_on(transport, 1, 0, True)
         client, _ = client_on(transport, 1, 1)
         client.push(1, gradient(1, 0, drawn(1, 0, 10)))
-        client.fetch(drawn(1, 0, 10))
+        client.pull(1, drawn(1, 0, 10))
         client.push(2, gradient(2, 0, drawn(1, 0, 10)), slack=1)
         return client.pull(2, None, 1)
 
@@ -275,3 +277,68 @@ def test_what_is_told_of_tables_is_checked():
         viewer.view(3, pack([shown])[:199])
     with pytest.raises(CommError, match="rows of 0 numbers cannot be those of weights, 1 wide"):
         viewer.view(3, pack([Shown(shown.cells, shown.rows, 0)]))
+
+
+@pytest.mark.parametrize("fails", ["nothing", "map", "reserve"])
+def test_ranks_that_work_and_serve_are_served_until_they_have_their_rows(on_ranks, monkeypatch, fails):
+    """After a pull they may meet in a collective, in which nobody serves."""
+    view, reserve, asked = Viewer.view, ThreadMemory.reserve, []
+
+    def refuse_to_map(self, *told):
+        asked.append(told)
+        if len(asked) > 3:
+            raise CommError("none left")
+        return view(self, *told)
+
+    def refuse(self, size_bytes):
+        if 1 << 13 < size_bytes < 1 << 30:
+            raise CommError("none left")
+        return reserve(self, size_bytes)
+
+    if fails == "map":
+        monkeypatch.setattr(Viewer, "view", refuse_to_map)
+    if fails == "reserve":
+        monkeypatch.setattr(ThreadMemory, "reserve", refuse)
+
+    def body(transport):
+        decoder, memory = Decoder(False, np.float32, KERNELS), transport.memory
+        tables = {name: Table(first, np.float32, ADAGRAD, KERNELS, memory=memory) for name, first in FIRSTS.items()}
+        shard = Shard(NOTHING, ADAGRAD, decoder, Merger(KERNELS), in_turn(2), 1.0, tables)
+        server = Server(transport, shard, transport.rank, [0, 1], decoder, [1, 1], letters=memory)
+        rows = PulledRows({name: first.width for name, first in FIRSTS.items()}, np.float32, KERNELS)
+        rest, viewer = (
+            ([slice(0, 0)] * 2, [0, 1], transport.rank, decoder, server),
+            Viewer(FIRSTS, np.float32, KERNELS, memory),
+        )
+        client = RemoteClient(transport, NOTHING, rows, *rest, letters=memory, workers=2, viewer=viewer)
+        seen = []
+        for step in range(1, STEPS + 1):
+            keys = drawn(step, transport.rank, 30 << step)
+            client.push(step, gradient(step, transport.rank, keys))
+            client.pull(step, keys)
+            seen += [rows.rows(name, own).sum() for name, own in keys.items()]
+            transport.barrier()
+        client.finish()
+        return seen
+
+    found = on_ranks(2, body)
+    monkeypatch.undo()
+    assert on_ranks(2, body) == found
+
+
+def test_memory_of_threads_is_there_as_long_as_somebody_looks(on_ranks):
+    memory = LocalWorld(1).transports()[0].memory
+    table = Table(FIRSTS["weights"], np.float32, ADAGRAD, KERNELS, memory=memory)
+    keys, shown = np.arange(10), table.shown()
+    table.push(keys, np.ones((10, 1), np.float32), 1.0, 1)
+    expected, out = table.pull(keys), np.empty((10, 1), np.float32)
+    viewer = Viewer({"weights": FIRSTS["weights"]}, np.float32, KERNELS, memory)
+    view = viewer.view(1, pack([shown]))
+    del table
+    gc.collect()
+    assert view.read("weights", keys, out).tolist() == keys.tolist()
+    assert np.array_equal(out, expected)
+    del view
+    gc.collect()
+    with pytest.raises(CommError, match="of another thread are not there any more"):
+        viewer.view(1, pack([shown]))
