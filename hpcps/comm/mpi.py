@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from hpcps.comm import launcher
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 SPINS = 2000
 """Tests of a request before the first look at the clock: long enough for a message inside a node."""
+
+M_PERTURB = -6
+"""Of glibc's ``mallopt``: the byte whose complement new memory is filled with"""
 
 ABORTING_S = 10.0
 """How long a rank waits for the end of a job that it has asked for."""
@@ -351,11 +354,27 @@ def _start(mpi: Any) -> None:
     pulse = heartbeats(mpi, launcher.heartbeat_s(os.environ))
     # Else one thread of a rank talks at a time: locks inside MPI cost time.
     level = mpi.THREAD_SERIALIZED if pulse is None else mpi.THREAD_MULTIPLE
-    with _ends_after(launcher.beginning_s(os.environ)):
+    is_pmi_of_slurm = "MPICH" in about and "PMI_FD" in os.environ and "SLURM_JOB_ID" in os.environ
+    with _ends_after(launcher.beginning_s(os.environ)), _zeroed_memory() if is_pmi_of_slurm else nullcontext():
         mpi.Init_thread(level)  # which Open MPI always grants
     if pulse is not None:
         pulse.start()
         atexit.register(_end, mpi, pulse)
+
+
+@contextmanager
+def _zeroed_memory() -> Iterator[None]:
+    """Memory that C code allocates meanwhile is zeros, where the C library can do that. MPICH's ranks tell each other
+    addresses in buffers of 4 KiB, and leave the rest of those as it was; Slurm's pmi2 loses what does not compress."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is None:
+        yield
+        return
+    set_option(M_PERTURB, 0xFF)
+    try:
+        yield
+    finally:
+        set_option(M_PERTURB, 0)
 
 
 def _end(mpi: Any, pulse: Pulse) -> None:
