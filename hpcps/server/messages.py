@@ -1,4 +1,4 @@
-"""The messages between workers and shards, version 10.
+"""The messages between workers and shards, version 11.
 
 A *letter* is a header of 128 bytes and up to three sections: numbers of dense parameters, keys, and rows of tables. All
 numbers are little-endian. A letter of up to FRONT_BYTES is one message: the header, then the sections one after the
@@ -11,7 +11,7 @@ where it lies.
 offset type    name         meaning
 ====== ======= ============ =========================================================================
 0      4 bytes magic        ``HPPS``
-4      u16     version      10
+4      u16     version      11
 6      u16     kind         worker to shard: 1 push and pull, 2 finish, 3 push, 4 pull, 5 meet, 6 keep;
                             shard to worker: 16 parameters, 17 counts (answers finish), 18 met (answers meet, keep);
                             between shards: 32 update, 33 followed (answers update), 2 finish
@@ -33,10 +33,10 @@ offset type    name         meaning
 80     u32     lent         0: keys and rows travel; 1: they lie in memory that the sender lends
 84     u32     late         parameters: 1: this worker's push came when its step had been applied, and was dropped
 88     i64     ahead        parameters: how many steps they contain beyond that of the pull
-96     i64     layout       pull: the layout of the shard's tables that the worker knows; 0: none; -1: it looks at none;
-                            parameters: the layout there is; 0: this worker does not see them; push: of which slots
-                            come with the keys; 0: none do
-104            16 bytes     zero
+96     i64     layout       push, pull: the layout of the shard's tables that the worker knows; 0: none; -1: it looks
+                            at none; parameters: the layout there is; 0: this worker does not see them
+104    u32     slots        push: 1: the slots of the rows in that layout come with the keys; else 0
+108            12 bytes     zero
 120    i64     step         push: the step of the gradient, from 1; pull: the last step of this worker;
                             parameters: as in the pull
 ====== ======= ============ =========================================================================
@@ -57,9 +57,10 @@ Tables may be *shown* to workers on the node of their shard: these look at them 
 contains all workers' steps and their next push (``hpcps/server/shown.py``). The answer to a pull that knows another
 layout than there is tells where index and rows lie, behind the rows of the answer: two tickets and an i64 for each
 table. If such a pull was of no rows, the worker pulls once more, with rows if it cannot look: before that it is served.
-A shard that shows its tables refuses a push that is to be applied at once. A worker that has looked may push the slots
-of its rows along with the keys, i64 in a section behind them, -1 for a row that was not there: where the layout is
-still that one, the shard does not look for them.
+Of a shard whose tables it looks at a worker asks for fresh parameters with its push already. A shard that shows its
+tables refuses a push that is to be applied at once. A worker that has looked may push the slots of its rows along with
+the keys, i64 in a section behind them, -1 for a row that was not there: where the layout is still that one, the shard
+does not look for them.
 
 The dense section of a push is the worker's gradient; in a reproducible run it is the worker's pieces, one after the
 other: the subtrees of grains that it owns whole (``hpcps/comm/order.py``). The shard adds the pieces of all workers in
@@ -107,7 +108,7 @@ from hpcps.comm.transport import Array
 from hpcps.errors import CommError
 
 MAGIC = b"HPPS"
-VERSION = 10
+VERSION = 11
 HEADER_BYTES = 128
 FRONT_BYTES = 8192
 ALIGNMENT_BYTES = 64
@@ -122,7 +123,7 @@ SAME_KEYS = -1
 SOME_KEYS = -2
 NO_LOOK = -1
 
-_HEADER = struct.Struct("<4sHHIIqHHIdqqqIIqIIqq16xq")
+_HEADER = struct.Struct("<4sHHIIqHHIdqqqIIqIIqqI12xq")
 STEP_OFFSET = 120
 _FLOAT32: np.dtype[Any] = np.dtype("<f4")
 CODES = np.dtype(np.uint8)
@@ -178,6 +179,7 @@ class Header:
     is_late: bool = False
     ahead: int = 0
     layout: int = 0
+    has_slots: bool = False
 
     @property
     def dense_bytes(self) -> int:
@@ -200,14 +202,14 @@ def write(buffer: Array, header: Header) -> None:
     h = header
     dense = h.worker, h.shard, h.count, _CODES[h.dtype], _CODES[h.rows_dtype], h.pieces
     rest = h.scale, h.keys, h.slack, h.more, h.at_once, h.region, h.offset, h.is_lent, h.is_late, h.ahead
-    _HEADER.pack_into(buffer.data, 0, MAGIC, VERSION, h.kind, *dense, *rest, h.layout, h.step)
+    _HEADER.pack_into(buffer.data, 0, MAGIC, VERSION, h.kind, *dense, *rest, h.layout, h.has_slots, h.step)
 
 
 def read(buffer: Array) -> Header:
     """The header in front of a message that has arrived. Raises CommError if it is not one of ours."""
     fields = _HEADER.unpack_from(buffer.data)
     magic, version, kind, worker, shard, count, encoding, rows, pieces, scale, keys, *rest = fields
-    slack, more, at_once, region, offset, is_lent, is_late, ahead, layout, step = rest
+    slack, more, at_once, region, offset, is_lent, is_late, ahead, layout, slots, step = rest
     if magic != MAGIC or version != VERSION:
         raise CommError(f"a message of another program or version came ({magic!r}, version {version})")
     if kind not in _KINDS or encoding >= len(_ENCODINGS) or rows >= _CODES[CODES] or keys < SOME_KEYS:
@@ -217,7 +219,7 @@ def read(buffer: Array) -> Header:
     encodings = _ENCODINGS[encoding], _ENCODINGS[rows]
     sizes = step, count, *encodings, pieces, scale, keys, slack, more
     flags = at_once == 1, region, offset, is_lent == 1, is_late == 1
-    return Header(_KINDS[kind], worker, shard, *sizes, *flags, ahead, layout)
+    return Header(_KINDS[kind], worker, shard, *sizes, *flags, ahead, layout, slots == 1)
 
 
 @dataclass

@@ -84,6 +84,8 @@ class RemoteClient:
         self._forms: list[Form] = []
         self._asking: dict[tuple[int, int], tuple[int, Form]] = {}
         """Pulls of no rows, and the layout that they tell, by shard and slack"""
+        self._due: set[int] = set()
+        """The shards that are to answer the last push, as if a pull of no rows had followed it"""
         self._step = 0
         self._is_settled = True
         self._asked = NO_KEYS
@@ -186,6 +188,7 @@ class RemoteClient:
         it is not lost, or there is no copy."""
         self._ways.turn_to_copy(number, error)
         self._fresh[number], self._knows_keys[number] = None, False
+        self._due.discard(number)
         self._looks.forget(number)
         self._asking.clear()  # of ways that are given up
         if self._last is None:
@@ -235,16 +238,19 @@ class RemoteClient:
         if self._rows is None:
             self._forms[number].send(step)
             return
-        header = self._push_header(Kind.PUSH, number, gradient, slack)
+        asks = slack == 0 and self._looks.can(number)
+        header = self._push_header(Kind.PUSH_PULL if asks else Kind.PUSH, number, gradient, slack)
         header.step = step
         follow = self._follow(header, gradient, number, is_asked)
         self._outboxes[number].send(header, self._place_of(gradient, number), follow, may_lend=self._is_settled)
+        if asks:
+            self._due.add(number)
 
     def _push_header(self, kind: Kind, number: int, gradient: Summed, slack: int) -> Header:
         pieces = 1 if gradient.dense.ndim == 1 else len(gradient.dense)
         encodings = CODES if self._encoders else self._decoder.dtype, self._decoder.rows_dtype
         header = Header(kind, self._worker, number, 0, 0, *encodings, pieces, gradient.scale, slack=slack)
-        header.at_once = slack != 0
+        header.at_once, header.layout = slack != 0, self._looks.known(number, slack)
         return header
 
     def _are_asked(self, rows: Mapping[str, Rows] | Mapping[str, Picked]) -> bool:
@@ -270,9 +276,9 @@ class RemoteClient:
             return messages.sections([], [own.values for own in rows])
         keys = messages.keys_section([own.keys for own in rows])
         header.keys = sum(map(len, keys))
-        told, found = [keys], self._looks.slots(number)
-        if found is not None and is_asked and self._workers == 1:  # else rows of several workers are merged first
-            header.layout, slots = found
+        told, slots = [keys], self._looks.slots(number)
+        if slots is not None and is_asked and self._workers == 1:  # else rows of several workers are merged first
+            header.has_slots = True
             if gradient.picked:
                 slots = [own[kept] for own, kept in zip(slots, self._kept(gradient, number), strict=True)]
             told.append(tuple(slots))
@@ -294,6 +300,9 @@ class RemoteClient:
         told: list[int] = []
 
         def ask(number: int) -> None:
+            if number in self._due:
+                self._due.remove(number)
+                return
             self._ask(number, step, NO_KEYS if number in looks else keys, slack)
 
         def ask_again(number: int, error: PeerLost) -> bool:

@@ -259,7 +259,7 @@ class Server:
             return False
         keys, behind = self._keys(worker, letter)
         found = self._found[worker] if header.keys == SAME_KEYS else NOT_FOUND
-        if header.layout:
+        if header.has_slots:
             slots, behind = messages.unpack_slots(behind, keys)
             found = self._looked_up(header.layout, keys, slots)
         dense = self._dense(worker, letter)
@@ -270,7 +270,7 @@ class Server:
         gradient = self._gradients[worker] = Summed(dense, header.scale, rows, found=found)
         is_kept = self._shard.push(worker, header.step, gradient, header.at_once)
         if header.kind is Kind.PUSH_PULL:
-            asked = Header(header.kind, worker, self._number, header.step, slack=header.slack, layout=NO_LOOK)
+            asked = Header(header.kind, worker, self._number, header.step, slack=header.slack, layout=header.layout)
             self._waiting[worker] = asked, NOTHING
         return is_kept
 

@@ -127,7 +127,7 @@ class Looks:
         self._viewer = viewer
         self._views: list[View | None] = [None] * shards
         self._steps: list[int | None] = [None] * shards
-        self._slots: list[tuple[int, list[Array]] | None] = [None] * shards
+        self._slots: list[list[Array] | None] = [None] * shards
         self._blind: set[int] = set()
 
     def can(self, number: int) -> bool:
@@ -159,7 +159,7 @@ class Looks:
         self._steps[number] = step
         if self._viewer is None or self.known(number, 0) in (NO_LOOK, layout):
             return False
-        self._views[number] = None
+        self._views[number] = self._slots[number] = None
         if layout != NOT_SHOWN:
             try:
                 self._views[number] = self._viewer.view(layout, more[-padded(self._viewer.told_bytes) :])
@@ -175,9 +175,9 @@ class Looks:
         """Overwrite ``outs``, (k, W) for each table, with the rows of these keys (k,) int64 on a shard."""
         view = self._views[number]
         assert view is not None
-        slots = [view.read(name, own, out) for (name, own), out in zip(keys, outs, strict=True)]
-        self._slots[number] = view.layout, slots
+        self._slots[number] = [view.read(name, own, out) for (name, own), out in zip(keys, outs, strict=True)]
 
-    def slots(self, number: int) -> tuple[int, list[Array]] | None:
-        """The layout of a shard's tables, and where the rows of the last keys are in it, if they were looked at."""
+    def slots(self, number: int) -> list[Array] | None:
+        """Where the rows of the last keys are in the layout that is known of a shard's tables, if they were looked
+        at."""
         return self._slots[number]
