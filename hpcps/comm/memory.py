@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import resource
 import secrets
 import weakref
 from abc import ABC, abstractmethod
@@ -33,6 +34,8 @@ Region = tuple[int, list[int]]
 PAGE_BYTES = mmap.PAGESIZE
 ALL_MEMORY_BYTES = 2**62
 TICKET_BYTES = 96
+FILES = 1 << 16
+"""How many open files are enough for all tables of all ranks of a node"""
 
 
 class Lent(NamedTuple):
@@ -144,7 +147,12 @@ class Memory(ABC):
 
 
 class ProcessMemory(Memory):
-    """Memory shared by processes of one node."""
+    """Memory shared by processes of one node. As each piece of it takes one or two open files, this process may have
+    more of them from now on, as far as the system lets it."""
+
+    def __init__(self, transport: Transport) -> None:
+        _allow_files(FILES)
+        super().__init__(transport)
 
     @cached_property
     def is_shared(self) -> bool:
@@ -285,6 +293,14 @@ def _map_together(near: Transport, share_bytes: int) -> Array:
             os.close(number)
     _check_is_shared(meeting, memory)
     return memory
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have so many files open at once, or as many as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _create(name: str, size_bytes: int) -> int:

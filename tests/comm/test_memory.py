@@ -3,6 +3,7 @@ threads."""
 
 import gc
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +200,22 @@ def test_ranks_that_see_different_memory_are_an_error(on_ranks, monkeypatch):
     monkeypatch.setattr("hpcps.comm.memory._open", lambda path, name, size, taken: np.zeros(size, np.uint8))
     _, errors = on_ranks.run(2, lambda transport: ProcessMemory(transport).pieces(10))
     assert all("do not see the same memory" in str(error) for error in errors)
+
+
+@pytest.fixture
+def few_files():
+    """Few open files are allowed, but the process may allow itself more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(open_files()) + 60, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_more_memory_is_reserved_than_files_were_allowed(on_ranks, few_files):
+    def body(transport):
+        shared = ProcessMemory(transport)
+        kept = [shared.reserve(4096) for _ in range(50)]
+        seen = [shared.borrow(one.ticket) for one in kept]
+        assert all(len(one) == 4096 for one in seen)
+
+    on_ranks(1, body)
