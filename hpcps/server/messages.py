@@ -276,8 +276,9 @@ def pack(out: Array, follow: Sequence[Section], copy: Copy = np.copyto) -> None:
     for section in follow:
         end = start
         for part in _parts(section):
-            copy(out[end : end + part.nbytes], np.ascontiguousarray(part).reshape(-1).view(np.uint8))
-            end += part.nbytes
+            size_bytes = part.nbytes
+            copy(out[end : end + size_bytes], np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+            end += size_bytes
         start += padded(end - start)
 
 

@@ -16,7 +16,7 @@ from hpcps.server import messages
 from hpcps.server.client import Traffic
 from hpcps.server.filters import Encoder
 from hpcps.server.messages import CODES, SAME_KEYS, SOME_KEYS, Counts, Header, Kind, Section
-from hpcps.server.nearby import past_the_caches
+from hpcps.server.nearby import for_others
 from hpcps.server.post import Form, Letter
 from hpcps.server.serve import Server
 from hpcps.server.sharding import keys_of_shard
@@ -66,8 +66,8 @@ class RemoteClient:
         self._server = server
         self._decoder = decoder
         self._targets = [self._dense[shard] for shard in shards]
-        past = past_the_caches(decoder.stream)
-        self._ways = Ways(transport, servers, self._targets, server, memory, letters, copies, past)
+        copy = for_others(decoder.stream)
+        self._ways = Ways(transport, servers, self._targets, server, memory, letters, copies, copy)
         self._outboxes, self._numbers = self._ways.outboxes, self._ways.numbers
         self._encoders = [Encoder(code, len(target), decoder.dtype) for target in self._targets] if code else []
         self._fresh: list[Letter | None] = [None] * len(servers)
@@ -443,7 +443,7 @@ class RemoteClient:
     def _refresh(self, number: int, letter: Letter) -> None:
         """Copy a shard's dense parameters, unless they have come to where they are to be: as a long letter's do, and
         those that both ranks share."""
-        if letter is self._fresh[number]:
+        if letter is self._fresh[number] or not letter.header.count:
             return
         target = self._targets[number]
         if letter.dense.ctypes.data != target.ctypes.data:

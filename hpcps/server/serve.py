@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,6 +27,15 @@ Wanted = Mapping[str, Array]
 """The rows of each table that a worker asked for."""
 NOTHING: Wanted = {}
 NOTHING_TOLD = np.empty(0, np.uint8)
+
+
+class Asked(NamedTuple):
+    """What a worker that waits for an answer has told."""
+
+    step: int
+    slack: int
+    layout: int
+    wanted: Wanted
 
 
 class Turns(Protocol):
@@ -113,7 +122,7 @@ class Server:
         self._open = list(range(len(workers)))
         self._ranks = list(workers)
         self._kept: list[tuple[Inbox, Letter]] = []
-        self._waiting: dict[int, tuple[Header, Wanted]] = {}
+        self._waiting: dict[int, Asked] = {}
         self._copies: dict[int, Array] = {}
         self._may_change = copies or not shard.waits_for_all
         self._met = [0] * len(workers)
@@ -254,8 +263,8 @@ class Server:
         if header.worker != worker or header.shard != self._number:
             raise CommError(f"shard {self._number} got worker {header.worker}'s message for shard {header.shard}")
         if header.kind is Kind.PULL:
-            asked = Header(header.kind, worker, self._number, header.step, slack=header.slack, layout=header.layout)
-            self._waiting[worker] = asked, self._wanted(worker, letter) if header.keys else NOTHING
+            wanted = self._wanted(worker, letter) if header.keys else NOTHING
+            self._waiting[worker] = Asked(header.step, header.slack, header.layout, wanted)
             return False
         keys, behind = self._keys(worker, letter)
         found = self._found[worker] if header.keys == SAME_KEYS else NOT_FOUND
@@ -270,8 +279,7 @@ class Server:
         gradient = self._gradients[worker] = Summed(dense, header.scale, rows, found=found)
         is_kept = self._shard.push(worker, header.step, gradient, header.at_once)
         if header.kind is Kind.PUSH_PULL:
-            asked = Header(header.kind, worker, self._number, header.step, slack=header.slack, layout=header.layout)
-            self._waiting[worker] = asked, NOTHING
+            self._waiting[worker] = Asked(header.step, header.slack, header.layout, NOTHING)
         return is_kept
 
     def _keys(self, worker: int, letter: Letter) -> tuple[list[Array], Array]:
@@ -306,12 +314,9 @@ class Server:
         """Answer the workers that wait for what the parameters contain now."""
         if self._waiting and (self._replication is None or self._replication.is_followed()):
             contains = self._shard.contains
-            ready = [worker for worker, (asked, _) in self._waiting.items() if contains(asked.step, asked.slack)]
+            ready = [worker for worker, asked in self._waiting.items() if contains(asked.step, asked.slack)]
             for worker in ready:
-                asked, wanted = self._waiting.pop(worker)
-                if asked.slack == 0 and (wanted or asked.layout in (NO_LOOK, self._layout_for(worker))):
-                    self._met[worker] = asked.step  # else it comes again, for it may not be able to look
-                self._answer(worker, asked, wanted)
+                self._answer(worker, self._waiting.pop(worker))
 
     def _rows(self, letter: Letter, keys: list[Array], behind: Array) -> dict[str, Rows]:
         """The rows' gradients of a push."""
@@ -321,14 +326,17 @@ class Server:
         values = messages.take_rows(behind, [len(own) for own in keys], self._widths, dtype)
         return {name: Rows(*pair) for name, *pair in zip(self._shard.tables, keys, values, strict=True)}
 
-    def _answer(self, worker: int, asked: Header, wanted: Wanted) -> None:
+    def _answer(self, worker: int, asked: Asked) -> None:
         """Send fresh parameters to a worker, and tell where tables are. Parameters are copied where they may change
         before they have left: unless all workers' pushes are added up, and none can be without this worker's next."""
-        shard, outbox, step = self._shard, self._outboxes[worker], asked.step
+        shard, outbox, (step, slack, known, wanted) = self._shard, self._outboxes[worker], asked
         shard.seen(worker)
         params, layout = shard.params, self._layout_for(worker)
-        tells = layout != NOT_SHOWN and asked.layout not in (layout, NO_LOOK)
-        if self._may_change or asked.slack != 0:
+        knows = known in (layout, NO_LOOK)
+        if slack == 0 and (wanted or knows):
+            self._met[worker] = step  # else it comes again, for it may not be able to look
+        tells = layout != NOT_SHOWN and not knows
+        if self._may_change or slack != 0:
             outbox.flush()
             if worker not in self._copies:
                 self._copies[worker] = np.empty_like(params)

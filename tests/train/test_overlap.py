@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import hpcps
-from hpcps import machine, published
+from hpcps import faster, machine
 from hpcps.config import from_tree
 from hpcps.joining import BUCKET_BYTES, bucket_bounds
 from hpcps.params import Params
@@ -39,10 +39,10 @@ def test_two_workers_end_with_the_same_bits_by_every_way(tmp_path, algorithm):
 def test_what_others_read_has_the_same_bits_written_past_the_caches(tmp_path, monkeypatch, ranks):
     changes, change = [], Kept.change
     monkeypatch.setattr(Kept, "change", lambda self, *slices: (changes.append(slices), change(self, *slices)))
-    monkeypatch.setattr(published, "TRY_EVERY", 2)
+    monkeypatch.setattr(faster, "TRY_EVERY", 2)
     found = []
     for worth in (np.inf, 0.0):  # the way past the caches is never the faster one, or from the first try on
-        monkeypatch.setattr(published, "WORTH", worth)
+        monkeypatch.setattr(faster, "WORTH", worth)
         found.append(train(tmp_path / str(worth), ranks, algorithm="memory"))
         assert len(changes) == (0 if worth else ranks)  # one bucket is large enough
     assert found[0]["params_sha256"] == found[1]["params_sha256"]

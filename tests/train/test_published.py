@@ -6,8 +6,9 @@ import pytest
 
 from hpcps import optim, published
 from hpcps.config import Optimizer
+from hpcps.faster import TRY_EVERY
 from hpcps.params import Params
-from hpcps.published import TRY_EVERY, Kept, Published
+from hpcps.published import Kept, Published
 
 KERNELS = hpcps_kernels.load("cpu")
 
