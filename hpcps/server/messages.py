@@ -277,7 +277,8 @@ def pack(out: Array, follow: Sequence[Section], copy: Copy = np.copyto) -> None:
         end = start
         for part in _parts(section):
             size_bytes = part.nbytes
-            copy(out[end : end + size_bytes], np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+            whole = part if part.flags.c_contiguous else np.ascontiguousarray(part)
+            copy(out[end : end + size_bytes], np.ndarray(size_bytes, np.uint8, whole))
             end += size_bytes
         start += padded(end - start)
 
@@ -337,7 +338,7 @@ def take_rows(buffer: Array, counts: Sequence[int], widths: Sequence[int], dtype
         size_bytes = count * width * dtype.itemsize
         if start + size_bytes > len(buffer):
             raise CommError(f"{len(buffer)} bytes of rows came, fewer than the keys ask for")
-        rows.append(buffer[start : start + size_bytes].view(dtype).reshape(count, width))
+        rows.append(np.ndarray((count, width), dtype, buffer, start))
         start += padded(size_bytes)
     return rows
 
