@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -73,13 +74,15 @@ class Lending:
 
 def for_others(stream: Copy) -> Copy:
     """Copies bytes, (n,) uint8, to where another core reads, in place or by the kernel ``stream``, past the caches,
-    whichever is faster: up to twenty times. Few bytes, and what is no multiple of 4, are written in place."""
-    faster = Faster()
+    whichever is faster for about so many: up to twenty times. Few, and what is no multiple of 4, are written in
+    place."""
+    by_size: defaultdict[int, Faster] = defaultdict(Faster)
 
     def copy(out: Array, x: Array) -> None:
         if len(x) < TIMED_BYTES or len(x) % 4:
             out[:] = x
             return
+        faster = by_size[len(x).bit_length()]
         began = time.perf_counter()
         if faster.way == PAST:
             stream(out.view(np.float32), x.view(np.float32))
