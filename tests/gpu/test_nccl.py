@@ -69,7 +69,10 @@ def test_buckets_are_summed_while_others_are_computed(tmp_path, data, linked, mo
 
 @pytest.mark.parametrize(
     ("settings", "how"),
-    [((), "all-gather"), (("server.threshold=0.001",), "push (threshold 0.001) to shards of all ranks")],
+    [
+        (("train.strategy=ring",), "all-gather"),
+        (("server.threshold=0.001",), "push (threshold 0.001) to shards of all ranks"),
+    ],
 )
 def test_rows_of_tables_still_pass_through_the_host(tmp_path, data, linked, settings, how) -> None:
     linked(2)
