@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hpcps import aligned
+from hpcps.comm import pages
 from hpcps.comm.meeting import Meeting
 from hpcps.errors import CommError
 from hpcps.together import agree
@@ -51,14 +52,15 @@ class Reserved(NamedTuple):
     """Memory of a rank that others of its node may borrow, as long as the rank keeps ``memory``; a page of it is taken
     when it is first written to."""
 
-    memory: mmap.mmap
+    memory: Array
+    """(size_bytes,) uint8"""
     ticket: Array
     """(TICKET_BYTES,) uint8: what they borrow it by"""
 
 
 class Memory(ABC):
     """What the ranks of ``transport`` share on their nodes. Making one is a collective, and so are its methods but
-    :meth:`beside`, :meth:`lend`, :meth:`reserve` and :meth:`borrow`.
+    :meth:`beside`, :meth:`lend`, :meth:`reserve`, :meth:`take` and :meth:`borrow`.
 
     ``nodes``: the ranks of each node, nodes in the order of their first ranks; ``node``: this rank's among them;
     ``near``: a transport over the ranks of this node; ``regions``: where all that was allocated lies.
@@ -128,6 +130,10 @@ class Memory(ABC):
         """Memory of this rank for others to look at, zero at first, more than the machine may have. Raises
         CommError."""
 
+    def take(self, memory: Array, start: int, stop: int) -> None:
+        """Take the pages of a part of what was reserved, from a page on, in one go. Raises OSError."""
+        pages.take(memory, start, stop)
+
     @abstractmethod
     def borrow(self, ticket: Array) -> Array:
         """The memory of another rank of this node. Raises CommError."""
@@ -139,7 +145,8 @@ class Memory(ABC):
 
     def _shares(self, size_bytes: int) -> Array:
         """Memory of at least ``size_bytes`` for each rank of the node, (ranks, bytes)."""
-        padded = max(1, -(-size_bytes // PAGE_BYTES)) * PAGE_BYTES
+        page_bytes = pages.HUGE_BYTES if 0 < pages.HUGE_BYTES <= 2 * size_bytes else PAGE_BYTES
+        padded = max(1, -(-size_bytes // page_bytes)) * page_bytes
         return self._whole(padded).reshape(self.near.size, padded)
 
     def _tell(self, size_bytes: int, addresses: list[int]) -> None:
@@ -182,12 +189,16 @@ class ProcessMemory(Memory):
         name = f"hpcps-{secrets.token_hex(8)}"
         file = _create(name, size_bytes)
         try:
-            memory = mmap.mmap(file, size_bytes)
+            memory = pages.map_shared(file, size_bytes)
         except (OSError, ValueError) as error:
             os.close(file)
             raise CommError(f"cannot reserve {size_bytes} bytes of shared memory: {error}") from error
         weakref.finalize(memory, os.close, file)
         return Reserved(memory, _ticket(os.getpid(), file, size_bytes, name))
+
+    def take(self, memory: Array, start: int, stop: int) -> None:
+        pages.make_huge(memory, start, stop)
+        super().take(memory, start, stop)
 
     def borrow(self, ticket: Array) -> Array:
         process, file, size_bytes, name = ticket.tobytes().decode().split()
@@ -202,7 +213,7 @@ class ThreadMemory(Memory):
     """
 
     is_shared = True
-    _reserved: ClassVar[weakref.WeakValueDictionary[int, mmap.mmap]] = weakref.WeakValueDictionary()
+    _reserved: ClassVar[weakref.WeakValueDictionary[int, Array]] = weakref.WeakValueDictionary()
     """What any threads have reserved, by address: it is there as long as somebody holds it"""
 
     def __init__(self, transport: Transport, shared: dict[int, Array]) -> None:
@@ -236,10 +247,10 @@ class ThreadMemory(Memory):
 
     def reserve(self, size_bytes: int) -> Reserved:
         try:
-            memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory = np.frombuffer(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
         except (OSError, ValueError) as error:
             raise CommError(f"cannot reserve {size_bytes} bytes of memory: {error}") from error
-        address = np.frombuffer(memory, np.uint8).ctypes.data
+        address = memory.ctypes.data
         self._reserved[address] = memory
         return Reserved(memory, _ticket(address, size_bytes))
 
@@ -247,7 +258,7 @@ class ThreadMemory(Memory):
         address, size_bytes = map(int, ticket.tobytes().decode().split())
         reserved = self._reserved.get(address)
         if reserved is not None:
-            return np.frombuffer(reserved, np.uint8)
+            return reserved
         if address not in self._shared:
             raise CommError(f"{size_bytes} bytes of another thread are not there any more")
         return array_at(address, size_bytes)
@@ -324,9 +335,11 @@ def _open(path: str, name: str, size_bytes: int, taken: tuple[int, int] = (0, 0)
             raise CommError(f"{path} is no memory of this job: ranks that name the same node do not share it")
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            if taken[1]:
-                _take(file, *taken)
-            return np.frombuffer(mmap.mmap(file, size_bytes), np.uint8)
+            memory, (start, own_bytes) = pages.map_shared(file, size_bytes), taken
+            if own_bytes:
+                pages.make_huge(memory, start, start + own_bytes)
+                _take(file, start, own_bytes)
+            return memory
         finally:
             os.close(file)
     except (OSError, ValueError) as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpcps.comm import pages
 from hpcps.comm.memory import Memory
 from hpcps.comm.transport import Array
 from hpcps.errors import CommError
@@ -17,7 +17,6 @@ from hpcps.errors import CommError
 FEW_BYTES = 1 << 20
 """Reserved at first where the system does not let a program reserve all there is (overcommit off, ulimit -v)."""
 MOST_AHEAD_BYTES = 16 << 20
-_MADV_POPULATE_WRITE = 23
 
 
 class GrowingRows:
@@ -34,13 +33,14 @@ class GrowingRows:
         self._width, self._dtype = width, np.dtype(dtype)
         self.row_bytes = width * self._dtype.itemsize
         self.ticket: Array | None = None
-        self._taken = 0
+        self._memory, self._taken = memory, 0
         size_bytes = max(self.row_bytes, os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE)
         if memory is not None:
             with contextlib.suppress(CommError):  # then nobody sees them
-                self._memory, self.ticket = memory.reserve(size_bytes)
+                self._bytes, self.ticket = memory.reserve(size_bytes)
         if self.ticket is None:
-            self._memory = _reserved(size_bytes)
+            self._memory, self._own = None, _reserved(size_bytes)
+            self._bytes = np.frombuffer(self._own, np.uint8)
         self._view()
 
     def reserve(self, rows: int) -> None:
@@ -52,20 +52,22 @@ class GrowingRows:
             return
         if self.ticket is not None:
             raise MemoryError(f"no room for {rows} rows of {self.row_bytes} bytes")
-        del self.array
+        size_bytes = max(2 * len(self._bytes), rows * self.row_bytes)
+        del self.array, self._bytes
         try:
-            self._memory.resize(max(2 * len(self._memory), rows * self.row_bytes))
+            self._own.resize(size_bytes)
         except OSError as error:
             raise MemoryError(f"no room for {rows} rows of {self.row_bytes} bytes: {error}") from error
         finally:
+            self._bytes = np.frombuffer(self._own, np.uint8)
             self._view()
 
     def give_back(self, rows: int) -> None:
         """Keep the first so many rows alone; the memory of the others goes back to the system."""
         start = -(-rows * self.row_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        if start < len(self._memory):
-            _advise(self._memory, "MADV_DONTNEED", start)
-            _advise(self._memory, "MADV_REMOVE", start)  # of memory that processes share; of other it is refused
+        if start < len(self._bytes):
+            pages.advise(self._bytes, "MADV_DONTNEED", start)
+            pages.advise(self._bytes, "MADV_REMOVE", start)  # of memory that processes share; of other it is refused
             self._taken = min(self._taken, start)
 
     def take(self, rows: int) -> None:
@@ -74,26 +76,26 @@ class GrowingRows:
         size_bytes = rows * self.row_bytes
         if size_bytes <= self._taken:
             return
+        page_bytes = pages.HUGE_BYTES if 0 < pages.HUGE_BYTES <= size_bytes else mmap.PAGESIZE
         ahead = min(self._taken // 8, MOST_AHEAD_BYTES)
-        end = min(-(-(size_bytes + ahead) // mmap.PAGESIZE) * mmap.PAGESIZE, len(self._memory))
-        take(self._memory, self._taken, end)
+        end = min(-(-(size_bytes + ahead) // page_bytes) * page_bytes, len(self._bytes))
+        take(self._bytes, self._taken // page_bytes * page_bytes, end, self._memory)
         self._taken = end
 
     def _view(self) -> None:
-        _advise(self._memory, "MADV_DONTFORK")
-        _advise(self._memory, "MADV_HUGEPAGE")  # rows picked at random would miss the table of small pages
-        rows = len(self._memory) // self.row_bytes
-        self.array = np.frombuffer(self._memory, self._dtype, rows * self._width).reshape(rows, self._width)
+        pages.advise(self._bytes, "MADV_DONTFORK")
+        pages.advise(self._bytes, "MADV_HUGEPAGE")  # rows picked at random would miss the table of small pages
+        rows = len(self._bytes) // self.row_bytes
+        self.array = self._bytes[: rows * self.row_bytes].view(self._dtype).reshape(rows, self._width)
 
 
-def take(memory: mmap.mmap, start: int, stop: int) -> None:
-    """Take the pages of a part of memory that begins at a page, in one go: one by one each costs a fault, and where
-    there is none left, that is the end of the process. Raises MemoryError."""
+def take(array: Array, start: int, stop: int, memory: Memory | None) -> None:
+    """Take the pages of a part of an array that begins at a page, which ``memory`` has reserved, if it is given. Raises
+    MemoryError."""
     try:
-        memory.madvise(_MADV_POPULATE_WRITE, start, stop - start)
+        (pages if memory is None else memory).take(array, start, stop)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # else a kernel without it
-            raise MemoryError(f"no room for {stop - start} bytes of rows: {error}") from error
+        raise MemoryError(f"no room for {stop - start} bytes of rows: {error}") from error
 
 
 def _reserved(all_bytes: int) -> mmap.mmap:
@@ -102,10 +104,3 @@ def _reserved(all_bytes: int) -> mmap.mmap:
         return mmap.mmap(-1, all_bytes, flags=flags)
     except OSError:
         return mmap.mmap(-1, FEW_BYTES, flags=flags)
-
-
-def _advise(memory: mmap.mmap, advice: str, start: int = 0) -> None:
-    """Give the system a piece of advice, if it knows it."""
-    if hasattr(mmap, advice):
-        with contextlib.suppress(OSError):  # a kernel without it
-            memory.madvise(getattr(mmap, advice), start)

@@ -217,8 +217,8 @@ class Table:
         if self._memory is not None and self._packed.ticket is not None:
             with contextlib.suppress(CommError):  # then nobody sees it
                 memory, ticket = self._memory.reserve(size_bytes)
-                take(memory, 0, size_bytes)
-                cells = np.frombuffer(memory, np.int64)
+                take(memory, 0, size_bytes, self._memory)
+                cells = memory.view(np.int64)
         if cells is None:
             cells = in_lines(numbers)
         self._cells = ticket
