@@ -336,9 +336,13 @@ def _open(path: str, name: str, size_bytes: int, taken: tuple[int, int] = (0, 0)
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             memory, (start, own_bytes) = pages.map_shared(file, size_bytes), taken
-            if own_bytes:
-                pages.make_huge(memory, start, start + own_bytes)
-                _take(file, start, own_bytes)
+            try:
+                if own_bytes:
+                    pages.make_huge(memory, start, start + own_bytes)
+                    _take(file, start, own_bytes)
+            except CommError:
+                del memory  # which the error would keep
+                raise
             return memory
         finally:
             os.close(file)

@@ -76,9 +76,9 @@ class GrowingRows:
         size_bytes = rows * self.row_bytes
         if size_bytes <= self._taken:
             return
-        page_bytes = pages.HUGE_BYTES if 0 < pages.HUGE_BYTES <= size_bytes else mmap.PAGESIZE
-        ahead = min(self._taken // 8, MOST_AHEAD_BYTES)
-        end = min(-(-(size_bytes + ahead) // page_bytes) * page_bytes, len(self._bytes))
+        wanted = size_bytes + min(self._taken // 8, MOST_AHEAD_BYTES)
+        page_bytes = pages.HUGE_BYTES if 0 < pages.HUGE_BYTES <= wanted + mmap.PAGESIZE else mmap.PAGESIZE
+        end = min(-(-wanted // page_bytes) * page_bytes, len(self._bytes))
         take(self._bytes, self._taken // page_bytes * page_bytes, end, self._memory)
         self._taken = end
 

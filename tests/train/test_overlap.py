@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import hpcps
-from hpcps import faster, machine
+from hpcps import faster, joining, machine
 from hpcps.config import from_tree
 from hpcps.joining import BUCKET_BYTES, bucket_bounds
 from hpcps.params import Params
@@ -24,14 +24,17 @@ def train(tmp_path, ranks, **train):
     return hpcps.train(from_tree(tree), ranks=ranks, out=out).summary
 
 
+@pytest.mark.parametrize("is_seen", [True, False])
 @pytest.mark.parametrize("algorithm", ["auto", "memory", "ring", "doubling"])
-def test_two_workers_end_with_the_same_bits_by_every_way(tmp_path, algorithm):
+def test_two_workers_end_with_the_same_bits_by_every_way(tmp_path, monkeypatch, algorithm, is_seen):
     """The sum of two is the same in any order; the update of an element does not depend on who makes it."""
+    if not is_seen:
+        monkeypatch.setattr(joining, "is_added_in_update", lambda *given: False)
     plain = train(tmp_path, 3, strategy="server")
     found = train(tmp_path, 2, algorithm=algorithm)
     assert plain["workers"] == found["workers"] == 2
     assert found["params_sha256"] == plain["params_sha256"]
-    assert "2 buckets" in found["exchange"]
+    assert ("2 buckets" in found["exchange"]) == (algorithm == "doubling" or not is_seen)
     assert ("update sharded" in found["exchange"]) == (algorithm != "doubling")
 
 
