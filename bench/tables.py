@@ -6,8 +6,9 @@ A table of ``--rows`` rows is made, and its first values, a push and a pull are 
 each round other random keys are pulled and pushed, and other rows are picked from a NumPy array of the same size by
 the kernel ``gather_rows`` alone: that is the limit. It is given the numbers of rows, where a table first looks up keys,
 one random line each. A push reads and writes a row and its state. "pull of what was pushed" asks for the keys of the
-push before, which the caches may still hold, as when a training step ends. Figures are medians; "fast": the tenth part
-of the calls took no longer, which on a machine that others use too is nearer to what it can do. ``goal``: what push
+push before, which the caches may still hold, as when a training step ends. ``--memory seen``: that of a table which ranks
+of the node look at; ``small-pages``: the same without huge pages. Figures are medians; "fast": the tenth part of the
+calls took no longer, which on a machine that others use too is nearer to what it can do. ``goal``: what push
 and pull of 10,000 keys through a parameter server, messages and all, are to take.
 """
 
@@ -26,6 +27,9 @@ from common import write_json
 from hpcps_kernels import load
 
 from hpcps import optim
+from hpcps.comm import pages
+from hpcps.comm.local import LocalWorld
+from hpcps.comm.memory import ProcessMemory
 from hpcps.config import Optimizer
 from hpcps.first import FirstRows
 from hpcps.server.table import Table
@@ -43,6 +47,7 @@ GOAL_KEYS = 10_000
 DEVIATION = 0.1
 SPREAD = 0x9E3779B97F4A7C15  # odd: number times this, modulo 2^64, is another key for each number
 FILL = 1 << 16
+TIMEOUT_S = 60.0
 HEADER = """| case | rows x width | keys | time | fast | ns a key | rate | of limit | goal | verified |
 |---|---|---:|---:|---:|---:|---:|---:|---:|---|"""
 
@@ -76,7 +81,8 @@ class Bench:
 
     def _filled(self) -> Table:
         optimizer = optim.make(self.settings, self.kernels)
-        table = Table(self.first, np.float32, optimizer, self.kernels)
+        seen = None if self.options.memory == "own" else ProcessMemory(LocalWorld(1, TIMEOUT_S).transports()[0])
+        table = Table(self.first, np.float32, optimizer, self.kernels, memory=seen)
         nothing = np.zeros((FILL, self.width), np.float32)
         for start in range(0, self.options.rows, FILL):
             keys = keys_of(np.arange(start, min(start + FILL, self.options.rows)))
@@ -166,6 +172,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keys", type=int, default=GOAL_KEYS, help="of a push or a pull")
     parser.add_argument("--widths", default="1,16,64")
     parser.add_argument("--optimizer", default="adagrad")
+    parser.add_argument("--memory", choices=("own", "seen", "small-pages"), default="own", help="of the table")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -174,6 +181,8 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Exit status 1 if a result is wrong."""
     options = parse()
+    if options.memory == "small-pages":
+        pages.HUGE_BYTES = 0
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     rows: list[dict[str, object]] = []
     memory = []
