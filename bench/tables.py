@@ -3,13 +3,13 @@
     python bench/tables.py --json tables.json
 
 A table of ``--rows`` rows is made, and its first values, a push and a pull are compared with the reference kernels. In
-each round other random keys are pulled and pushed, and other rows are picked from a NumPy array of the same size by
-the kernel ``gather_rows`` alone: that is the limit. It is given the numbers of rows, where a table first looks up keys,
-one random line each. A push reads and writes a row and its state. "pull of what was pushed" asks for the keys of the
-push before, which the caches may still hold, as when a training step ends. ``--memory seen``: that of a table which ranks
-of the node look at; ``small-pages``: the same without huge pages. Figures are medians; "fast": the tenth part of the
-calls took no longer, which on a machine that others use too is nearer to what it can do. ``goal``: what push
-and pull of 10,000 keys through a parameter server, messages and all, are to take.
+each round other random keys are pulled and pushed, and other rows are picked from a NumPy array of the same size by the
+kernel ``gather_rows`` alone: that is the limit. It is given the numbers of rows, where a table first looks up keys, one
+random line each. A push reads and writes a row and its state. "pull of what was pushed" asks for the keys of the push
+before, which the caches may still hold, as when a training step ends. ``--memory seen``: that of a table which ranks of
+the node look at; ``small-pages``: the same without huge pages. Figures are medians; "fast": the tenth part of the calls
+took no longer, which on a machine that others use too is nearer to what it can do. ``goal``: what push and pull of
+10,000 keys through a parameter server, messages and all, are to take.
 """
 
 from __future__ import annotations
