@@ -1,8 +1,8 @@
 """Memory that processes share, in huge pages where the kernel makes some.
 
-What is read from end to end, or at random, is slowed by pages of 4 KiB: each is looked up, and what fetches ahead ends
-with it. Linux gives shared memory small pages unless the administrator wants others (``shmem_enabled``);
-MADV_COLLAPSE (Linux 6.1) makes huge ones of them whatever was set, which takes less time than taking the small ones.
+What is read at random, and does not fit into the caches, is slowed by pages of 4 KiB, each of which is looked up. Linux
+gives shared memory small pages unless the administrator wants others (``shmem_enabled``); MADV_COLLAPSE (Linux 6.1)
+makes huge ones of them whatever was set.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def map_shared(file: int, size_bytes: int) -> Array:
         _libc.munmap(around, size_bytes + HUGE_BYTES)
         raise
     memory = (ctypes.c_uint8 * size_bytes).from_address(start)
-    weakref.finalize(memory, _libc.munmap, around, size_bytes + HUGE_BYTES)
+    weakref.finalize(memory, _libc.munmap, around, size_bytes + HUGE_BYTES).atexit = False  # others may still use it
     return np.ctypeslib.as_array(memory)
 
 
@@ -87,9 +87,10 @@ def make_huge(memory: Array, start: int, stop: int) -> None:
         return
     base = memory.ctypes.data
     start, stop = -(-(base + start) // HUGE_BYTES) * HUGE_BYTES - base, (base + stop) // HUGE_BYTES * HUGE_BYTES - base
-    if start < stop:
-        memory[start:stop:HUGE_BYTES].max()  # one with no page at all is left as it is
-        with contextlib.suppress(OSError):  # a kernel without it, or no such page
+    with contextlib.suppress(OSError):  # a kernel without it, or no such page
+        for place in range(start, stop, HUGE_BYTES):  # where no page is taken, none is made huge
+            _advise(memory, _MADV_POPULATE_WRITE, place, place + mmap.PAGESIZE)
+        if start < stop:
             _advise(memory, _MADV_COLLAPSE, start, stop)
 
 

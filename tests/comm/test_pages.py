@@ -2,8 +2,11 @@
 
 import errno
 import gc
+import mmap
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +103,21 @@ def test_where_there_are_no_huge_pages_none_are_asked_for(file, monkeypatch):
     assert os.fstat(file).st_blocks * 512 < 1 << 20
 
 
+def test_what_is_still_used_when_the_interpreter_ends_is_there():
+    """Finalizers may run before the last use of an array."""
+    program = """
+import atexit, os
+arrays = []
+atexit.register(lambda: (arrays[0].fill(1), print("was there")))
+from hpcps.comm import pages
+file = os.memfd_create("hpcps-test-pages")
+os.truncate(file, 8 << 20)
+arrays.append(pages.map_shared(file, 8 << 20))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "was there\n")
+
+
 def test_what_cannot_be_mapped_is_an_error_and_leaves_nothing(file):
     reader = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
     before = len(Path("/proc/self/maps").read_text().splitlines())
@@ -107,6 +125,21 @@ def test_what_cannot_be_mapped_is_an_error_and_leaves_nothing(file):
         pages.map_shared(reader, 8 << 20)
     os.close(reader)
     assert len(Path("/proc/self/maps").read_text().splitlines()) == before
+
+
+@needs_huge
+def test_where_no_page_can_be_taken_none_is_made_huge(file, monkeypatch):
+    """To touch it would be the end of the process."""
+    asked = []
+
+    def refuse(memory, advice, start, stop):
+        asked.append((advice, start, stop))
+        raise OSError(errno.EFAULT, "Bad address")
+
+    monkeypatch.setattr(pages, "_advise", refuse)
+    pages.make_huge(pages.map_shared(file, 8 << 20), 0, 8 << 20)
+    assert asked == [(pages._MADV_POPULATE_WRITE, 0, mmap.PAGESIZE)]
+    assert os.fstat(file).st_blocks == 0
 
 
 @needs_huge
