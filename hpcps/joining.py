@@ -28,10 +28,9 @@ from hpcps.lane import AnyLane, Stages
 from hpcps.loader import Loaders
 from hpcps.models import Model
 from hpcps.online import Learned, OnlineExchange, OnlineLane, common
-from hpcps.optim import Optimizer
 from hpcps.params import Params
 from hpcps.published import Kept
-from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, can_shard, of_pieces, of_sums, started_by
+from hpcps.reduction import SHARDED_BYTES, Reduction, Whole, adds_in_memory, of_pieces, of_sums, started_by
 from hpcps.rows import Merger
 from hpcps.serving import Held, Keep, KeepPieces, Shared, decoder
 from hpcps.sums import FloatSum, Sum, TreeSum
@@ -200,8 +199,10 @@ def make_exchange(
     dense = params.dense
     is_one_sum = not job.config.train.reproducible and job.parts.total == workers.size  # on all workers alike
     overlaps = workers.size > 1 and is_one_sum and not job.config.optimizer.clip_norm
-    stages = getattr(model, "stages", ()) if overlaps and not is_added_in_update(job, engine, dense, optimizer) else ()
-    wheres = bucket_bounds(dense, stages)
+    is_added_in_memory = (
+        job.device.is_host and job.config.compress.kind == "none" and adds_in_memory(engine, dense.flat.nbytes)
+    )
+    wheres = bucket_bounds(dense, getattr(model, "stages", ()) if overlaps and not is_added_in_memory else ())
     reductions = make_reductions(job, engine, [where.stop - where.start for _, where in wheres])
     kept = Kept(dense)
     what = dense.flat, gradients.buffer, optimizer, job.gradient_scale, job.device, kept
@@ -222,13 +223,6 @@ def make_exchange(
             exchange.early(ends[stage])
 
     return exchange, Stages(ready, kept.bounds) if len(buckets) > 1 else None
-
-
-def is_added_in_update(job: Job, engine: Engine, dense: Params, optimizer: Optimizer) -> bool:
-    """Whether workers add up the gradients that they see of each other when they update: then there is nothing to begin
-    before all are final, and each further bucket costs two meetings."""
-    is_seen = engine.layout.is_one_memory and job.device.is_host and job.config.compress.kind == "none"
-    return is_seen and optimizer.prepare_summed is not None and can_shard(engine, dense.flat.nbytes)
 
 
 def gather_rows(job: Job, workers: Transport) -> GatherRows:

@@ -114,6 +114,12 @@ def can_shard(engine: Engine, size_bytes: int) -> bool:
     return engine.layout.ranks > 1 and size_bytes >= SHARDED_BYTES and algorithm in ("memory", "ring")
 
 
+def adds_in_memory(engine: Engine, size_bytes: int) -> bool:
+    """Whether workers add up a gradient of so many bytes where they see each other's, each its chunk: nothing of that
+    goes on beside other work, so to begin with a part gains nothing, and each further bucket costs two meetings."""
+    return engine.layout.is_one_memory and can_shard(engine, size_bytes)
+
+
 def of_sums(engine: Engine, count: int, itemsize: int, shards: bool) -> Reduction:
     """For gradients of ``count`` numbers, each worker's added up."""
     name = engine.name(count * itemsize)

@@ -29,7 +29,7 @@ def train(tmp_path, ranks, **train):
 def test_two_workers_end_with_the_same_bits_by_every_way(tmp_path, monkeypatch, algorithm, is_seen):
     """The sum of two is the same in any order; the update of an element does not depend on who makes it."""
     if not is_seen:
-        monkeypatch.setattr(joining, "is_added_in_update", lambda *given: False)
+        monkeypatch.setattr(joining, "adds_in_memory", lambda *given: False)
     plain = train(tmp_path, 3, strategy="server")
     found = train(tmp_path, 2, algorithm=algorithm)
     assert plain["workers"] == found["workers"] == 2
