@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
@@ -93,7 +94,7 @@ class Lane:
         self._batches = [NO_BATCH] * len(self._feeds)
         self._calls: list[Call] = []
         self._rows: list[ByTable] = []
-        self.losses = np.zeros(len(blocks))
+        self._losses = [0.0] * len(blocks)
         self._together: Callable[[], Array] | None = None
         self._grains: GrainGradients | None = None
         if share.adds is not None and not how.tables.names:
@@ -129,9 +130,18 @@ class Lane:
             self._push_together(self._together)
         return self._rows
 
+    @property
+    def losses(self) -> Array:
+        """The losses of the parts, summed since they were last taken, (parts,) float64."""
+        return np.array(self._losses)
+
+    @losses.setter
+    def losses(self, losses: Array) -> None:
+        self._losses = losses.tolist()
+
     def take_losses(self) -> Array:
         """The losses of the parts, summed since the last call, (parts,) float64."""
-        losses, self.losses = self.losses, np.zeros_like(self.losses)
+        losses, self._losses = self.losses, [0.0] * len(self._losses)
         return losses
 
     def _prepare(self, batches: Sequence[Batch]) -> None:
@@ -178,7 +188,7 @@ class Lane:
             check_finite(loss)
         except NotFiniteError as error:
             raise cause(error, self._blocks[part]) from error
-        self.losses[part] += loss
+        self._losses[part] += loss
         for row in range(self._tops[part], self._tops[part + 1] - 1, -1):
             self._add_into(self._share.stack[row - 1], self._share.stack[row])
 
@@ -188,9 +198,10 @@ class Lane:
             losses = call()
         except NotFiniteError as error:
             raise cause(error, *self._blocks) from error
-        if not math.isfinite(sum(losses.tolist())):
+        given = losses.tolist()
+        if not math.isfinite(sum(given)):
             self._check_losses(losses)
-        self.losses += losses
+        self._losses = list(map(operator.add, self._losses, given))
 
     def _check_losses(self, losses: Array) -> None:
         """Raise what is to be said of the first loss that is not finite."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ class Shown(NamedTuple):
     """All workers' gradients of a bucket, for an update that adds them up itself."""
 
     start: Start
-    """Begins to wait until all have theirs. None may be changed until the parameters have been spread"""
+    """Gives what waits until all have theirs. None may be changed until the parameters have been spread"""
     gradients: Array
     """(workers, N)"""
     column: int
@@ -86,7 +87,7 @@ class Sharded:
         self.name = f"{name}, update sharded"
         self._engine, self._is_shown = engine, is_by_rank and engine.layout.is_one_memory
         self.prepare = prepare
-        self.prepare_spread = engine.prepare_all_gather
+        self.prepare_spread = partial(engine.prepare_all_gather, is_late=True)
         self.is_read = engine.layout.is_one_memory
         bounds, rank = chunk_bounds(count, engine.layout.ranks), engine.transport.rank
         self.part = slice(bounds[rank], bounds[rank + 1])

@@ -105,9 +105,9 @@ class Engine:
         return self._in_memory(x, count, SCATTER if scatters else SUM, program=program)
 
     def prepare_meeting(self, x: Array) -> Start:
-        """A function that begins to wait until all ranks have come as far, so that what each had written to its ``x``
+        """A function that gives what waits until all ranks wait for it, so that what each had written to its ``x``
         before is there for the others. Only where ``layout.is_one_memory``."""
-        return self._in_memory(x[:0], 0, SUM)
+        return self._in_memory(x[:0], 0, SUM, is_late=True)
 
     def chunk(self, count: int, bounds: Sequence[int] | None = None) -> slice:
         """This rank's part of ``count`` elements."""
@@ -123,23 +123,26 @@ class Engine:
             return self._in_memory(x, len(x), SCATTER, _bounds(bounds))
         return self._by_messages(lambda: ring.reduce_scatter_steps(self.transport, x, self._kernels.add_into, bounds))
 
-    def prepare_all_gather(self, x: Array, bounds: Sequence[int] | None = None) -> Start:
-        """A function that begins an all-gather: rank r brings ``x[bounds[r]:bounds[r + 1]]`` (equal chunks if None)."""
+    def prepare_all_gather(self, x: Array, bounds: Sequence[int] | None = None, is_late: bool = False) -> Start:
+        """A function that begins an all-gather: rank r brings ``x[bounds[r]:bounds[r + 1]]`` (equal chunks if None).
+        ``is_late``: it is waited for at once, so that in memory it may begin then."""
         if self.layout.ranks == 1:
             return Finished
         if self.layout.is_one_memory:
-            return self._in_memory(x, len(x), GATHER, _bounds(bounds))
+            return self._in_memory(x, len(x), GATHER, _bounds(bounds), is_late=is_late)
         return self._by_messages(lambda: ring.all_gather_steps(self.transport, x, bounds))
 
     def _by_messages(self, steps: Callable[[], Steps]) -> Start:
         return lambda: self._queue.add(Messages(self.transport, steps()) for _ in range(1))
 
-    def _in_memory(self, x: Array, count: int, operation: int, bounds: Array = NO_BOUNDS, **more: Any) -> Start:
+    def _in_memory(
+        self, x: Array, count: int, operation: int, bounds: Array = NO_BOUNDS, is_late: bool = False, **more: Any
+    ) -> Start:
         """A round of the node; in the queue unless all collectives are such rounds, which keep their order anyway."""
         assert self._channels is not None
         round = self._channels[0].prepare(x, count, operation, bounds, **more)
         if self._is_simple:
-            return round.start
+            return round.later if is_late else round.start
         return lambda: self._queue.add(round.start() for _ in range(1))
 
     def _native(self, x: Array) -> Pending:

@@ -42,6 +42,7 @@ WORK_BYTES = 1 << 17
 """2048 numbers for each sum that is kept at a time: a tree over 128 pieces keeps 8."""
 
 SUM, SCATTER, GATHER = range(3)  # the kernel's operations, by their positions in OPERATIONS
+NOT_BEGUN = -1  # what is no state of the kernel's
 NO_BOUNDS = np.empty(0, np.int64)
 NO_PROGRAM = np.empty((0, 3), np.int64)
 
@@ -89,6 +90,18 @@ class Channel:
         if not self._under_way or self._under_way[-1].state != WAITING_FOR_SETS:
             self._look(round, 0)
         self._under_way.append(round)
+
+    def run(self, round: Round) -> None:
+        """A round from begin to end, mostly by one call of the kernel."""
+        if self._under_way:
+            self.begin(round)
+        else:
+            self._number += 1
+            round.number, round.state = self._number, WAITING_FOR_SETS
+            self._under_way.append(round)
+            self._look(round, self._looks)
+        if round.state < FINISHED:
+            self.wait(round)
 
     def sum(self, x: Array, format: int = 0) -> None:
         """A round from begin to end, with the least to do in between: all of ``x`` becomes the sum."""
@@ -182,7 +195,7 @@ class Channel:
 
 
 class Round:
-    """A collective of a node; ``state`` is the kernel's."""
+    """A collective of a node; ``state`` is the kernel's, or NOT_BEGUN."""
 
     __slots__ = ("bounds", "channel", "count", "desk", "format", "meet", "number", "operation", "program", "state", "x")
 
@@ -217,11 +230,22 @@ class Round:
         self.channel.begin(self)
         return self
 
+    def later(self) -> Round:
+        """Begin it when it is first asked for: less to do, where nothing could go on before that."""
+        if self.state < FINISHED:
+            raise CommError("a collective was started again before it had ended")
+        self.state = NOT_BEGUN
+        return self
+
     def done(self) -> bool:
         """Go on as far as that goes without waiting; whether it is finished."""
+        if self.state == NOT_BEGUN:
+            self.channel.begin(self)
         return self.state >= FINISHED or self.channel.advance(self, 1)
 
     def wait(self) -> None:
         """Block until it is finished. Raises CommTimeout, PeerLost, or CommError where ranks did different things."""
-        if self.state < FINISHED:
+        if self.state == NOT_BEGUN:
+            self.channel.run(self)
+        elif self.state < FINISHED:
             self.channel.wait(self)

@@ -1,5 +1,7 @@
 """Every algorithm of all-reduce on ranks that are threads, on one node and on several that are made up."""
 
+import time
+
 import hpcps_kernels
 import numpy as np
 import pytest
@@ -125,6 +127,37 @@ def test_many_tickets_waited_for_out_of_order(on_ranks, layout):
             assert (xs[number] == 5 * number + 10).all()
 
     on_ranks(5, body, nodes=LAYOUTS[layout](5))
+
+
+@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize("layout", ["one node", "in turn"])
+def test_collectives_that_begin_when_they_are_waited_for(on_ranks, layout, asks):
+    """Beside others that are under way, and again and again; asking begins them as waiting does."""
+
+    def body(transport):
+        engine = Engine(transport, KERNELS)
+        x, beside = transport.empty(10, np.float32), transport.empty(5000, np.float32)
+        start, other = engine.prepare_all_gather(x, is_late=True), engine.prepare(beside)
+        for turn in range(5):
+            x[:], beside[:] = -1, transport.rank
+            x[engine.chunk(10)] = turn * 10 + transport.rank
+            first = other() if turn % 2 else None
+            gathered = start()
+            while asks and not gathered.done():
+                time.sleep(0)
+            gathered.wait()
+            assert np.array_equal(x, turn * 10 + np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2]))
+            if first is not None:
+                first.wait()
+                assert np.array_equal(beside, np.full(5000, 3))
+            if layout == "one node":
+                start()
+                with pytest.raises(CommError, match="started again"):
+                    start()
+                start.__self__.wait()
+        return True
+
+    assert all(on_ranks(3, body, nodes=LAYOUTS[layout](3)))
 
 
 def test_arrays_that_only_some_ranks_made_visible(on_ranks):

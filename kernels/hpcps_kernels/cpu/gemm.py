@@ -34,7 +34,8 @@ from hpcps_kernels.cpu._past import settle
 from hpcps_kernels.cpu._vectors import VECTOR_BYTES
 from hpcps_kernels.interface import Array
 
-PAGE_BYTES = 4096
+PAGE_BYTES = 4096  # also what one way of a first-level cache holds
+WAYS = 8
 PANELS_BYTES, PANELS = 1 << 19, 4  # packed at a time: half of a usual second-level cache, and so many panels at least
 FAR_BYTES = 1 << 22
 ALL = 1 << 56
@@ -164,7 +165,10 @@ def _depth(k: int) -> int:
 @part
 def _is_slow(row: int, step: int, depth: int, size: int) -> bool:
     """Whether rows of a tile, or steps, fall into the same few sets of the first-level cache, or on ever new pages."""
-    return row % PAGE_BYTES == 0 if step == size else step % PAGE_BYTES == 0 or step * depth > FAR_BYTES
+    if step == size:
+        return row % PAGE_BYTES == 0
+    shared = min(step & -step, PAGE_BYTES)  # each set is that of every PAGE_BYTES / shared-th step
+    return (shared > LINE_BYTES and depth * shared > WAYS * PAGE_BYTES) or step * depth > FAR_BYTES
 
 
 @part

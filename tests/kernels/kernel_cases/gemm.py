@@ -25,6 +25,8 @@ SIZES = [  # m, n, k
     (40, 300, 2100),
     (1024, 300, 40),  # steps that lie a page apart
     (1024, 70, 1100),
+    (512, 70, 40),  # steps that share few sets of a cache
+    (128, 70, 130),
     (SOME, COLUMNS + 1, 2048),
     (FEW, 2 * COLUMNS, 2048),
 ]
