@@ -37,9 +37,9 @@ from hpcps_kernels.interface import Array
 PAGE_BYTES = 4096  # also what one way of a first-level cache holds
 WAYS = 8
 PANELS_BYTES, PANELS = 1 << 19, 4  # packed at a time: half of a usual second-level cache, and so many panels at least
-FAR_BYTES = 1 << 22
+FAR_BYTES = 1 << 18
 ALL = 1 << 56
-COPIED, STRIDED, TRANSPOSED, TURNED = 2, 4, 8, 4  # what these cost a number, in multiply-adds
+COPIED, STRIDED, TRANSPOSED, TURNED = 2, 4, 8, 16  # what these cost a number, in multiply-adds
 
 
 @kernel
@@ -167,8 +167,15 @@ def _is_slow(row: int, step: int, depth: int, size: int) -> bool:
     """Whether rows of a tile, or steps, fall into the same few sets of the first-level cache, or on ever new pages."""
     if step == size:
         return row % PAGE_BYTES == 0
-    shared = min(step & -step, PAGE_BYTES)  # each set is that of every PAGE_BYTES / shared-th step
-    return (shared > LINE_BYTES and depth * shared > WAYS * PAGE_BYTES) or step * depth > FAR_BYTES
+    return share_sets(step, depth) or step * depth > FAR_BYTES
+
+
+@part
+def share_sets(step: int, count: int) -> bool:
+    """Whether so many lines, ``step`` bytes apart, are more than the sets of the first-level cache hold that they fall
+    into: each set gets every PAGE_BYTES / shared-th."""
+    shared = min(step & -step, PAGE_BYTES)
+    return shared > LINE_BYTES and count * shared > WAYS * PAGE_BYTES
 
 
 @part

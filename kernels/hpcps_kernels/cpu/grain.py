@@ -10,7 +10,7 @@ from hpcps_kernels.cpu._jit import kernel, part
 from hpcps_kernels.cpu._memory import LINE_BYTES, address_of, aligned
 from hpcps_kernels.cpu._tiles import CLASSES
 from hpcps_kernels.cpu._tree import add_row, copy_into, depth_and_left, fold
-from hpcps_kernels.cpu.gemm import PAGE_BYTES, pack, rows_of_tiles, tile_of
+from hpcps_kernels.cpu.gemm import pack, rows_of_tiles, share_sets, tile_of
 from hpcps_kernels.cpu.gradient import BLOCK, compiled, dense_gradient, scores_of
 from hpcps_kernels.cpu.loss import softmax_residuals
 from hpcps_kernels.interface import Array
@@ -216,11 +216,12 @@ def layer_grains(stack: Array, delta: Array, x: Array, bounds: Array, adds: Arra
 
 @part
 def _spaced(delta: Array) -> Array:
-    """delta, or, where its rows lie whole pages apart and so in the same few cache lines, a copy with longer rows."""
+    """delta, or, where its rows fall into the same few sets of the first-level cache, a copy with rows of an odd number
+    of lines."""
     n, units = delta.shape
-    if delta.strides[0] % PAGE_BYTES != 0:
+    if not share_sets(delta.strides[0], n):
         return delta
-    spaced = np.empty((n, units + LINE_BYTES), delta.dtype)
+    spaced = np.empty((n, units + LINE_BYTES // delta.itemsize), delta.dtype)
     for i in range(n):
         copy_into(spaced[i], delta[i])
     return spaced
